@@ -1,0 +1,3 @@
+"""muonlab: a research harness for the Muon family of optimizers."""
+
+__version__ = "0.1.0"

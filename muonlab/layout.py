@@ -1,0 +1,99 @@
+"""What a model declares about its parameters, and all that an optimizer may know of a model.
+
+Two facts per model: the *role* of every parameter (which decides who optimizes it and how it is seen as a
+matrix), and the *attention layout* of every attention layer: which rows of which weight make head h's query
+and key. QK-Clip is one rule over that declaration, so MHA, MQA, GQA, partial rotary and MLA need no cases.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from muonlab.errors import MuonlabError
+
+ROLES = (
+    "query",
+    "key",
+    "value",
+    "output",
+    "mlp",
+    "expert",
+    "router",
+    "gate",
+    "embedding",
+    "head",
+    "norm",
+    "bias",
+    "conv",
+)
+
+
+@dataclass(frozen=True)
+class ParameterRole:
+    """What one parameter is for.
+
+    `role` is one of ROLES. `num_heads` says how many equal blocks its heads make: of rows for query, key and
+    value, of columns for output; 0 means that the matrix has no heads. An `expert` is a stack
+    (experts, rows, cols); everything else that is orthogonalised is (rows, cols) = (out, in).
+    """
+
+    role: str
+    num_heads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise MuonlabError(f"unknown parameter role '{self.role}'; known: {', '.join(ROLES)}")
+
+
+@dataclass(frozen=True, eq=False)
+class HeadRows:
+    """The rows of one weight or bias that belong to each head.
+
+    Head i owns `rows` consecutive entries along `dim`, beginning at `offset + i * stride`. `stride` 0 means
+    `rows`: heads lie side by side. A fused QKV weight is told by offsets, an interleaved one by the stride, a
+    weight kept as (in, out) by dim=1.
+    """
+
+    parameter: nn.Parameter
+    rows: int
+    offset: int = 0
+    stride: int = 0
+    dim: int = 0
+
+    def start(self, head: int) -> int:
+        """First entry along `dim` of `head`."""
+        return self.offset + head * (self.stride or self.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionLayout:
+    """Which parameters make the logits of one attention layer.
+
+    `name` is the layer's key in `max_logits()`. Query head h reads key head h // (num_heads // num_kv_heads).
+    `query` and `key` are scaled so that the logit of head h falls by gamma_h; `query_shared_key` are query rows
+    that meet a key shared by all heads (the rotary part of MLA), which must carry the whole gamma themselves.
+    `inert` is empty, or the reason why scaling these rows cannot move the logits (QK-norm).
+    """
+
+    name: str
+    num_heads: int
+    num_kv_heads: int
+    query: tuple[HeadRows, ...]
+    key: tuple[HeadRows, ...]
+    query_shared_key: tuple[HeadRows, ...] = ()
+    inert: str = ""
+
+    def __post_init__(self) -> None:
+        if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
+            raise MuonlabError(
+                f"{self.name}: {self.num_heads} query heads cannot share {self.num_kv_heads} key heads evenly"
+            )
+        for blocks, heads in (
+            (self.query, self.num_heads),
+            (self.query_shared_key, self.num_heads),
+            (self.key, self.num_kv_heads),
+        ):
+            for block in blocks:
+                size, end = block.parameter.shape[block.dim], block.start(heads - 1) + block.rows
+                if end > size:
+                    raise MuonlabError(f"{self.name}: head {heads - 1} ends at row {end} of a weight with {size}")
