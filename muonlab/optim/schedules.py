@@ -1,0 +1,223 @@
+"""Coefficient schedules of the Newton-Schulz iteration: one row (a, b, c) a step.
+
+One step maps every singular value x of the normalised matrix to p(x) = a x + b x^3 + c x^5, in matrix form
+X <- a X + b (X Xᵀ) X + c (X Xᵀ)² X. A schedule is the list of rows together with the normalisation that its
+rows were fitted for. The numbers are the published ones; the source stands in each entry.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from muonlab.errors import MuonlabError, unknown_name
+
+Row = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Rows (a, b, c) and how the matrix is normalised before the first of them.
+
+    `rows` is empty for the exact arm (`svd`), which iterates nothing. `margin` divides the matrix by margin times
+    its Frobenius norm, so singular values start in (0, 1/margin]. `row_rescaling` replaces the Frobenius norm by
+    the AOL rescaling of the short side (see `muonlab.optim.newton_schulz.aol_rescale`).
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    source: str
+    margin: float = 1.0
+    row_rescaling: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """True for the arm that takes the polar factor from a singular value decomposition."""
+        return not self.rows
+
+    @property
+    def steps(self) -> int:
+        """Number of iterations; 0 for the exact arm."""
+        return len(self.rows)
+
+
+_JORDAN: Row = (3.4445, -4.7750, 2.0315)
+
+# Polar Express: Amsel, Persson, Musco, Gower, arXiv 2505.16932, degree 5, fitted on [1e-3, 1].
+_POLAR_EXPRESS: tuple[Row, ...] = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+    (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+    (1.875, -1.25, 0.375),
+)
+
+
+def _damped(rows: Sequence[Row], safety: float) -> tuple[Row, ...]:
+    """p(x / safety) in place of p(x): rounding may push a singular value above 1 by that factor."""
+    return tuple((a / safety, b / safety**3, c / safety**5) for a, b, c in rows)
+
+
+SCHEDULES: dict[str, Schedule] = {
+    schedule.name: schedule
+    for schedule in (
+        Schedule(
+            "jordan",
+            (_JORDAN,) * 5,
+            "Keller Jordan, Muon (2024): one triple with the steepest slope at 0 that keeps [0.7, 1.2]",
+        ),
+        Schedule(
+            "you",
+            (
+                (4.0848, -6.8946, 2.9270),
+                (3.9505, -6.3029, 2.6377),
+                (3.7418, -5.5913, 2.3037),
+                (2.8769, -3.1427, 1.2046),
+                (2.8366, -3.0525, 1.2012),
+            ),
+            "Jiacheng You (2025), five tuned rows; default of Emerging-Optimizers and Megatron",
+        ),
+        Schedule(
+            "you6",
+            tuple(
+                (a / 1024, b / 1024, c / 1024)
+                for a, b, c in (
+                    (3955, -8306, 5008),
+                    (3735, -6681, 3463),
+                    (3799, -6499, 3211),
+                    (4019, -6385, 2906),
+                    (2677, -3029, 1162),
+                    (2172, -1833, 682),
+                )
+            ),
+            "Jiacheng You (2025), six rows in units of 1/1024; kexue.fm/archives/10922",
+        ),
+        Schedule(
+            "polar_express", _POLAR_EXPRESS, "Amsel et al., arXiv 2505.16932, undamped; exact arithmetic only"
+        ),
+        Schedule(
+            "polar_express_1.01",
+            (*_damped(_POLAR_EXPRESS[:-1], 1.01), _POLAR_EXPRESS[-1]),
+            "arXiv 2505.16932, every row but the last damped by 1.01; Emerging-Optimizers, HeavyBall",
+        ),
+        Schedule(
+            "polar_express_1.02",
+            (
+                (8.156554524902461, -22.48329292557795, 15.878769915207462),
+                (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+                (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+                (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+                (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+            ),
+            "arXiv 2505.16932 with safety 1.02 and cushion 2, norm times 1.02; modded-nanogpt, nanochat, dion",
+            margin=1.02,
+        ),
+        Schedule(
+            "polar_express_1.05",
+            _damped(_POLAR_EXPRESS[:5], 1.05),
+            "arXiv 2505.16932, first five rows damped by 1.05; gram-newton-schulz",
+        ),
+        Schedule(
+            "cans",
+            (
+                (8.4703, -25.1081, 18.6293),
+                (4.1828, -3.1087, 0.5806),
+                (3.9619, -2.9541, 0.5630),
+                (3.2866, -2.4647, 0.5074),
+                (2.2737, -1.6447, 0.4162),
+            ),
+            "Grishina, Smirnov, Rakhuba, CANS, arXiv 2506.10935, as tabled in Emerging-Optimizers",
+        ),
+        Schedule(
+            "aol",
+            (
+                (4.0098, -7.0585, 2.4635),
+                (3.4585, -5.5479, 2.5959),
+                (2.7573, -3.2939, 1.4254),
+                (2.7215, -3.0494, 1.3169),
+            ),
+            "Boissin et al., Turbo-Muon, arXiv 2512.04632, rows as tabled in Emerging-Optimizers",
+            row_rescaling=True,
+        ),
+        Schedule(
+            "aol_dion",
+            (
+                (4.6051, -9.6552, 5.6769),
+                (4.7505, -6.0861, 2.1790),
+                (2.7763, -2.3190, 0.5523),
+                (2.4231, -2.2861, 0.8193),
+            ),
+            "arXiv 2512.04632, rows as tabled in dion",
+            row_rescaling=True,
+        ),
+        Schedule(
+            "deepseek",
+            (*(_JORDAN,) * 8, *((2.0, -1.5, 0.5),) * 2),
+            "DeepSeek-V4 hybrid: eight Jordan steps, then two that converge to 1; Emerging-Optimizers",
+        ),
+        Schedule(
+            "cubic",
+            (
+                (3.3656576, -3.3420992, 0.0),
+                (2.5744352, -1.4957376, 0.0),
+                (2.5368962, -1.4312570, 0.0),
+                (2.4418906, -1.2764040, 0.0),
+                (2.2230472, -0.9630650, 0.0),
+            ),
+            "arXiv 2606.00371, as tabled in Emerging-Optimizers: c = 0 saves the square of the Gram matrix",
+        ),
+        Schedule("svd", (), "the polar factor U Vᵀ from a singular value decomposition"),
+    )
+}
+
+
+def list_schedules() -> list[str]:
+    """Names that `resolve_schedule` accepts, sorted."""
+    return sorted(SCHEDULES)
+
+
+def resolve_schedule(
+    schedule: "str | Schedule | Sequence[float] | Sequence[Sequence[float]]", steps: int | None = None
+) -> Schedule:
+    """The rows that will run: exactly `steps` of them.
+
+    `schedule` is a name, a `Schedule`, one triple (a, b, c), or a list of triples. `steps` None runs every row
+    (one triple: five times). Fewer steps than rows run the first rows; more repeat the last row, as
+    Polar Express does once it has converged. `svd` ignores `steps`.
+
+    Raises MuonlabError for an unknown name, rows that are not finite triples, and steps below 1.
+    """
+    if isinstance(schedule, str):
+        if schedule not in SCHEDULES:
+            raise unknown_name("Newton-Schulz schedule", schedule, SCHEDULES)
+        known = SCHEDULES[schedule]
+    elif isinstance(schedule, Schedule):
+        known = schedule
+    else:
+        known = _from_hand(schedule)
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+        raise MuonlabError(
+            f"Newton-Schulz steps must be an integer of at least 1 (or None: all rows), not {steps!r}"
+        )
+    if known.exact or steps is None or steps == known.steps:
+        return known
+    rows = known.rows[:steps] + known.rows[-1:] * (steps - known.steps)
+    return Schedule(known.name, rows, known.source, known.margin, known.row_rescaling)
+
+
+def _from_hand(coefficients: Sequence[float] | Sequence[Sequence[float]]) -> Schedule:
+    try:
+        given = list(coefficients)
+        if given and not isinstance(given[0], Sequence):
+            given = [given] * 5
+        rows = tuple((float(a), float(b), float(c)) for a, b, c in given)
+    except (TypeError, ValueError):
+        rows = ()
+    if not rows or not all(math.isfinite(value) for row in rows for value in row):
+        raise MuonlabError(
+            "Newton-Schulz coefficients must be a schedule name, one triple (a, b, c) or a list of finite triples, "
+            f"not {coefficients!r}"
+        )
+    return Schedule("custom", rows, "given by hand")
