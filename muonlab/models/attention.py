@@ -1,0 +1,193 @@
+"""Causal self-attention that always can say its exact per-head max logit.
+
+Shape legend: B batch, T positions, D model width, H query heads, K key-value heads, d head_dim.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from muonlab.errors import MuonlabError
+from muonlab.layout import AttentionLayout, HeadRows, ParameterRole
+
+# Rows of logits held at once by the exact pass: 64 MiB of fp32 at most, whatever the context.
+EXACT_PASS_ELEMENTS = 1 << 24
+
+
+class LogitRange(NamedTuple):
+    """Extremes over batch and causal pairs of the scaled logits s_ij = q_i . k_j / sqrt(d), each of shape (H,).
+
+    `highest` is K2's signed max logit S_h (arXiv 2507.20534, section 2.1); the absolute one is
+    max(highest, -lowest).
+    """
+
+    highest: Tensor
+    lowest: Tensor
+
+
+class AttentionOutput(NamedTuple):
+    """`x` (B, T, D); `logits` None unless measured; `entropy` (H,) in nats, None unless asked for."""
+
+    x: Tensor
+    logits: LogitRange | None
+    entropy: Tensor | None
+
+
+def rotary_tables(head_dim: int, context: int, base: float) -> tuple[Tensor, Tensor]:
+    """Cosine and signed sine of RoPE (arXiv 2104.09864, eq. 34), each (context, head_dim), halves paired.
+
+    The sign of the rotation is folded into the sine so that a rotation is x * cos + roll(x) * sin.
+    """
+    frequency = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angle = torch.outer(torch.arange(context, dtype=torch.float64), frequency)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat((cos, cos), 1).float(), torch.cat((-sin, sin), 1).float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate x (B, T, heads, d) by its positions; `cos` and `sin` are (T, 1, d)."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+@torch.no_grad()
+def logit_range(q: Tensor, k: Tensor) -> LogitRange:
+    """Exact extremes of the causal scaled logits of q (B, H, T, d) and k (B, K, T, d), in row chunks.
+
+    Pairs that the mask hides are replaced by the pair with key 0, which every query sees.
+    """
+    batch, heads, length, head_dim = q.shape
+    q = q.unflatten(1, (k.shape[1], heads // k.shape[1])) * head_dim**-0.5  # (B, K, H/K, T, d)
+    k = k.unsqueeze(2).transpose(-1, -2)
+    rows = max(1, min(length, EXACT_PASS_ELEMENTS // (batch * heads * length)))
+    highest, lowest = [], []
+    for start in range(0, length, rows):
+        stop = min(start + rows, length)
+        scores = (q[..., start:stop, :] @ k[..., :stop]).float()
+        visible = torch.ones(stop - start, stop, dtype=torch.bool, device=q.device).tril(start)
+        low, high = torch.where(visible, scores, scores[..., :1]).flatten(-2).aminmax(dim=-1)
+        highest.append(high.amax(0))
+        lowest.append(low.amin(0))
+    return LogitRange(torch.stack(highest).amax(0).flatten(), torch.stack(lowest).amin(0).flatten())
+
+
+def explicit_attention(q: Tensor, k: Tensor, v: Tensor, soft_cap: float = 0.0) -> tuple[Tensor, Tensor, LogitRange]:
+    """softmax(q k' / sqrt(d)) v with every logit in memory: output (B, H, T, d), weights (B, H, T, T), extremes.
+
+    `soft_cap` c > 0 replaces each logit s by c tanh(s / c) (arXiv 2408.00118, section 2); the extremes are those
+    before the cap. 0 means no cap.
+    """
+    group = q.shape[1] // k.shape[1]
+    if group > 1:
+        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    scores = (q @ k.transpose(-1, -2)).float() / math.sqrt(q.shape[-1])
+    visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    with torch.no_grad():
+        low, high = torch.where(visible, scores, scores[..., :1]).flatten(-2).aminmax(dim=-1)
+        extremes = LogitRange(high.amax(0), low.amin(0))
+    if soft_cap:
+        scores = soft_cap * torch.tanh(scores / soft_cap)
+    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+    return weights.to(v.dtype) @ v, weights, extremes
+
+
+def attention_entropy(weights: Tensor) -> Tensor:
+    """Mean over batch and queries of H_i = -sum_j a_ij ln a_ij, in nats, per head: (B, H, T, T) -> (H,).
+
+    0 is a head that always looks at one place; a uniform causal head of context T has mean ln(i) over i <= T.
+    """
+    return torch.special.entr(weights).sum(-1).mean((0, 2))
+
+
+class Attention(nn.Module):
+    """Multi-head, grouped-query (num_kv_heads < num_heads) or multi-query (num_kv_heads = 1) attention.
+
+    Query, key and value are separate matrices, so that Muon orthogonalises each by itself. `soft_cap` 0 means
+    none. Raises MuonlabError where the heads do not divide the width or head_dim is odd.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        *,
+        num_kv_heads: int | None = None,
+        bias: bool = False,
+        qk_norm: bool = False,
+        soft_cap: float = 0.0,
+    ):
+        super().__init__()
+        num_kv_heads = num_kv_heads or num_heads
+        if num_heads < 1 or d_model % num_heads:
+            raise MuonlabError(f"num_heads={num_heads} does not divide the width d_model={d_model}")
+        if num_heads % num_kv_heads:
+            raise MuonlabError(f"num_kv_heads={num_kv_heads} does not divide num_heads={num_heads}")
+        if (d_model // num_heads) % 2:
+            raise MuonlabError(f"head_dim={d_model // num_heads} is odd; rotary embedding needs it even")
+        if soft_cap < 0:
+            raise MuonlabError(f"attention_soft_cap must be 0 (none) or positive, not {soft_cap}")
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, d_model // num_heads
+        self.soft_cap = soft_cap
+        self.query = nn.Linear(d_model, num_heads * self.head_dim, bias=bias)
+        self.key = nn.Linear(d_model, num_kv_heads * self.head_dim, bias=bias)
+        self.value = nn.Linear(d_model, num_kv_heads * self.head_dim, bias=bias)
+        self.output = nn.Linear(num_heads * self.head_dim, d_model, bias=bias)
+        self.query_norm = nn.RMSNorm(self.head_dim) if qk_norm else None
+        self.key_norm = nn.RMSNorm(self.head_dim) if qk_norm else None
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, measure_entropy: bool = False) -> AttentionOutput:
+        """x (B, T, D) with rotary tables (T, 1, d). Logit extremes are measured in training mode only."""
+        q, k, v = self.project(x, cos, sin)
+        entropy = logits = None
+        if measure_entropy or self.soft_cap:
+            out, weights, extremes = explicit_attention(q, k, v, self.soft_cap)
+            logits = extremes if self.training else None
+            entropy = attention_entropy(weights) if measure_entropy else None
+        else:
+            out = F.scaled_dot_product_attention(
+                q, k, v, is_causal=True, enable_gqa=self.num_kv_heads < self.num_heads
+            )
+            logits = logit_range(q.detach(), k.detach()) if self.training else None
+        return AttentionOutput(self.output(out.transpose(1, 2).flatten(2)), logits, entropy)
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, T, d), keys and values (B, K, T, d), normalised and rotated.
+
+        One product for the three matrices and one rotation for queries and keys: at small widths a step is
+        overhead more than arithmetic.
+        """
+        projections = (self.query, self.key, self.value)
+        bias = None if self.query.bias is None else torch.cat([p.bias for p in projections])
+        qkv = F.linear(x, torch.cat([p.weight for p in projections]), bias).unflatten(-1, (-1, self.head_dim))
+        qk, v = qkv.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=2)
+        if self.query_norm is not None:
+            q, k = qk.split((self.num_heads, self.num_kv_heads), dim=2)
+            qk = torch.cat((self.query_norm(q), self.key_norm(k)), dim=2)
+        q, k = rotate(qk, cos, sin).split((self.num_heads, self.num_kv_heads), dim=2)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def layout(self, name: str) -> AttentionLayout:
+        """Which rows make each head's query and key; inert under QK-norm, which undoes any scaling of them."""
+
+        def rows(linear: nn.Linear) -> tuple[HeadRows, ...]:
+            parameters = (linear.weight,) if linear.bias is None else (linear.weight, linear.bias)
+            return tuple(HeadRows(p, rows=self.head_dim) for p in parameters)
+
+        inert = "QK-norm normalises queries and keys after these weights" if self.query_norm is not None else ""
+        return AttentionLayout(name, self.num_heads, self.num_kv_heads, rows(self.query), rows(self.key), inert=inert)
+
+    def roles(self) -> dict[str, ParameterRole]:
+        """The role of each parameter by its name within this module."""
+        heads = {"query": self.num_heads, "key": self.num_kv_heads, "value": self.num_kv_heads, "output": self.num_heads}
+        roles = {}
+        for name, _ in self.named_parameters():
+            module, kind = name.rsplit(".", 1)
+            if module.endswith("_norm"):
+                roles[name] = ParameterRole("norm")
+            elif kind == "bias":
+                roles[name] = ParameterRole("bias")
+            else:
+                roles[name] = ParameterRole(module, heads[module])
+        return roles

@@ -1,0 +1,43 @@
+"""The feed-forward half of a block: GELU, ReLU^2 or SwiGLU."""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from muonlab.errors import unknown_name
+from muonlab.layout import ParameterRole
+
+
+def relu2(x: Tensor) -> Tensor:
+    """max(x, 0)^2 (Primer, arXiv 2109.08668)."""
+    return F.relu(x).square()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu2": relu2, "swiglu": F.silu}
+
+
+class MLP(nn.Module):
+    """x (..., D) -> (..., D) through `hidden` units.
+
+    `swiglu` multiplies silu(gate(x)) into up(x) (arXiv 2002.05202) and so has a third matrix.
+    """
+
+    def __init__(self, d_model: int, hidden: int, activation: str = "relu2", bias: bool = False):
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise unknown_name("activation", activation, ACTIVATIONS)
+        self.activation = ACTIVATIONS[activation]
+        self.gate = nn.Linear(d_model, hidden, bias=bias) if activation == "swiglu" else None
+        self.up = nn.Linear(d_model, hidden, bias=bias)
+        self.down = nn.Linear(hidden, d_model, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape as x."""
+        up = self.up(x)
+        hidden = self.activation(up) if self.gate is None else self.activation(self.gate(x)) * up
+        return self.down(hidden)
+
+    def roles(self) -> dict[str, ParameterRole]:
+        """The role of each parameter by its name within this module."""
+        return {n: ParameterRole("bias" if n.endswith("bias") else "mlp") for n, _ in self.named_parameters()}

@@ -1,0 +1,199 @@
+"""NanoGPT: a pre-norm decoder with rotary attention, the dense model of every experiment here."""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from muonlab.errors import MuonlabError
+from muonlab.layout import AttentionLayout, ParameterRole
+from muonlab.models.attention import Attention, AttentionOutput, LogitRange, rotary_tables
+from muonlab.models.mlp import MLP
+
+
+class ModelOutput(NamedTuple):
+    """What a forward gives.
+
+    `logits` (B, T, vocab_size). With targets: `loss`, the scalar to differentiate (cross-entropy + z-loss), and
+    `cross_entropy`, its first part in nats per token; both None without targets.
+    """
+
+    logits: Tensor
+    loss: Tensor | None = None
+    cross_entropy: Tensor | None = None
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, attention: Attention, mlp: MLP, d_model: int):
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(d_model)
+        self.attention = attention
+        self.mlp_norm = nn.RMSNorm(d_model)
+        self.mlp = mlp
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, measure_entropy: bool) -> AttentionOutput:
+        """x (B, T, D); the attention's measurements pass through."""
+        attended = self.attention(self.attention_norm(x), cos, sin, measure_entropy)
+        x = x + attended.x
+        return attended._replace(x=x + self.mlp(self.mlp_norm(x)))
+
+
+class NanoGPT(nn.Module):
+    """Decoder-only transformer.
+
+    vocab_size: tokens known. context: longest sequence, in tokens. d_model: width. num_layers: blocks.
+    num_heads: query heads; head_dim is d_model / num_heads. num_kv_heads: key-value heads, None for as many.
+    mlp_ratio: hidden units of the MLP over d_model. activation: gelu, relu2 or swiglu.
+    bias: biases in every linear map. qk_norm: RMSNorm with gains on queries and keys.
+    attention_soft_cap: c of c tanh(s/c) on the attention logits; 0 for none.
+    tied_head: the head is the embedding matrix. z_loss: weight of mean(logsumexp(logits)^2)
+    (PaLM, arXiv 2204.02311, section 5); 0 for none. init_scale: matrices start normal with standard deviation
+    init_scale / sqrt(fan_in), those that write to the residual stream divided by sqrt(2 num_layers).
+    rotary_base: the theta of RoPE.
+    Raises MuonlabError for sizes that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int = 256,
+        context: int = 64,
+        d_model: int = 64,
+        num_layers: int = 6,
+        num_heads: int = 2,
+        num_kv_heads: int | None = None,
+        mlp_ratio: float = 4.0,
+        activation: str = "relu2",
+        bias: bool = False,
+        qk_norm: bool = False,
+        attention_soft_cap: float = 0.0,
+        tied_head: bool = False,
+        z_loss: float = 0.0,
+        init_scale: float = 0.6,
+        rotary_base: float = 10_000.0,
+    ):
+        super().__init__()
+        for what, value in dict(vocab_size=vocab_size, context=context, d_model=d_model, num_layers=num_layers).items():
+            if value < 1:
+                raise MuonlabError(f"{what} must be at least 1, not {value}")
+        self.context, self.num_layers, self.z_loss = context, num_layers, z_loss
+        self.embedding = nn.Embedding(vocab_size, d_model)
+        self.blocks = nn.ModuleList(
+            Block(
+                Attention(
+                    d_model,
+                    num_heads,
+                    num_kv_heads=num_kv_heads,
+                    bias=bias,
+                    qk_norm=qk_norm,
+                    soft_cap=attention_soft_cap,
+                ),
+                MLP(d_model, round(mlp_ratio * d_model), activation, bias),
+                d_model,
+            )
+            for _ in range(num_layers)
+        )
+        self.final_norm = nn.RMSNorm(d_model)
+        self.head = nn.Linear(d_model, vocab_size, bias=False)
+        cos, sin = rotary_tables(d_model // num_heads, context, rotary_base)
+        self.register_buffer("cos", cos.unsqueeze(1), persistent=False)
+        self.register_buffer("sin", sin.unsqueeze(1), persistent=False)
+        self._logits: LogitRange | None = None
+        self._entropy: Tensor | None = None
+        self._initialise(init_scale)
+        if tied_head:
+            self.head.weight = self.embedding.weight
+
+    def _initialise(self, scale: float) -> None:
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif name in ("embedding.weight", "head.weight"):
+                nn.init.normal_(parameter, std=0.02)
+            elif parameter.ndim == 2:
+                residual = name.endswith(("attention.output.weight", "mlp.down.weight"))
+                depth = math.sqrt(2 * self.num_layers) if residual else 1.0
+                nn.init.normal_(parameter, std=scale / math.sqrt(parameter.shape[1]) / depth)
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, measure_entropy: bool = False) -> ModelOutput:
+        """tokens and targets (B, T) int64, T <= context.
+
+        In training mode the logit extremes of this forward are kept for `max_logits()`; evaluation forwards leave
+        them alone. `measure_entropy` keeps attention entropies for `attention_entropy()`, at the cost of holding
+        every attention weight.
+        """
+        length = tokens.shape[1]
+        if length > self.context:
+            raise MuonlabError(f"a sequence of {length} tokens is longer than the model's context of {self.context}")
+        x = self.embedding(tokens)
+        cos, sin = self.cos[:length], self.sin[:length]
+        ranges, entropies = [], []
+        for block in self.blocks:
+            x, logit_range, entropy = block(x, cos, sin, measure_entropy)
+            ranges.append(logit_range)
+            entropies.append(entropy)
+        if self.training:
+            self._logits = LogitRange(*(torch.stack(extreme) for extreme in zip(*ranges, strict=True)))
+        if measure_entropy:
+            self._entropy = torch.stack(entropies).detach()
+        logits = self.head(self.final_norm(x))
+        if targets is None:
+            return ModelOutput(logits)
+        flat = logits.flatten(0, 1).float()
+        cross_entropy = F.cross_entropy(flat, targets.flatten())
+        # L = CE + z * mean_t (ln sum_v exp logit_tv)^2
+        loss = cross_entropy + self.z_loss * flat.logsumexp(-1).square().mean() if self.z_loss else cross_entropy
+        return ModelOutput(logits, loss, cross_entropy)
+
+    @property
+    def layer_names(self) -> list[str]:
+        """Keys of `max_logits()`, one an attention layer: layer_00, layer_01, ..."""
+        return [f"layer_{i:02d}" for i in range(self.num_layers)]
+
+    def logit_extremes(self) -> LogitRange:
+        """Highest and lowest scaled causal logit of the last training forward, each (num_layers, num_heads).
+
+        Raises MuonlabError before the first forward in training mode.
+        """
+        if self._logits is None:
+            raise MuonlabError("no max logits yet: they are those of the last forward in training mode")
+        return self._logits
+
+    def max_logits(self) -> dict[str, Tensor]:
+        """Signed max logit of each head, {layer: (num_heads,)}, for the last training forward."""
+        return dict(zip(self.layer_names, self.logit_extremes().highest.unbind(), strict=True))
+
+    def attention_entropy(self) -> Tensor:
+        """Mean attention entropy in nats, (num_layers, num_heads), of the last forward with measure_entropy."""
+        if self._entropy is None:
+            raise MuonlabError("no attention entropy yet: call the model with measure_entropy=True")
+        return self._entropy
+
+    def attention_layouts(self) -> list[AttentionLayout]:
+        """What QK-Clip may scale, one a layer."""
+        return [b.attention.layout(n) for n, b in zip(self.layer_names, self.blocks, strict=True)]
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        """The role of every parameter by its name; a tied head is one parameter and appears as the embedding."""
+        roles = {"embedding.weight": ParameterRole("embedding"), "final_norm.weight": ParameterRole("norm")}
+        if self.head.weight is not self.embedding.weight:
+            roles["head.weight"] = ParameterRole("head")
+        for i, block in enumerate(self.blocks):
+            roles |= {f"blocks.{i}.{n}.weight": ParameterRole("norm") for n in ("attention_norm", "mlp_norm")}
+            roles |= {f"blocks.{i}.attention.{n}": r for n, r in block.attention.roles().items()}
+            roles |= {f"blocks.{i}.mlp.{n}": r for n, r in block.mlp.roles().items()}
+        return roles
+
+    def flops_per_token(self, length: int) -> float:
+        """Floating-point operations of one training token (forward + backward) at sequence length `length`.
+
+        6 per weight that multiplies (PaLM, arXiv 2204.02311, appendix B) plus 12 T H d a layer for the logits and the
+        weighted sum, counted over the whole T x T square as is usual; the embedding look-up is free.
+        """
+        weights = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
+        attention = self.blocks[0].attention
+        return 6.0 * weights + 12.0 * self.num_layers * length * attention.num_heads * attention.head_dim
