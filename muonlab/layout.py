@@ -7,7 +7,8 @@ and key. QK-Clip is one rule over that declaration, so MHA, MQA, GQA, partial ro
 
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from muonlab.errors import MuonlabError
 
@@ -51,7 +52,7 @@ class HeadRows:
 
     Head i owns `rows` consecutive entries along `dim`, beginning at `offset + i * stride`. `stride` 0 means
     `rows`: heads lie side by side. A fused QKV weight is told by offsets, an interleaved one by the stride, a
-    weight kept as (in, out) by dim=1.
+    weight kept as (in, out) by dim=1. Raises MuonlabError for blocks that overlap or leave the weight.
     """
 
     parameter: nn.Parameter
@@ -60,9 +61,25 @@ class HeadRows:
     stride: int = 0
     dim: int = 0
 
+    def __post_init__(self) -> None:
+        shape = tuple(self.parameter.shape)
+        if not -len(shape) <= self.dim < len(shape):
+            raise MuonlabError(
+                f"heads along dim {self.dim} of a weight {shape}, which has {len(shape)} dimensions"
+            )
+        if self.rows < 1 or self.offset < 0 or (self.stride and self.stride < self.rows):
+            raise MuonlabError(
+                f"head rows {self.rows}, offset {self.offset}, stride {self.stride} of a weight {shape}: rows must be"
+                " at least 1, the offset at least 0, the stride 0 or at least the rows"
+            )
+
     def start(self, head: int) -> int:
         """First entry along `dim` of `head`."""
         return self.offset + head * (self.stride or self.rows)
+
+    def row_indices(self, heads: int) -> Tensor:
+        """(heads, rows) int64: the entries along `dim` of each of the first `heads` heads."""
+        return torch.tensor([self.start(head) for head in range(heads)])[:, None] + torch.arange(self.rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +87,10 @@ class AttentionLayout:
     """Which parameters make the logits of one attention layer.
 
     `name` is the layer's key in `max_logits()`. Query head h reads key head h // (num_heads // num_kv_heads).
-    `query` and `key` are scaled so that the logit of head h falls by gamma_h; `query_shared_key` are query rows
-    that meet a key shared by all heads (the rotary part of MLA), which must carry the whole gamma themselves.
+    `query` and `key` are scaled so that the logit of head h falls by gamma_h, and must hold the biases too if
+    there are any; `query_shared_key` are query rows that meet a key shared by all heads (the rotary part of MLA)
+    or fixed, which must carry the whole gamma themselves. The logit meant is the scaled product q.k alone, before
+    soft-cap and additive bias (ALiBi), neither of which a weight can scale.
     `inert` is empty, or the reason why scaling these rows cannot move the logits (QK-norm).
     """
 
@@ -88,6 +107,13 @@ class AttentionLayout:
             raise MuonlabError(
                 f"{self.name}: {self.num_heads} query heads cannot share {self.num_kv_heads} key heads evenly"
             )
+        if not self.inert and bool(self.query) != bool(self.key):
+            raise MuonlabError(
+                f"{self.name}: query and key rows must be declared together; query rows whose key is shared or fixed"
+                " belong in query_shared_key"
+            )
+        if not (self.inert or self.query or self.query_shared_key):
+            raise MuonlabError(f"{self.name}: no query rows are declared, so nothing can scale its logits")
         for blocks, heads in (
             (self.query, self.num_heads),
             (self.query_shared_key, self.num_heads),
@@ -96,4 +122,6 @@ class AttentionLayout:
             for block in blocks:
                 size, end = block.parameter.shape[block.dim], block.start(heads - 1) + block.rows
                 if end > size:
-                    raise MuonlabError(f"{self.name}: head {heads - 1} ends at row {end} of a weight with {size}")
+                    raise MuonlabError(
+                        f"{self.name}: head {heads - 1} ends at row {end} of a weight with {size}"
+                    )
