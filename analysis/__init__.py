@@ -1,0 +1,1 @@
+"""Statistics, verdicts, tables and figures, computed from run records alone."""

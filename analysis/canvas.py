@@ -1,0 +1,54 @@
+"""Figures at printed size in the project's style, without pyplot's global state."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+COLUMN, PAGE = 3.4, 6.9  # inches: one column, the whole page
+STYLE_SHEET = Path(__file__).with_name("style.mplstyle")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# The sheet lies on matplotlib's own defaults, so that a user's matplotlibrc cannot change a figure.
+_SETTINGS = matplotlib.rc_params_from_file(STYLE_SHEET, fail_on_error=True, use_default_template=True)
+_SETTINGS = {name: value for name, value in _SETTINGS.items() if not name.startswith("backend")}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Everything drawn inside has the style sheet's look, whatever the user's own settings are."""
+    with matplotlib.rc_context(_SETTINGS):
+        yield
+
+
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
+    """The function, run inside `style()`; for every `plot_*`."""
+
+    @wraps(draw)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        with style():
+            return draw(*args, **kwargs)
+
+    return wrapper
+
+
+@styled
+def new_figure(
+    rows: int = 1, columns: int = 1, width: float = COLUMN, height: float = 2.3, **panels: Any
+) -> tuple[Figure, np.ndarray]:
+    """A figure of `width` x `height` inches and its axes, an array (rows, columns).
+
+    `panels` goes to `Figure.subplots`: sharex, sharey, height_ratios, ... Captions are added below by
+    `save_figure`, which makes the figure taller by what they need.
+    """
+    fig = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(fig)
+    return fig, fig.subplots(rows, columns, squeeze=False, **panels)

@@ -1,0 +1,42 @@
+"""Loss over steps."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis.canvas import styled
+from analysis.figures.traces import draw_traces, set_steps_axis
+
+LABELS = {
+    "train_loss": "training loss\n(nats per token)",
+    "probe_loss": "probe-batch loss\n(nats per token)",
+    "val_loss": "validation loss\n(nats per token)",
+}
+
+
+@styled
+def plot_loss(
+    ax: Axes,
+    frame: pd.DataFrame,
+    column: str = "probe_loss",
+    window: int = 1,
+    title: str = "",
+    legend: bool = True,
+) -> None:
+    """Loss over optimizer steps by arm: thin lines are seeds, bold the median, a cross marks a diverged run.
+
+    frame: `Frames.steps`. column: train_loss, probe_loss or val_loss. window: trailing mean in readings for
+    noisy losses (say it in the caption); 1 draws raw. The axis is cut to what the runs look like after the
+    first tenth, where the arms differ.
+    """
+    draw_traces(ax, frame, column, window)
+    settled = frame.loc[frame["step"] >= 0.1 * frame["step"].max(), column]
+    settled = settled[np.isfinite(settled)]
+    if len(settled) and settled.max() > settled.min():
+        span = settled.max() - settled.min()
+        ax.set_ylim(settled.min() - 0.06 * span, settled.max() + 0.06 * span)
+    ax.set_ylabel(LABELS[column])
+    set_steps_axis(ax, frame)
+    ax.set_title(title)
+    if legend:
+        ax.legend(loc="upper right")

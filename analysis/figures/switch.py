@@ -1,0 +1,62 @@
+"""The clip switched off and on inside one run: what it does to the loss and to the max logit."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis.canvas import styled
+from analysis.figures.loss import plot_loss
+from analysis.figures.max_logit import plot_max_logit
+
+
+@styled
+def plot_switch(
+    axes: Sequence[Axes],
+    frame: pd.DataFrame,
+    windows: Sequence[tuple[int, int]],
+    tau: float | None = None,
+    column: str = "probe_loss",
+    title: str = "",
+) -> None:
+    """Loss above, max logit below, on one steps axis, shaded where the clip is off.
+
+    axes: two axes, top and bottom. frame: `Frames.steps`. windows: the steps in which the clip acts, first to
+    last exclusive, as in the optimizer's setting `windows`. column: the loss of the upper panel.
+    """
+    top, bottom = axes
+    plot_loss(top, frame, column, title=title)
+    plot_max_logit(bottom, frame, tau, legend=False)
+    top.set_xlabel("")
+    top.tick_params(labelbottom=False)
+    last = int(frame["step"].max())
+    for first, end in off_windows(windows, last):
+        for ax in (top, bottom):
+            ax.axvspan(first, end, color="#f3ead9", lw=0, zorder=0.5, gid="clip off")
+    edges = sorted({0, last, *(edge for window in off_windows(windows, last) for edge in window)})
+    for first, end in pairwise(edges):
+        state = "off" if any(start <= first < stop for start, stop in off_windows(windows, last)) else "on"
+        bottom.annotate(
+            f"clip {state}",
+            ((first + end) / 2, 0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 2),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=6.5,
+            color="#4d4d4d",
+        )
+
+
+def off_windows(windows: Sequence[tuple[int, int]], last: int) -> list[tuple[int, int]]:
+    """The gaps that `windows` leave in the steps from 0 to `last`: [first, end) pairs, in order."""
+    gaps, reached = [], 0
+    for first, end in sorted(windows):
+        if first > reached:
+            gaps.append((reached, min(first, last)))
+        reached = max(reached, end)
+    if reached < last:
+        gaps.append((reached, last))
+    return [(first, end) for first, end in gaps if first < end]

@@ -1,0 +1,65 @@
+"""One colour, dash and marker for every arm, the same in every figure.
+
+Colours are Okabe and Ito's (2008), told apart under the common colour-blindnesses; the dashes and markers
+tell arms apart in grey. A heavy solid line is the method under question; the baseline is grey and dashed.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from matplotlib.colors import to_hex, to_rgb
+
+Dash = str | tuple[float, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one arm is drawn; `dash` is a matplotlib line style, in units of the line's width."""
+
+    label: str
+    colour: str
+    dash: Dash
+    marker: str
+
+
+ARMS = {
+    "adamw": Style("AdamW", "#5a5a5a", (0, (4.5, 1.5)), "s"),
+    "adamwclip": Style("AdamW + QK-Clip", "#009e73", (0, (6, 1.5, 1, 1.5)), "D"),
+    "muon": Style("Muon", "#d55e00", "-", "o"),
+    "muonclip": Style("MuonClip", "#0072b2", (0, (8, 1.2)), "^"),
+    "weight-decay": Style("Muon, weight decay", "#cc79a7", (0, (1.2, 1.2)), "v"),
+    "qk-norm": Style("Muon, QK-norm", "#56b4e9", (0, (3, 1, 1, 1, 1, 1)), "P"),
+    "soft-cap": Style("Muon, soft-cap", "#e69f00", (0, (2.5, 1.2)), "X"),
+    "qk-lr": Style("Muon, Q/K lr / 10", "#8c6bb1", (0, (7, 1.5, 3, 1.5)), "<"),
+    "per-head": Style("Muon, per head", "#7a3b00", (0, (5, 1, 1, 1)), ">"),
+    "adamw-on-qk": Style("AdamW on Q and K", "#1b7837", (0, (2, 2)), "h"),
+}
+UNKNOWN = Style("", "#000000", (0, (1, 1)), "*")
+VARIANT_DASHES: tuple[Dash, ...] = ((0, (2.2, 1.1)), (0, (5, 1.2, 1.2, 1.2)), (0, (1.1, 1.1)))
+
+
+def styles(arms: Iterable[str]) -> dict[str, Style]:
+    """The style of each arm, in the order given.
+
+    An arm's name is one of `ARMS`, or one of them and what varies after a space ("muonclip tau=10"): then it
+    keeps the optimizer's colour, and the second and later variants of one optimizer are lighter with dashes
+    of their own. Names outside the palette are black dots.
+    """
+    found: dict[str, Style] = {}
+    variants: dict[str, int] = {}
+    for arm in dict.fromkeys(arms):
+        name, _, detail = arm.partition(" ")
+        base = ARMS.get(name, replace(UNKNOWN, label=name))
+        rank = variants.get(name, 0)
+        variants[name] = rank + 1
+        style = replace(base, label=f"{base.label}, {detail}" if detail else base.label)
+        if rank:
+            dash = VARIANT_DASHES[(rank - 1) % len(VARIANT_DASHES)]
+            style = replace(style, colour=lighter(base.colour, min(0.3 * rank, 0.6)), dash=dash)
+        found[arm] = style
+    return found
+
+
+def lighter(colour: str, share: float) -> str:
+    """`colour` moved towards white by `share` in [0, 1]."""
+    return to_hex([channel + (1 - channel) * share for channel in to_rgb(colour)])

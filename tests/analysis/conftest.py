@@ -1,0 +1,104 @@
+"""Small made-up runs with the shapes of real ones: Muon's logits climb, MuonClip's stay at tau, AdamW's are low."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+TAU = 30.0
+CONTEXT = 64
+FLOOR = {"adamw": 1.90, "muon": 2.02, "muonclip": 1.88}
+
+
+def made_up_run(
+    optimizer: str,
+    seed: int,
+    num_steps: int = 120,
+    lr: float = 0.03,
+    status: str = "finished",
+    off: tuple[int, int] | None = None,
+) -> SimpleNamespace:
+    """What load_run returns, for a run of 2 layers and 2 heads; `off` = steps in which MuonClip's clip is off."""
+    noise = np.random.default_rng([seed, len(optimizer), num_steps])
+    step = np.arange(num_steps)
+    progress = step / num_steps
+    floor = FLOOR[optimizer] + 0.02 * noise.standard_normal()
+    clean = floor + (5.55 - floor) * np.exp(-14 * progress) + 0.25 * np.exp(-3 * progress)
+    level = {"adamw": 25.0, "muon": 800.0, "muonclip": 900.0}[optimizer]
+    logit = 2 * (level / 2) ** np.clip(progress * 1.4, 0, 1) * np.exp(0.05 * noise.standard_normal(num_steps))
+    gamma = np.ones(num_steps)
+    if optimizer == "muonclip":
+        on = np.ones(num_steps, bool)
+        if off:
+            on[off[0] : off[1]] = False
+            since = np.clip(step - off[0], 0, None) / num_steps
+            clean = clean + np.where(on, 0, 1.2 * since)
+            logit = np.where(on, logit, TAU * np.exp(12 * since))
+        gamma = np.where(on, np.minimum(1, TAU / logit), 1.0)
+        logit = np.where(on, np.minimum(logit, TAU * (1 + 0.04 * noise.random(num_steps))), logit)
+    train = clean + 0.08 * noise.standard_normal(num_steps)
+    if status == "diverged":
+        train[-1] = np.nan
+    steps = pd.DataFrame(
+        {
+            "step": step,
+            "tokens": 1024.0 * (step + 1),
+            "seconds": 0.1 * (step + 1),
+            "train_loss": train,
+            "lr": lr * np.minimum(1, (step + 1) / (num_steps // 10)),
+            "grad_norm": 0.4
+            * np.exp(0.2 * noise.standard_normal(num_steps))
+            * (1 + 4 * np.exp(-30 * progress)),
+            "probe_loss": np.where((step % 5 == 0) | (step == num_steps - 1), clean, np.nan),
+            "val_loss": np.where(step == num_steps - 1, clean + 0.01, np.nan),
+        }
+    )
+    heads = [
+        pd.DataFrame(
+            {
+                "step": step,
+                "layer": f"layer_{layer:02d}",
+                "head": head,
+                "value": logit * (1 if (layer, head) == (0, 1) else 0.3),
+                "value_abs": logit * (1 if (layer, head) == (0, 1) else 0.3),
+                "gamma": gamma if (layer, head) == (0, 1) else 1.0,
+                "entropy": np.where(step % 5 == 0, 3.2 / (1 + logit / 20), np.nan),
+            }
+        )
+        for layer in range(2)
+        for head in range(2)
+    ]
+    return SimpleNamespace(
+        config={
+            "seed": seed,
+            "model": {"name": "nanogpt", "context": CONTEXT},
+            "optimizer": {
+                "name": optimizer,
+                "lr": lr,
+                "weight_decay": 0.0,
+                "tau": TAU if optimizer == "muonclip" else None,
+            },
+        },
+        status=status,
+        cause="" if status == "finished" else "the loss is not finite",
+        metrics={},
+        steps=steps,
+        max_logits=pd.concat(heads, ignore_index=True),
+        events=pd.DataFrame(
+            {"step": [num_steps // 2] if optimizer == "muon" else [], "series": "train_loss"}
+        ),
+    )
+
+
+@pytest.fixture
+def runs(monkeypatch, tmp_path):
+    """Register made-up runs under folder names: `runs(muon_1=made_up_run(...))` gives the folders."""
+    known = {}
+    monkeypatch.setattr("analysis.frames.load_run", lambda folder: known[folder.name])
+
+    def register(**named):
+        known.update(named)
+        return [tmp_path / name for name in named]
+
+    return register
