@@ -69,8 +69,8 @@ class HeadRows:
             )
         if self.rows < 1 or self.offset < 0 or (self.stride and self.stride < self.rows):
             raise MuonlabError(
-                f"head rows {self.rows}, offset {self.offset}, stride {self.stride} of a weight {shape}: rows must be"
-                " at least 1, the offset at least 0, the stride 0 or at least the rows"
+                f"rows {self.rows}, offset {self.offset}, stride {self.stride} of heads in a weight {shape}:"
+                " rows must be at least 1, the offset at least 0, the stride 0 or at least the rows"
             )
 
     def start(self, head: int) -> int:
@@ -86,11 +86,11 @@ class HeadRows:
 class AttentionLayout:
     """Which parameters make the logits of one attention layer.
 
-    `name` is the layer's key in `max_logits()`. Query head h reads key head h // (num_heads // num_kv_heads).
-    `query` and `key` are scaled so that the logit of head h falls by gamma_h, and must hold the biases too if
-    there are any; `query_shared_key` are query rows that meet a key shared by all heads (the rotary part of MLA)
-    or fixed, which must carry the whole gamma themselves. The logit meant is the scaled product q.k alone, before
-    soft-cap and additive bias (ALiBi), neither of which a weight can scale.
+    `name` is the layer's key in `max_logits()`. Query head h reads key head h // (num_heads //
+    num_kv_heads). `query` and `key` are scaled so that the logit of head h falls by gamma_h; they must list
+    the biases too. `query_shared_key` are query rows that meet a key shared by all heads (the rotary part
+    of MLA) or fixed, which must carry the whole gamma themselves. The logit meant is the scaled product q.k
+    alone, before soft-cap and additive biases (ALiBi), neither of which a weight can scale.
     `inert` is empty, or the reason why scaling these rows cannot move the logits (QK-norm).
     """
 
@@ -109,8 +109,8 @@ class AttentionLayout:
             )
         if not self.inert and bool(self.query) != bool(self.key):
             raise MuonlabError(
-                f"{self.name}: query and key rows must be declared together; query rows whose key is shared or fixed"
-                " belong in query_shared_key"
+                f"{self.name}: query and key rows must be declared together; query rows whose key is shared"
+                " or fixed belong in query_shared_key"
             )
         if not (self.inert or self.query or self.query_shared_key):
             raise MuonlabError(f"{self.name}: no query rows are declared, so nothing can scale its logits")

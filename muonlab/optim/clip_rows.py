@@ -1,16 +1,16 @@
-"""From declared attention layouts to one index per weight row, so that a clip is one gather and one multiply.
+"""From declared attention layouts to one index per weight row, so that a clip is a gather and a product.
 
-All factors of a step stand in one vector, `[1 | query rows (heads) | shared-key query rows (heads) | key rows
-(key heads)]`, heads of all layers in a row. An index vector per declared weight says by which entry each of its
-rows is multiplied; rows that no head owns (the values of a fused QKV) point at the leading 1 and keep their bits.
+All factors of a step stand in one vector, heads of all layers in a row:
+`[1 | query rows (heads) | shared-key query rows (heads) | key rows (key heads)]`.
+Each declared weight has an index that says which of them its rows are multiplied by; rows that no head owns
+(the values of a fused QKV) point at the leading 1 and keep their bits.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate
 
 from muonlab.errors import MuonlabError
 from muonlab.layout import AttentionLayout
@@ -18,8 +18,8 @@ from muonlab.layout import AttentionLayout
 MomentumOf = Callable[[nn.Parameter], Tensor | None]
 
 
-@dataclass(eq=False)
-class ScaledWeight:
+@dataclass(frozen=True, eq=False)
+class ClippedWeight:
     """One declared weight or bias; `index` (size along `dim`) points each row at its entry of the factors."""
 
     parameter: nn.Parameter
@@ -29,11 +29,31 @@ class ScaledWeight:
 
 @dataclass(frozen=True, eq=False)
 class HeadBlock:
-    """Rows (heads, rows) of one weight; head h of the block is scaled by entry `first + h` of the factors."""
+    """Rows (heads, rows) of one weight; its head h is scaled by entry `first + h` of the factors."""
 
-    weight: ScaledWeight
+    weight: ClippedWeight
     rows: Tensor
     first: int
+
+
+@dataclass(eq=False)
+class RowBatch:
+    """Weights with `trailing` dimensions behind their heads' one, whose factors are gathered together."""
+
+    trailing: int
+    weights: list[nn.Parameter] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+
+    def add(self, weight: ClippedWeight) -> None:
+        """Append one weight and its index."""
+        self.weights.append(weight.parameter)
+        self.sizes.append(weight.index.numel())
+        self.index = torch.cat([self.index, weight.index])
+
+    def rows(self, factors: Tensor) -> tuple[Tensor, ...]:
+        """One factor per row for each weight, shaped to multiply it."""
+        return factors[self.index].view(-1, *[1] * self.trailing).split(self.sizes)
 
 
 class ClipRows:
@@ -44,8 +64,8 @@ class ClipRows:
 
     def __init__(self, layouts: Sequence[AttentionLayout]):
         heads = sum(layout.num_heads for layout in layouts)
-        self.weights: dict[int, ScaledWeight] = {}
-        self.blocks: list[HeadBlock] = []
+        self._weights: dict[int, ClippedWeight] = {}
+        self._blocks: list[HeadBlock] = []
         query, key = 1, 1 + 2 * heads
         for layout in layouts:
             for declared, first, count in (
@@ -56,76 +76,88 @@ class ClipRows:
                 for block in declared:
                     self._declare(layout.name, block.parameter, block.dim, block.row_indices(count), first)
             query, key = query + layout.num_heads, key + layout.num_kv_heads
-        self._targets = list(self.weights.values())
-        self._sizes = [weight.index.numel() for weight in self._targets]
-        self._index = torch.cat([weight.index for weight in self._targets])
+        batches: dict[int, RowBatch] = {}
+        for weight in self._weights.values():
+            trailing = weight.parameter.ndim - 1 - weight.dim
+            batches.setdefault(trailing, RowBatch(trailing)).add(weight)
+        self._batches = list(batches.values())
+        # A sharded weight (DTensor, FSDP2) knows its mesh; importing DTensor to ask costs half a second.
+        self._sharded = any(hasattr(weight.parameter, "device_mesh") for weight in self._weights.values())
 
     def _declare(self, layer: str, parameter: nn.Parameter, dim: int, rows: Tensor, first: int) -> None:
         dim %= parameter.ndim
         unowned = torch.zeros(parameter.shape[dim], dtype=torch.long)
-        weight = self.weights.setdefault(id(parameter), ScaledWeight(parameter, dim, unowned))
+        weight = self._weights.setdefault(id(parameter), ClippedWeight(parameter, dim, unowned))
         if weight.dim != dim:
-            raise MuonlabError(
-                f"{layer}: one weight is declared with heads along dim {weight.dim} and dim {dim}"
-            )
+            raise MuonlabError(f"{layer}: one weight is declared with heads along dim {weight.dim} and {dim}")
         taken = rows[weight.index[rows] != 0]
         if taken.numel():
             raise MuonlabError(
-                f"{layer}: row {taken[0].item()} of a weight {tuple(parameter.shape)} is declared twice and would be"
-                " scaled twice; layers that share attention weights need one common layout"
+                f"{layer}: row {taken[0].item()} of a weight {tuple(parameter.shape)} is declared twice and"
+                " would be scaled twice; layers that share attention weights need one common layout"
             )
         weight.index[rows] = first + torch.arange(len(rows))[:, None]
-        self.blocks.append(HeadBlock(weight, rows, first))
+        self._blocks.append(HeadBlock(weight, rows, first))
 
     @property
-    def device(self) -> torch.device:
-        """Where the weights are now. Raises MuonlabError if they are not all in one place."""
-        devices = {weight.parameter.device for weight in self._targets}
-        if len(devices) > 1:
-            names = " and ".join(sorted(map(str, devices)))
-            raise MuonlabError(
-                f"the declared attention weights lie on {names}; QK-Clip needs them on one device"
-            )
-        return devices.pop()
+    def parameters(self) -> list[nn.Parameter]:
+        """Every declared weight, once."""
+        return [weight.parameter for weight in self._weights.values()]
+
+    def to(self, device: torch.device) -> None:
+        """Move the indices. Raises MuonlabError if the weights are not all on `device`."""
+        for parameter in self.parameters:
+            if parameter.device != device:
+                raise MuonlabError(
+                    f"declared attention weights lie on {device} and {parameter.device}; QK-Clip needs one"
+                    " device"
+                )
+        for batch in self._batches:
+            batch.index = batch.index.to(device)
 
     def scale(self, factors: Tensor, momentum_of: MomentumOf | None = None) -> None:
-        """Multiply every row of every weight, and of its momentum where `momentum_of` gives one, by its factor."""
-        if self._index.device != factors.device:
-            self._index = self._index.to(factors.device)
-        tensors, scales = [], []
-        for weight, rows in zip(self._targets, factors[self._index].split(self._sizes), strict=True):
-            momentum = None if momentum_of is None else momentum_of(weight.parameter)
-            for tensor in (weight.parameter, momentum):
-                if tensor is not None:
-                    tensors.append(tensor)
-                    scales.append(_along(rows, weight.dim, tensor))
-        torch._foreach_mul_(tensors, scales)
+        """Multiply every row of every weight, and of its momentum if `momentum_of` is given, by its factor."""
+        tensors: list[Tensor] = []
+        scales: list[Tensor] = []
+        for batch in self._batches:
+            rows = batch.rows(factors)
+            tensors += batch.weights
+            scales += rows
+            if momentum_of is not None:
+                pairs = [(momentum_of(weight), row) for weight, row in zip(batch.weights, rows, strict=True)]
+                tensors += [momentum for momentum, _ in pairs if momentum is not None]
+                scales += [row for momentum, row in pairs if momentum is not None]
+        if self._sharded:
+            _multiply_sharded(tensors, scales)
+        else:
+            torch._foreach_mul_(tensors, scales)
 
     def project(self, factors: Tensor, momentum_of: MomentumOf) -> None:
-        """Take from the momentum M of every clipped head its part along the head's weights W: M - (<M,W>/<W,W>) W."""
-        for block in self.blocks:
+        """Take from a clipped head's momentum M its part along its weights W: M - (<M, W> / <W, W>) W."""
+        if self._sharded:
+            raise MuonlabError("momentum='project' needs whole weights, but these are sharded (DTensor)")
+        for block in self._blocks:
             weight, dim = block.weight.parameter, block.weight.dim
             momentum = momentum_of(weight)
             if momentum is None:
                 continue
-            if isinstance(momentum, DTensor):
-                raise MuonlabError("momentum='project' needs whole weights, not sharded ones (DTensor)")
-            rows = block.rows.to(weight.device).flatten()
-            heads = len(block.rows)
-            w = weight.index_select(dim, rows).movedim(dim, 0)
-            m = momentum.index_select(dim, rows).movedim(dim, 0)
-            flat_w, flat_m = (part.reshape(heads, -1).to(factors.dtype) for part in (w, m))
-            radial = (flat_m * flat_w).sum(1) / (flat_w * flat_w).sum(1)
+            heads, rows = len(block.rows), block.rows.to(weight.device).flatten()
+            head_rows = momentum.index_select(dim, rows).movedim(dim, 0)
+            M = head_rows.reshape(heads, -1).to(factors.dtype)
+            W = weight.index_select(dim, rows).movedim(dim, 0).reshape(heads, -1).to(factors.dtype)
+            norm = (W * W).sum(1)
+            radial = torch.where(norm > 0, (M * W).sum(1) / norm, 0.0)
             clipped = factors[block.first : block.first + heads] < 1
-            flat_m = torch.where(clipped[:, None], flat_m - radial[:, None] * flat_w, flat_m)
-            momentum.index_copy_(dim, rows, flat_m.reshape(m.shape).to(m.dtype).movedim(0, dim))
+            M = torch.where(clipped[:, None], M - radial[:, None] * W, M)
+            momentum.index_copy_(dim, rows, M.reshape(head_rows.shape).to(momentum.dtype).movedim(0, dim))
 
 
-def _along(rows: Tensor, dim: int, tensor: Tensor) -> Tensor:
-    """`rows` shaped to multiply `tensor` along `dim`; for a sharded tensor, its own share of them."""
-    rows = rows.view([-1 if d == dim else 1 for d in range(tensor.ndim)])
-    if isinstance(tensor, DTensor):
-        return DTensor.from_local(
-            rows, tensor.device_mesh, [Replicate()] * tensor.device_mesh.ndim, run_check=False
-        )
-    return rows
+def _multiply_sharded(tensors: list[Tensor], scales: list[Tensor]) -> None:
+    """Every rank holds all factors; DTensor multiplies its own rows by its own share of them."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    for tensor, scale in zip(tensors, scales, strict=True):
+        mesh = getattr(tensor, "device_mesh", None)
+        if mesh is not None:
+            scale = DTensor.from_local(scale, mesh, [Replicate()] * mesh.ndim, run_check=False)
+        tensor.mul_(scale)
