@@ -1,0 +1,95 @@
+"""Where and with what a run was computed: enough to repeat it, or to see why a repetition differs."""
+
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("muonlab", "torch", "lightning", "hydra-core", "optuna", "mlflow", "numpy", "pandas", "pyarrow")
+SPEED_VARIABLES = ("OMP_", "GOMP_", "MKL_", "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "CUDA_VISIBLE_DEVICES")
+"""Environment variables (by their beginning) that change how fast, or where, a run computes."""
+
+
+def collect_environment() -> dict[str, Any]:
+    """Commit and dirty flag of muonlab's code (None outside a git checkout), versions, hardware, host,
+    command line.
+
+    Imports nothing heavy: accelerators are listed only where torch is loaded already.
+    """
+    return {
+        **code_version(),
+        "command": shlex.join(sys.orig_argv),
+        "python": platform.python_version(),
+        "packages": dict(_packages()),
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "memory_gib": _memory_gib(),
+        "accelerators": _accelerators(),
+        "environment_variables": {
+            name: value for name, value in sorted(os.environ.items()) if name.startswith(SPEED_VARIABLES)
+        },
+    }
+
+
+@cache
+def code_version() -> dict[str, Any]:
+    """`commit` (40 hex digits) and `dirty` (muonlab/ or conf/ differ from it), read once a process."""
+    package = Path(__file__).resolve().parents[1]
+    # An installed copy may lie inside somebody else's repository: only a tracked file makes it ours.
+    if _git(package, "ls-files", "--error-unmatch", "errors.py") is None:
+        return {"commit": None, "dirty": None}
+    return {
+        "commit": (_git(package, "rev-parse", "HEAD") or "").strip() or None,
+        "dirty": bool((_git(package.parent, "status", "--porcelain", "--", "muonlab", "conf") or "").strip()),
+    }
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout
+
+
+@cache
+def _packages() -> tuple[tuple[str, str | None], ...]:
+    versions = []
+    for name in PACKAGES:
+        try:
+            versions.append((name, metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            versions.append((name, None))
+    return tuple(versions)
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _accelerators() -> list[str]:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

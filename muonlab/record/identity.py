@@ -1,0 +1,40 @@
+"""What makes two runs the same run: the digest of what was asked for, not of where it was computed."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from muonlab.errors import MuonlabError
+
+ELSEWHERE = frozenset({"paths", "tracking", "force"})
+"""Top-level keys that say where a run is kept or whether it is repeated, not what it computes."""
+HARDWARE = frozenset({"device", "devices", "progress", "num_threads"})
+"""Keys of the group `trainer` that say on what it is computed."""
+
+
+def run_identity(config: Mapping[str, Any]) -> str:
+    """Ten hex digits (40 bits of SHA-256) of the resolved config without ELSEWHERE and trainer's HARDWARE.
+
+    The same on every machine, for every order of keys, and for 1 and 1.0: a Hydra override `lr=1` means the
+    same number. Raises MuonlabError for a value that no config file could hold.
+    """
+    kept = {key: value for key, value in config.items() if key not in ELSEWHERE}
+    if isinstance(kept.get("trainer"), Mapping):
+        kept["trainer"] = {key: value for key, value in kept["trainer"].items() if key not in HARDWARE}
+    text = json.dumps(_canonical(kept, "config"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _canonical(value: Any, where: str) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _canonical(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise MuonlabError(
+        f"{where} holds a {type(value).__name__}; a config holds mappings, lists, text, numbers"
+    )

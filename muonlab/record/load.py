@@ -1,0 +1,65 @@
+"""Reading a run's folder back, whether it finished, was killed or still runs."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from muonlab.errors import MuonlabError
+from muonlab.record.files import read_json
+from muonlab.record.identity import run_identity
+from muonlab.record.run import writer_alive
+from muonlab.record.trace import read_trace
+
+
+class Run:
+    """A recorded run. The small files are read at once, the traces when they are first asked for."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.config: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        self.environment: dict[str, Any] = read_json(folder / "environment.json", default={})
+        self.routing: list[dict[str, Any]] = read_json(folder / "routing.json", default=[])
+        state = read_json(folder / "status.json", default=None)
+        self.status: str = state["status"] if state else "interrupted"
+        self.cause: str = state["cause"] if state else "killed while it began"
+        self.metrics: dict[str, float] = {
+            name: float(value) if isinstance(value, str) else value
+            for name, value in (state["metrics"] if state else {}).items()
+        }
+        if self.status == "running" and writer_alive(state) is False:
+            self.status, self.cause = "interrupted", f"process {state['sessions'][-1]['pid']} was killed"
+
+    @property
+    def identity(self) -> str:
+        """The digest of the config (see run_identity)."""
+        return run_identity(self.config)
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        """One row a step, float64: step (int), then trace.SCALARS, then whatever else was recorded, sorted by
+        name. NaN: not measured at that step, or measured and not a number."""
+        return read_trace(self.folder / "traces", "steps").to_pandas()
+
+    @cached_property
+    def max_logits(self) -> pd.DataFrame:
+        """One row per step, layer and head (ints): value (signed max logit of the step's forward, over batch
+        and causal pairs), value_abs, gamma (QK-Clip's factor, 1: not clipped), entropy (nats). NaN: not
+        measured."""
+        return read_trace(self.folder / "traces", "max_logits").to_pandas()
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read the run recorded in `folder`.
+
+    A run whose process died without ending it is `interrupted`; one begun on another host stays `running`,
+    since nothing here can tell. Raises MuonlabError if `folder` holds no run.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise MuonlabError(f"no run in {folder}: there is no such folder")
+    if not (folder / "config.yaml").exists():
+        raise MuonlabError(f"no run in {folder}: it has no config.yaml")
+    return Run(folder)

@@ -1,0 +1,230 @@
+"""The record of a run: a folder that says what was asked, with what it was computed, and what happened.
+
+    config.yaml          the resolved config
+    environment.json     commit, versions, hardware, command line
+    routing.json         which parameter is optimized by what, and why
+    status.json          how it stands: status, cause, final metrics, the processes that computed it
+    traces/              full-resolution traces (Parquet): parts while it runs, one file of each when it ended
+    events.json          loss spikes, with the definitions that found them
+    mlflow.json          the MLflow run that shows the same
+
+Every file is written whole or not at all, so a run killed at any moment is still a record.
+"""
+
+import os
+import shutil
+import socket
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from muonlab.errors import MuonlabError, unknown_name
+from muonlab.record.environment import collect_environment
+from muonlab.record.files import read_json, write_atomic, write_json
+from muonlab.record.identity import run_identity
+from muonlab.record.trace import TraceWriter, chart_rows, read_trace
+
+if TYPE_CHECKING:
+    import torch
+
+STATUSES = ("running", "finished", "diverged", "pruned", "out-of-memory", "failed", "interrupted")
+
+
+class RunRecord:
+    """The one writer of a run's folder. Made by `create` or `reopen`, ended by `finish`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._traces = TraceWriter(folder / "traces")
+        self._state: dict[str, Any] = read_json(folder / "status.json", default={"sessions": []})
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | Path,
+        config: Mapping[str, Any],
+        routing: list[dict[str, Any]],
+        environment: Mapping[str, Any] | None = None,
+        replace: bool = False,
+    ) -> "RunRecord":
+        """Begin the record of a run that has none yet; its status is `running`.
+
+        `environment` None means: look here and now. `replace` clears the folder of an earlier record of the
+        same run first, checkpoints included. Raises MuonlabError if the folder cannot be written, holds
+        another run or, without `replace`, this one, or belongs to a process that still runs.
+        """
+        folder = Path(folder)
+        if (folder / "config.yaml").exists():
+            _refuse_other_run(folder, config)
+            _refuse_live_writer(folder)
+            if not replace:
+                raise MuonlabError(f"{folder} holds this run already; reopen or replace it")
+            _clear(folder)
+        record = cls(folder)
+        write_json(folder / "environment.json", dict(environment or collect_environment()))
+        write_json(folder / "routing.json", routing)
+        record._open_session()
+        # Last, because a folder with a config is what counts as a run.
+        text = yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
+        write_atomic(folder / "config.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        return record
+
+    @classmethod
+    def reopen(cls, folder: str | Path, config: Mapping[str, Any] | None = None) -> "RunRecord":
+        """Go on with a run that was interrupted; follow with `truncate` to the step of its checkpoint.
+
+        Raises MuonlabError if there is no run, if `config` is given and is another run's, or if a process
+        that still runs is writing it.
+        """
+        folder = Path(folder)
+        if not (folder / "config.yaml").exists():
+            raise MuonlabError(f"no run in {folder}: it has no config.yaml")
+        if config is not None:
+            _refuse_other_run(folder, config)
+        _refuse_live_writer(folder)
+        record = cls(folder)
+        record._open_session()
+        return record
+
+    @property
+    def status(self) -> str:
+        """One of STATUSES."""
+        return self._state["status"]
+
+    def append(
+        self,
+        step: int,
+        scalars: Mapping[str, "float | torch.Tensor"],
+        heads: Mapping[str, "torch.Tensor"] | None = None,
+    ) -> None:
+        """Remember one step's values, without waiting for the device (see TraceWriter.append)."""
+        self._traces.append(step, scalars, heads)
+
+    def flush(self) -> list[dict[str, float]]:
+        """Write what was appended to disk; returns it as rows for `MlflowRun.log_rows` (see chart_rows)."""
+        written = self._traces.flush()
+        return chart_rows(*written) if written else []
+
+    def rows(self) -> list[dict[str, float]]:
+        """Everything on disk as rows for `MlflowRun.log_rows`, which skips what MLflow has already."""
+        folder = self.folder / "traces"
+        return chart_rows(read_trace(folder, "steps"), read_trace(folder, "max_logits"))
+
+    def truncate(self, step: int) -> None:
+        """Drop every row after `step`: -1 drops all. A resumed run computes them again."""
+        self._traces.truncate(step)
+
+    def finish(self, status: str, cause: str = "", metrics: Mapping[str, float] | None = None) -> None:
+        """End the run: write what is buffered, merge the traces, score the spikes, and set the status.
+
+        `cause` is one sentence for every status but `finished`; `metrics` are the final numbers, infinities
+        and NaN included. Raises MuonlabError for a status that does not end a run.
+        """
+        ends = STATUSES[1:]
+        if status not in ends:
+            raise unknown_name("final status", status, ends)
+        self._traces.flush()
+        self._traces.merge()
+        self._state |= {
+            "status": status,
+            "cause": cause,
+            "metrics": {name: _json_number(value) for name, value in (metrics or {}).items()},
+        }
+        self._state["sessions"][-1]["ended"] = _now()
+        self._write_state()
+
+    @property
+    def mlflow_run_id(self) -> str | None:
+        """The MLflow run that shows this one, if it has one."""
+        return (read_json(self.folder / "mlflow.json") or {}).get("run_id")
+
+    @mlflow_run_id.setter
+    def mlflow_run_id(self, run_id: str) -> None:
+        write_json(self.folder / "mlflow.json", {"run_id": run_id})
+
+    def _open_session(self) -> None:
+        pid = os.getpid()
+        session = {
+            "host": socket.gethostname(),
+            "pid": pid,
+            "pid_started": process_start(pid),
+            "started": _now(),
+        }
+        self._state["sessions"].append(session)
+        self._state |= {"status": "running", "cause": "", "metrics": {}}
+        self._write_state()
+
+    def _write_state(self) -> None:
+        write_json(self.folder / "status.json", self._state)
+
+
+def process_start(pid: int) -> int | None:
+    """When a process began, in clock ticks since boot, which tells it from a later one of the same number;
+    None where there is no such process, or no /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else int(fields[19])
+
+
+def writer_alive(state: Mapping[str, Any]) -> bool | None:
+    """Whether the process that opened the record last still runs; None if that was on another host."""
+    session = state["sessions"][-1]
+    if session["host"] != socket.gethostname():
+        return None
+    if not Path("/proc/self/stat").exists():
+        try:
+            os.kill(session["pid"], 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
+    return process_start(session["pid"]) == session["pid_started"]
+
+
+def _refuse_other_run(folder: Path, config: Mapping[str, Any]) -> None:
+    ours, theirs = (
+        run_identity(config),
+        run_identity(yaml.safe_load((folder / "config.yaml").read_text("utf-8"))),
+    )
+    if ours != theirs:
+        raise MuonlabError(f"{folder} holds another run ({theirs}, not {ours}); choose another folder")
+
+
+def _refuse_live_writer(folder: Path) -> None:
+    state = read_json(folder / "status.json")
+    if not state or state["status"] != "running":
+        return
+    pid = state["sessions"][-1]["pid"]
+    if pid != os.getpid() and writer_alive(state):
+        raise MuonlabError(f"{folder} is being written by process {pid}")
+
+
+def _clear(folder: Path) -> None:
+    # The config goes last: until then the folder is still seen as this run's.
+    for name in ("status.json", "events.json", "mlflow.json", "environment.json", "routing.json"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("traces", "checkpoints"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / "config.yaml").unlink()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _json_number(value: Any) -> int | float | str:
+    """JSON has no infinities and no NaN: they are written as text, which float() reads."""
+    number = value if isinstance(value, int) else float(value)
+    return number if isinstance(number, int) or abs(number) < float("inf") else str(number)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,245 @@
+"""Full-resolution traces of a run: a buffer that never waits for the device, and Parquet files.
+
+Two traces: `steps`, one row a step, one column a scalar; `max_logits`, one row per step, layer and head. They
+are written as numbered parts (`steps-0001.parquet`), which `merge` turns into one file (`steps.parquet`). In
+the files a null means "not measured at this step" and a NaN means "measured, and not a number".
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from muonlab.errors import unknown_name
+from muonlab.record.files import write_atomic
+
+if TYPE_CHECKING:
+    import torch
+
+SCALARS = (
+    "tokens",
+    "flops",
+    "seconds",
+    "train_loss",
+    "lr",
+    "grad_norm",
+    "probe_loss",
+    "val_loss",
+)
+"""Columns that every `steps` frame has, first and in this order, measured or not."""
+HEADS = {"max_logit": "value", "max_logit_abs": "value_abs", "gamma": "gamma", "entropy": "entropy"}
+"""What may be recorded per layer and head, and its column in `max_logits`."""
+KEYS = {"steps": ("step",), "max_logits": ("step", "layer", "head")}
+"""The columns that identify a row of each trace."""
+
+
+class TraceWriter:
+    """Buffers rows and writes them under `folder`; the only writer of that folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._buffer: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+
+    def append(
+        self,
+        step: int,
+        scalars: Mapping[str, "float | torch.Tensor"],
+        heads: Mapping[str, "torch.Tensor"] | None = None,
+    ) -> None:
+        """Remember one step's values: scalars, and per-head values of shape (layers, heads).
+
+        Keeps detached references and asks the device for nothing, so the tensors must not be written in place
+        before the next `flush`. A second call for the same step adds columns to its row. Raises MuonlabError
+        for an unknown name in `heads`.
+        """
+        row = self._buffer.get(step)
+        if row is None:
+            row = self._buffer[step] = ({}, {})
+        for name, value in scalars.items():
+            row[0][name] = value.detach() if hasattr(value, "detach") else value
+        if heads is not None:
+            for name, value in heads.items():
+                if name not in HEADS:
+                    raise unknown_name("per-head quantity", name, HEADS)
+                row[1][name] = value.detach()
+
+    def flush(self) -> tuple[pa.Table, pa.Table] | None:
+        """Write the buffered rows as one part of each trace and return the two tables; None if there were no
+        rows. Waits for the device once for each dtype."""
+        if not self._buffer:
+            return None
+        order = sorted(self._buffer)
+        steps = _steps_table(order, [self._buffer[step][0] for step in order])
+        heads = _heads_table(_stack_heads(order, [self._buffer[step][1] for step in order]))
+        if heads.num_rows:
+            self._write("max_logits", self._next("max_logits"), heads)
+        self._write("steps", self._next("steps"), steps)
+        self._buffer.clear()
+        return steps, heads
+
+    def truncate(self, step: int) -> None:
+        """Drop every row after `step`, from the buffer and from the files."""
+        self._buffer = {key: row for key, row in self._buffer.items() if key <= step}
+        for name in KEYS:
+            for path in _files(self.folder, name):
+                table = pq.ParquetFile(path).read()
+                kept = table.filter(pc.field("step") <= step)
+                if kept.num_rows == 0:
+                    path.unlink()
+                elif kept.num_rows < table.num_rows:
+                    self._write(name, path, kept)
+
+    def merge(self) -> None:
+        """Turn the parts of each trace into one file. A kill in between leaves both, which reads the same."""
+        for name in KEYS:
+            files = list(_files(self.folder, name))
+            whole = self.folder / f"{name}.parquet"
+            if files and files != [whole]:
+                self._write(name, whole, read_trace(self.folder, name))
+                for path in files:
+                    if path != whole:
+                        path.unlink()
+
+    def _next(self, name: str) -> Path:
+        numbers = [int(path.stem.rpartition("-")[2]) for path in self.folder.glob(f"{name}-*.parquet")]
+        return self.folder / f"{name}-{max(numbers, default=0) + 1:04d}.parquet"
+
+    def _write(self, name: str, path: Path, table: pa.Table) -> None:
+        write_atomic(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+
+
+def read_trace(folder: Path, name: str) -> pa.Table:
+    """The rows of the trace `name` ("steps" or "max_logits") from its merged file and its parts, sorted, each
+    row once: where a row was written twice, every column has its last measured value."""
+    keys = list(KEYS[name])
+    for _ in range(10):
+        try:
+            tables = [pq.ParquetFile(path).read() for path in _files(folder, name)]
+            break
+        except FileNotFoundError:  # the run was finishing while we read: its parts have just been merged
+            continue
+    else:
+        raise FileNotFoundError(f"the trace {name} in {folder} keeps changing")
+    empty = empty_trace(name)
+    table = pa.concat_tables([empty, *tables], promote_options="default")
+    table = table.select([*empty.column_names, *sorted(set(table.column_names) - set(empty.column_names))])
+    ends = [(pc.min(part["step"]).as_py(), pc.max(part["step"]).as_py()) for part in tables]
+    if any(first <= last for (_, last), (first, _) in pairwise(ends)):
+        values = [column for column in table.column_names if column not in keys]
+        table = table.group_by(keys, use_threads=False).aggregate([(column, "last") for column in values])
+        table = table.rename_columns([c.removesuffix("_last") for c in table.column_names])
+        table = table.select([*keys, *values]).sort_by([(key, "ascending") for key in keys])
+    return table.combine_chunks()
+
+
+def empty_trace(name: str) -> pa.Table:
+    """A trace without rows, with the columns that it always has."""
+    columns = SCALARS if name == "steps" else tuple(HEADS.values())
+    keys = [(key, pa.int64()) for key in KEYS[name]]
+    return pa.schema(keys + [(column, pa.float64()) for column in columns]).empty_table()
+
+
+def _files(folder: Path, name: str) -> Iterator[Path]:
+    whole = folder / f"{name}.parquet"
+    if whole.exists():
+        yield whole
+    yield from sorted(folder.glob(f"{name}-*.parquet"), key=lambda path: int(path.stem.rpartition("-")[2]))
+
+
+def _steps_table(order: list[int], rows: list[dict[str, Any]]) -> pa.Table:
+    values = _to_float64([value for row in rows for value in row.values()])
+    names = sorted({name for row in rows for name in row})
+    column = {name: np.zeros(len(rows)) for name in names}
+    missing = {name: np.ones(len(rows), dtype=bool) for name in names}
+    flat = iter(values)
+    for index, row in enumerate(rows):
+        for name in row:
+            column[name][index] = next(flat)
+            missing[name][index] = False
+    arrays = {name: pa.array(column[name], mask=missing[name], from_pandas=False) for name in names}
+    return pa.table({"step": pa.array(order, pa.int64()), **arrays})
+
+
+def _to_float64(values: list[Any]) -> np.ndarray:
+    """Numbers and 0-dim tensors as float64, with one copy from each device and dtype."""
+    result = np.empty(len(values))
+    tensors: dict[tuple[Any, Any], list[int]] = {}
+    for index, value in enumerate(values):
+        if hasattr(value, "detach"):
+            tensors.setdefault((value.device, value.dtype), []).append(index)
+        else:
+            result[index] = value
+    for places in tensors.values():
+        import torch
+
+        stacked = torch.stack([values[index].reshape(()) for index in places])
+        result[places] = stacked.cpu().double().numpy()
+    return result
+
+
+def _stack_heads(order: list[int], rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Arrays (rows, layers, heads) of the rows that have per-head values; `step` is (rows,)."""
+    rows_with = [(step, row) for step, row in zip(order, rows, strict=True) if row]
+    if not rows_with:
+        return {}
+    import torch
+
+    stacked = {"step": np.array([step for step, _ in rows_with])}
+    for name in HEADS:
+        have = [index for index, (_, row) in enumerate(rows_with) if name in row]
+        if not have:
+            continue
+        tensors = torch.stack([rows_with[index][1][name] for index in have]).cpu().double().numpy()
+        values = np.ma.masked_all((len(rows_with), *tensors.shape[1:]))
+        values[have] = tensors
+        stacked[name] = values
+    return stacked
+
+
+def _heads_table(stacked: dict[str, np.ndarray]) -> pa.Table:
+    """Tidy rows, sorted by step, layer and head."""
+    if not stacked:
+        return empty_trace("max_logits")
+    shape = next(values.shape for name, values in stacked.items() if name != "step")
+    step, layer, head = np.meshgrid(stacked["step"], np.arange(shape[1]), np.arange(shape[2]), indexing="ij")
+    columns = {"step": step.ravel(), "layer": layer.ravel(), "head": head.ravel()}
+    for name, column in HEADS.items():
+        if name in stacked:
+            values = stacked[name]
+            columns[column] = pa.array(
+                values.data.ravel(), mask=np.ma.getmaskarray(values).ravel(), from_pandas=False
+            )
+    return pa.table(columns)
+
+
+def chart_rows(steps: pa.Table, heads: pa.Table) -> list[dict[str, float]]:
+    """What a chart shows of the two traces: a dict a step of its measured scalars and, over the heads of each
+    layer, the largest `max_logit/layer_00`, the smallest `gamma/layer_00`, the mean `entropy/layer_00`."""
+    rows = {
+        row["step"]: {name: value for name, value in row.items() if value is not None}
+        for row in steps.to_pylist()
+    }
+    step, layer = (heads[name].to_numpy() for name in ("step", "layer"))
+    starts = np.flatnonzero(np.r_[True, (np.diff(step) != 0) | (np.diff(layer) != 0)][: len(step)])
+    if not len(starts):
+        return list(rows.values())
+    size = np.diff(np.r_[starts, len(step)])
+    for name, reduce, divisor in (
+        ("max_logit", np.maximum, 1),
+        ("gamma", np.minimum, 1),
+        ("entropy", np.add, size),
+    ):
+        if HEADS[name] not in heads.column_names:
+            continue
+        column = heads[HEADS[name]]
+        measured = column.is_valid().to_numpy()[starts]
+        values = reduce.reduceat(column.to_numpy(), starts) / divisor
+        for start, value in zip(starts[measured], values[measured], strict=True):
+            row = rows.setdefault(int(step[start]), {"step": int(step[start])})
+            row[f"{name}/layer_{layer[start]:02d}"] = float(value)
+    return [rows[step] for step in sorted(rows)]
