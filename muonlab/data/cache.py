@@ -1,0 +1,132 @@
+"""The cache on disk: entries appear whole or not at all, and tokenized corpora are mapped from it."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from muonlab.data.corpus import Corpus
+from muonlab.data.token_data import TokenData
+from muonlab.data.tokenizer import BytePairTokenizer, ByteTokenizer
+from muonlab.errors import MuonlabError
+
+log = logging.getLogger(__name__)
+
+# Part of every key: raise it when the files below change their meaning.
+FORMAT = 1
+
+
+def cache_folder(cache: str | Path | None) -> Path:
+    """Where things are kept: `cache`, else $MUONLAB_CACHE, else .cache/muonlab under the current folder."""
+    return Path(cache or os.environ.get("MUONLAB_CACHE") or Path(".cache", "muonlab")).expanduser().absolute()
+
+
+def build_folder(target: Path, fill: Callable[[Path], None]) -> None:
+    """Make the folder `target` by calling `fill` on a draft of it; do nothing if it is there.
+
+    The draft is renamed when it is complete. Processes that start together each make a draft, the first
+    rename wins, and the others use what it made; a killed process leaves no half-made entry.
+    Raises MuonlabError if the folder cannot be written.
+    """
+    if target.is_dir():
+        return
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".draft-", dir=target.parent) as scratch:
+            draft = Path(scratch, target.name)
+            draft.mkdir()
+            fill(draft)
+            try:
+                draft.rename(target)
+            except OSError:
+                if not target.is_dir():
+                    raise
+    except OSError as error:
+        raise MuonlabError(
+            f"cannot write to the data cache {target.parent}: {error.strerror or error}; "
+            "set cache= or $MUONLAB_CACHE to a folder that can be written"
+        ) from error
+
+
+def tokenize(
+    corpus: Corpus, tokenizer: ByteTokenizer | BytePairTokenizer, cache: str | Path | None
+) -> TokenData:
+    """The tokens of `corpus`, mapped from the cache; tokenized first where they are not in it.
+
+    An entry is a folder `tokens/<name>-<tokenizer>-<key>` with train.bin and val.bin (raw ids), meta.json and,
+    for BPE, tokenizer.json; the key is a digest of the source and the tokenizer. BPE learns its merges from
+    the training split alone. Raises MuonlabError for an empty split.
+    """
+    key = hashlib.sha256(json.dumps([FORMAT, corpus.digest, tokenizer.key]).encode()).hexdigest()[:12]
+    folder = cache_folder(cache) / "tokens" / f"{corpus.name}-{tokenizer.name}-{key}"
+    build_folder(folder, lambda draft: _write_tokens(draft, corpus, tokenizer))
+    meta = json.loads((folder / "meta.json").read_text())
+    if isinstance(tokenizer, BytePairTokenizer):
+        tokenizer.load(folder, meta["vocab_size"])
+    return TokenData(
+        name=corpus.name,
+        source=corpus.source,
+        train=_map_tokens(folder, "train", meta, tokenizer.dtype),
+        val=_map_tokens(folder, "val", meta, tokenizer.dtype),
+        vocab_size=meta["vocab_size"],
+        digest=meta["digest"],
+        bytes_per_token=meta["val_bytes"] / meta["val_tokens"],
+        tokenizer=tokenizer,
+    )
+
+
+def _write_tokens(draft: Path, corpus: Corpus, tokenizer: ByteTokenizer | BytePairTokenizer) -> None:
+    meta: dict[str, Any] = {"name": corpus.name, "source": corpus.source, "tokenizer": tokenizer.key}
+    digest = hashlib.sha256()
+    if isinstance(tokenizer, BytePairTokenizer):
+        log.info("training a byte-pair tokenizer of %s entries on %s", tokenizer.vocab_size, corpus.name)
+        tokenizer.train(corpus.train())
+        tokenizer.save(draft)
+    log.info("tokenizing %s", corpus.name)
+    for split, text in (("train", corpus.train), ("val", corpus.val)):
+        tokens, size = _write_split(
+            draft / f"{split}.bin", _progress(split, tokenizer.encode(text())), digest
+        )
+        if tokens == 0:
+            raise MuonlabError(f"data '{corpus.name}' ({corpus.source}) has an empty {split} split")
+        meta |= {f"{split}_tokens": tokens, f"{split}_bytes": size}
+    meta |= {"vocab_size": tokenizer.vocab_size, "digest": digest.hexdigest()[:16]}
+    (draft / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+
+
+def _write_split(
+    path: Path, encoded: Iterable[tuple[np.ndarray, int]], digest: "hashlib._Hash"
+) -> tuple[int, int]:
+    """Write the ids one after the other; the numbers of ids and of bytes of text."""
+    tokens = size = 0
+    with path.open("wb") as file:
+        for ids, text_bytes in encoded:
+            digest.update(ids.data)
+            file.write(ids.data)
+            tokens += len(ids)
+            size += text_bytes
+    return tokens, size
+
+
+def _progress(split: str, encoded: Iterable[tuple[np.ndarray, int]]) -> Iterable[tuple[np.ndarray, int]]:
+    """Pass through, counting bytes on a terminal; silent elsewhere."""
+    from tqdm import tqdm
+
+    with tqdm(desc=split, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+        for ids, size in encoded:
+            yield ids, size
+            bar.update(size)
+
+
+def _map_tokens(folder: Path, split: str, meta: dict[str, Any], dtype: np.dtype) -> np.ndarray:
+    path, tokens = folder / f"{split}.bin", meta[f"{split}_tokens"]
+    if not path.is_file() or path.stat().st_size != tokens * dtype.itemsize:
+        raise MuonlabError(f"the data cache entry {folder} is damaged; delete it, and it will be made again")
+    # A plain array over the mapping: indexing np.memmap itself costs microseconds more each time.
+    return np.asarray(np.memmap(path, dtype, "r"))

@@ -1,0 +1,149 @@
+"""A dataset of the Hugging Face hub by name, for machines with a network; needs the extra `muonlab[hub]`."""
+
+import hashlib
+import json
+import logging
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from muonlab.data.cache import build_folder, cache_folder, tokenize
+from muonlab.data.corpus import Corpus, pieces
+from muonlab.data.token_data import TokenData
+from muonlab.data.tokenizer import make_tokenizer
+from muonlab.errors import MuonlabError, unknown_name
+
+log = logging.getLogger(__name__)
+
+# Short names: (dataset, subset).
+PRESETS = {
+    "fineweb_edu": ("HuggingFaceFW/fineweb-edu", "sample-10BT"),
+    "tinystories": ("roneneldan/TinyStories", None),
+}
+# Ends each document. No text holds a zero byte, so a model sees where one ends under either tokenizer.
+END_OF_DOCUMENT = b"\0"
+NETWORK_SECONDS = 10
+
+
+def build_huggingface(
+    *,
+    dataset: str = "fineweb_edu",
+    subset: str | None = None,
+    split: str = "train",
+    field: str = "text",
+    revision: str | None = None,
+    max_bytes: int = 100_000_000,
+    val_fraction: float = 0.05,
+    tokenizer: str = "byte",
+    bpe_vocab_size: int = 1024,
+    cache: str | Path | None = None,
+) -> TokenData:
+    """The first documents of a dataset, streamed into the cache until they reach `max_bytes`.
+
+    `dataset` is "fineweb_edu" (its sample-10BT), "tinystories", any "owner/name" of the hub, or a local folder
+    that the datasets library can read. `field` is the column with the text. `revision` pins a commit of the
+    dataset; None takes the newest, once: what is in the cache stays. Every n-th document is held out, with n
+    nearest to 1 / `val_fraction` (over 0, at most 0.5); a zero byte ends each document.
+    Raises MuonlabError if the package is missing, the hub cannot be reached, or it refuses the request.
+    """
+    if not 0 < val_fraction <= 0.5 or max_bytes < 1:
+        raise MuonlabError(
+            f"data 'huggingface' takes 0 < val_fraction <= 0.5 and max_bytes >= 1, "
+            f"not {val_fraction} and {max_bytes}"
+        )
+    full_name, subset = _resolve(dataset, subset)
+    request = {
+        "path": full_name,
+        "name": subset,
+        "split": split,
+        "revision": revision,
+    }
+    key = hashlib.sha256(json.dumps([request, field, max_bytes, val_fraction]).encode()).hexdigest()[:12]
+    folder = cache_folder(cache) / "huggingface" / f"{Path(full_name).name}-{key}"
+    build_folder(
+        folder,
+        lambda draft: write_documents(_stream(request, field), draft, max_bytes, val_fraction),
+    )
+    corpus = Corpus(
+        name="huggingface",
+        source=" ".join(str(part) for part in (full_name, subset, split, revision) if part),
+        digest=(folder / "sha256").read_text(),
+        train=lambda: pieces((folder / "train.txt").read_bytes()),
+        val=lambda: pieces((folder / "val.txt").read_bytes()),
+    )
+    return tokenize(corpus, make_tokenizer(tokenizer, bpe_vocab_size), cache)
+
+
+def write_documents(documents: Iterable[str], folder: Path, max_bytes: int, val_fraction: float) -> None:
+    """Write whole documents to train.txt and val.txt in `folder` until both together hold `max_bytes`.
+
+    The file sha256 gets the digest of what was written, in its order. Raises MuonlabError if there were too few
+    documents to fill both splits.
+    """
+    every = round(1 / val_fraction)
+    digest = hashlib.sha256()
+    written = 0
+    index = -1
+    with (folder / "train.txt").open("wb") as train, (folder / "val.txt").open("wb") as val:
+        for index, document in enumerate(documents):
+            text = document.encode() + END_OF_DOCUMENT
+            (val if index % every == every - 1 else train).write(text)
+            digest.update(text)
+            written += len(text)
+            if written >= max_bytes:
+                break
+    if index + 1 < every:
+        raise MuonlabError(
+            f"{index + 1} documents are too few to hold out every {every}th; raise max_bytes or val_fraction"
+        )
+    (folder / "sha256").write_text(digest.hexdigest())
+
+
+def _resolve(dataset: str, subset: str | None) -> tuple[str, str | None]:
+    if dataset in PRESETS:
+        full_name, preset_subset = PRESETS[dataset]
+        return full_name, subset or preset_subset
+    if "/" not in dataset and not Path(dataset).is_dir():
+        raise unknown_name("Hugging Face dataset (a short name, owner/name or a folder)", dataset, PRESETS)
+    return dataset, subset
+
+
+def _stream(request: dict[str, Any], field: str) -> Iterator[str]:
+    """The texts of a dataset in its order, without downloading more than is read."""
+    try:
+        import datasets
+    except ImportError:
+        raise MuonlabError(
+            "data 'huggingface' needs the package datasets, which is not installed; pip install 'muonlab[hub]'"
+        ) from None
+    if not Path(request["path"]).is_dir():
+        _check_hub()
+    log.info("streaming %s from the Hugging Face hub", request["path"])
+    try:
+        for row in datasets.load_dataset(**request, streaming=True):
+            if field not in row:
+                raise unknown_name(f"field of dataset {request['path']}", field, row)
+            yield row[field]
+    except MuonlabError:
+        raise
+    except Exception as error:  # the library and the clients below it raise a dozen unrelated types
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise MuonlabError(f"cannot read the dataset {request['path']}: {reason}") from error
+
+
+def _check_hub() -> None:
+    """Ask the hub for any answer: the library itself retries for minutes where there is no network."""
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=NETWORK_SECONDS).close()
+    except urllib.error.HTTPError:
+        pass  # an answer, even if a refusal
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise MuonlabError(
+            f"data 'huggingface' needs a network, but {hub} cannot be reached ({reason}); "
+            "use data=shakespeare, data=synthetic or data=text"
+        ) from None

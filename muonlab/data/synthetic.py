@@ -1,0 +1,138 @@
+"""Text whose entropy rate is known exactly: a Markov chain over a small alphabet."""
+
+import hashlib
+from dataclasses import replace
+from functools import cache as remember
+from pathlib import Path
+
+import numpy as np
+
+from muonlab.data.cache import tokenize
+from muonlab.data.corpus import Corpus
+from muonlab.data.token_data import TokenData
+from muonlab.data.tokenizer import ByteTokenizer
+from muonlab.errors import MuonlabError
+
+# Every probability is a multiple of 1/4096, so that 12 random bits choose the next symbol exactly as the matrix
+# says, and the matrix's entropy is the text's.
+SLOTS = 1 << 12
+MAX_STATES = 4096
+
+
+def build_synthetic(
+    *,
+    vocab_size: int = 32,
+    order: int = 2,
+    concentration: float = 0.1,
+    train_tokens: int = 1_000_000,
+    val_tokens: int = 100_000,
+    seed: int = 0,
+    cache: str | Path | None = None,
+) -> TokenData:
+    """A chain in which each symbol depends on the last `order`; a symbol is a token, and counts as a byte.
+
+    `vocab_size` symbols (2 to 256), at most 4096 states vocab_size^order. The rows of the transition matrix are
+    Dirichlet draws: a small `concentration` makes the next symbol nearly certain (entropy towards 0), a large
+    one nearly uniform (towards log vocab_size). `seed` draws matrix and text. The validation split continues
+    the text of the training split.
+
+    The result knows its `entropy_rate` and `loss_floor(context)` in nats per token. Order 1 needs no attention;
+    order 2 needs a head that looks one token back.
+    """
+    counts = transition_counts(vocab_size, order, concentration, seed)
+    if min(train_tokens, val_tokens) < 1:
+        raise MuonlabError(
+            f"a synthetic corpus needs tokens in both splits, not {train_tokens}, {val_tokens}"
+        )
+    text = remember(lambda: generate(counts, train_tokens + val_tokens, seed))
+    settings = f"vocab_size={vocab_size} order={order} concentration={concentration} seed={seed}"
+    corpus = Corpus(
+        name="synthetic",
+        source=f"Markov chain, {settings}",
+        digest=hashlib.sha256(
+            counts.tobytes() + f"{settings} {train_tokens} {val_tokens}".encode()
+        ).hexdigest(),
+        train=lambda: [text()[:train_tokens]],
+        val=lambda: [text()[train_tokens:]],
+    )
+    data = tokenize(corpus, ByteTokenizer(vocab_size), cache)
+    return replace(data, conditional_entropies=conditional_entropies(counts))
+
+
+def transition_counts(vocab_size: int, order: int, concentration: float, seed: int) -> np.ndarray:
+    """The chain: int64 (vocab_size^order, vocab_size), rows summing to 4096, P(next | state) = counts / 4096.
+
+    A state is the last `order` symbols read as a number in base `vocab_size`, the oldest first. No count is 0,
+    so every state is reached from every other and the stationary distribution is unique.
+    Raises MuonlabError for settings out of range.
+    """
+    if not 2 <= vocab_size <= 256 or order < 1 or vocab_size**order > MAX_STATES:
+        raise MuonlabError(
+            f"a synthetic corpus takes vocab_size 2 to 256, order >= 1 and at most {MAX_STATES} states "
+            f"vocab_size^order, not vocab_size={vocab_size} and order={order}"
+        )
+    if not concentration > 0 or seed < 0:
+        raise MuonlabError(
+            f"a synthetic corpus takes concentration > 0 and seed >= 0, not {concentration} and {seed}"
+        )
+    rows = _random(seed, 0).dirichlet(np.full(vocab_size, concentration), vocab_size**order)
+    counts = 1 + (rows * (SLOTS - vocab_size)).astype(np.int64)
+    # What rounding down has left over goes to each row's likeliest symbol.
+    np.put_along_axis(
+        counts,
+        rows.argmax(1)[:, None],
+        (counts.max(1) + SLOTS - counts.sum(1))[:, None],
+        axis=1,
+    )
+    return counts
+
+
+def stationary(counts: np.ndarray) -> np.ndarray:
+    """The distribution over states, float64 (states,), that the chain keeps: pi = pi P, by power iteration."""
+    states, vocab = counts.shape
+    # Dropping the oldest symbol and adding x leads from (oldest, rest) to (rest, x).
+    step = counts.reshape(vocab, states // vocab, vocab) / SLOTS
+    pi = np.full(states, 1 / states)
+    for _ in range(100_000):
+        following = np.einsum("or,orx->rx", pi.reshape(vocab, -1), step).ravel()
+        if np.abs(following - pi).sum() < 1e-14:
+            return following / following.sum()
+        pi = following
+    raise MuonlabError("the synthetic chain mixes too slowly to find its entropy; raise concentration")
+
+
+def conditional_entropies(counts: np.ndarray) -> tuple[float, ...]:
+    """H(next | last t symbols) in nats for t = 1 .. order, under the stationary distribution.
+
+    The last is the entropy rate: H = - sum_s pi(s) sum_x P(x|s) log P(x|s) (Cover & Thomas, Elements of
+    Information Theory, 2nd ed., theorem 4.2.4).
+    """
+    states, vocab = counts.shape
+    joint = stationary(counts)[:, None] * counts / SLOTS
+    entropies = []
+    known = vocab
+    while known <= states:
+        # Sum over the symbols that are further back than the t known ones.
+        seen = joint.reshape(-1, known, vocab).sum(0)
+        entropies.append(float(-(seen * np.log(seen / seen.sum(1, keepdims=True))).sum()))
+        known *= vocab
+    return tuple(entropies)
+
+
+def generate(counts: np.ndarray, tokens: int, seed: int) -> bytes:
+    """`tokens` consecutive symbols of the stationary chain, a byte each."""
+    states, vocab = counts.shape
+    symbols = np.tile(np.arange(vocab, dtype=np.uint8), states)
+    table = [row.tobytes() for row in np.repeat(symbols, counts.ravel()).reshape(states, SLOTS)]
+    random = _random(seed, 1)
+    state = int(np.searchsorted(stationary(counts).cumsum(), random.random()))
+    text = bytearray(tokens)
+    # A plain loop: the chain is sequential, and a million symbols take a fraction of a second once per cache.
+    for i, slot in enumerate(random.integers(SLOTS, size=tokens, dtype=np.uint16).tolist()):
+        text[i] = symbol = table[state][slot]
+        state = (state * vocab + symbol) % states
+    return bytes(text)
+
+
+def _random(seed: int, stream: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=np.array((seed, stream), np.uint64)))

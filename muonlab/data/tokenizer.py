@@ -1,0 +1,130 @@
+"""Tokenizers: the bytes themselves, or byte-pair encoding trained on the training split.
+
+Both are lossless on any text they accept, and neither has special tokens.
+"""
+
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from muonlab.errors import MuonlabError, unknown_name
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+BPE_VOCAB_MIN, BPE_VOCAB_MAX = 257, 1 << 16
+_PIECES_AT_ONCE = 32
+
+
+class ByteTokenizer:
+    """A token is a byte value. `vocab_size` under 256 says that only the first values occur."""
+
+    name = "byte"
+    dtype = np.dtype("u1")
+
+    def __init__(self, vocab_size: int = 256):
+        self.vocab_size = vocab_size
+
+    @property
+    def key(self) -> str:
+        """What of the tokenizer decides the ids, for the name of a cache entry."""
+        return self.name
+
+    def encode(self, pieces: Iterable[bytes]) -> Iterator[tuple[np.ndarray, int]]:
+        """The ids of each piece and the number of bytes that they stand for."""
+        for piece in pieces:
+            yield np.frombuffer(piece, np.uint8), len(piece)
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of `ids`; bytes that are no UTF-8 become U+FFFD."""
+        return bytes(ids).decode(errors="replace")
+
+
+class BytePairTokenizer:
+    """Byte-level byte-pair encoding (Sennrich et al. 2016, over bytes as in GPT-2), by the tokenizers library.
+
+    `vocab_size` counts the 256 bytes and the merges; a text too short to teach that many merges gives fewer,
+    and `vocab_size` says how many there are once the tokenizer is trained or loaded. UTF-8 text only.
+    """
+
+    name = "bpe"
+    dtype = np.dtype("<u2")
+    file_name = "tokenizer.json"
+
+    def __init__(self, vocab_size: int):
+        if not BPE_VOCAB_MIN <= vocab_size <= BPE_VOCAB_MAX:
+            raise MuonlabError(
+                f"bpe_vocab_size must be from {BPE_VOCAB_MIN} (256 bytes and a merge) to {BPE_VOCAB_MAX}, "
+                f"not {vocab_size}"
+            )
+        self.vocab_size = vocab_size
+        # Another version of the library may choose other merges, so its tokens are other tokens.
+        self.key = f"bpe{vocab_size}-tokenizers{version('tokenizers')}"
+        self._trained: Tokenizer | None = None
+        self._file: Path | None = None
+
+    def train(self, pieces: Iterable[bytes]) -> None:
+        """Learn the merges from a split's text; raises MuonlabError for text that is not UTF-8."""
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.vocab_size,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(map(_utf8, pieces), trainer)
+        self._trained, self.vocab_size = tokenizer, tokenizer.get_vocab_size()
+
+    def encode(self, pieces: Iterable[bytes]) -> Iterator[tuple[np.ndarray, int]]:
+        """The ids of each piece and the number of bytes that they stand for."""
+        pieces = iter(pieces)
+        while group := list(islice(pieces, _PIECES_AT_ONCE)):
+            encoded = self._library_tokenizer.encode_batch_fast([_utf8(piece) for piece in group])
+            for piece, encoding in zip(group, encoded, strict=True):
+                yield np.array(encoding.ids, self.dtype), len(piece)
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of `ids`; bytes that are no UTF-8 (a character cut in half) become U+FFFD."""
+        return self._library_tokenizer.decode(ids)
+
+    def save(self, folder: Path) -> None:
+        """Write the trained merges to `folder`."""
+        self._library_tokenizer.save(str(folder / self.file_name))
+
+    def load(self, folder: Path, vocab_size: int) -> None:
+        """Use the merges saved in `folder`; they are read when first needed."""
+        self._file, self.vocab_size = folder / self.file_name, vocab_size
+
+    @property
+    def _library_tokenizer(self) -> "Tokenizer":
+        if self._trained is None:
+            from tokenizers import Tokenizer
+
+            self._trained = Tokenizer.from_file(str(self._file))
+        return self._trained
+
+
+def make_tokenizer(name: str, bpe_vocab_size: int) -> ByteTokenizer | BytePairTokenizer:
+    """The tokenizer called `name`: "byte" (vocabulary 256) or "bpe" (`bpe_vocab_size`, still untrained)."""
+    if name == ByteTokenizer.name:
+        return ByteTokenizer()
+    if name == BytePairTokenizer.name:
+        return BytePairTokenizer(bpe_vocab_size)
+    raise unknown_name("tokenizer", name, (ByteTokenizer.name, BytePairTokenizer.name))
+
+
+def _utf8(piece: bytes) -> str:
+    try:
+        return piece.decode()
+    except UnicodeDecodeError as error:
+        raise MuonlabError(
+            "tokenizer=bpe needs UTF-8 text, but this text holds the bytes "
+            f"{piece[error.start : error.end]!r}; use tokenizer=byte for it"
+        ) from None
