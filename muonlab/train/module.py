@@ -1,0 +1,90 @@
+"""The LightningModule: the one place where model, optimizer and data meet."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from muonlab.data import TokenData
+from muonlab.errors import MuonlabError
+from muonlab.models import ModelOutput, build_model
+from muonlab.optim import build_optimizer
+from muonlab.train.schedule import build_schedule
+
+
+class LanguageModel(L.LightningModule):
+    """Trains `model` on batches that are a pure function of (seed, micro-batch number).
+
+    `config` is what `muonlab.train.config.resolve` gives. Automatic optimization with one optimizer object, so that
+    Lightning's step count is the optimizer's. Raises MuonlabError for settings that the parts refuse.
+    """
+
+    def __init__(self, config: dict[str, Any], data: TokenData):
+        super().__init__()
+        self.config, self.data = config, data
+        settings = dict(config["model"])
+        vocab_size = settings.pop("vocab_size", data.vocab_size)
+        if vocab_size < data.vocab_size:
+            raise MuonlabError(
+                f"model.vocab_size={vocab_size} is smaller than the {data.vocab_size} tokens of {data.name}"
+            )
+        self.model = build_model(settings.pop("name"), vocab_size=vocab_size, **settings)
+        self.context: int = config["model"]["context"]
+        self.batch_size: int = config["trainer"]["batch_size"]
+        settings = dict(config["optimizer"])
+        self.optimizer = build_optimizer(settings.pop("name"), self.model, **settings)
+        settings = dict(config["schedule"])
+        self.schedule = build_schedule(settings.pop("name"), config["trainer"]["max_steps"], **settings)
+        if config["trainer"]["compile"]:
+            self.model.compile()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """One optimizer, one schedule that multiplies the learning rate of all its groups."""
+        scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.schedule)
+        return {"optimizer": self.optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def train_dataloader(self) -> range:
+        """Micro-batch numbers; the batches themselves are computed from `batch_idx`, which a resume restores."""
+        return range(self.config["trainer"]["max_steps"] * self.config["trainer"]["accumulate"])
+
+    def training_step(self, _: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Cross-entropy (plus z-loss) of micro-batch `batch_idx`; its max logits go to the clip."""
+        batch = self.data.batch(self.config["seed"], batch_idx, self.batch_size, self.context)
+        rank, world = self.global_rank, self.trainer.world_size
+        tokens, targets = (part[rank::world].to(self.device, non_blocking=True) for part in batch)
+        output: ModelOutput = self.model(tokens, targets)
+        self.optimizer.observe(self.model.max_logits())
+        return {"loss": output.loss, "cross_entropy": output.cross_entropy.detach()}
+
+    def probe(self) -> tuple[Tensor, Tensor]:
+        """Loss and attention entropies (layers, heads) of one fixed held-out batch: free of data noise."""
+        ((tokens, targets),) = self.data.eval_batches(self.config["trainer"]["probe_batch_size"], self.context, 1)
+        with self._evaluating():
+            # forward() and not the call: the probe needs every attention weight, which a compiled step never holds.
+            output = self.model.forward(tokens.to(self.device), targets.to(self.device), measure_entropy=True)
+        return output.cross_entropy, self.model.attention_entropy()
+
+    def validate(self) -> Tensor:
+        """Mean cross-entropy in nats per token over fixed windows spread evenly over the held-out works.
+
+        Lightning's own validation loop is not used because its place within a step moves on a resume, and a resumed
+        run must give the same rows to the bit.
+        """
+        total, count = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        batches = self.data.eval_batches(self.batch_size, self.context, self.config["trainer"]["val_batches"])
+        with self._evaluating():
+            for tokens, targets in batches:
+                output = self.model(tokens.to(self.device), targets.to(self.device))
+                total += output.cross_entropy.double() * targets.numel()
+                count += targets.numel()
+        return total / count
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        self.model.eval()
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            yield
+        self.model.train()

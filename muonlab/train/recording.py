@@ -1,0 +1,140 @@
+"""The callback that writes a run's record: what happened at every step, with no host synchronisation in the step."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from muonlab.record import RunRecord
+from muonlab.record.mlflow_run import MlflowRun
+from muonlab.train.module import LanguageModel
+
+
+class Recording(L.Callback):
+    """Appends one row a step to the record and passes the rows on to MLflow at every flush.
+
+    Row `step` (from 0) holds the loss, gradient norm, learning rate and max logits of that step's forward and
+    backward, and the clip factors applied after its update; at their cadence `probe_loss`, `val_loss` and the
+    attention entropy of the weights before the update. `on_step` is told the number of finished steps.
+    """
+
+    def __init__(
+        self, record: RunRecord, mlflow_run: MlflowRun | None, on_step: Callable[[int], None] | None = None
+    ):
+        self.record, self.mlflow_run, self.on_step = record, mlflow_run, on_step
+        self.seconds_before = 0.0
+        self.row: dict[str, Any] = {}
+        self.heads: dict[str, Tensor] = {}
+        self.losses: list[Tensor] = []
+        self.weights_before: list[Tensor] = []
+        self.latest: dict[str, Tensor] = {}
+        self._random_state: Tensor | None = None
+
+    # ------------------------------------------------------------------ one step
+    def on_train_start(self, trainer: L.Trainer, module: LanguageModel) -> None:
+        """Start the clock; a resumed run gets its random state back after everything else drew from it."""
+        if self._random_state is not None:
+            torch.set_rng_state(self._random_state)
+            self._random_state = None
+        self.started = time.monotonic()
+        self.tokens_per_step = module.batch_size * module.context * trainer.accumulate_grad_batches
+        self.flops_per_step = self.tokens_per_step * module.model.flops_per_token(module.context)
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: LanguageModel, batch: Any, batch_idx: int) -> None:
+        """At their cadences: validation; the probe, with a copy of the weights to know the update's size."""
+        if batch_idx % trainer.accumulate_grad_batches:
+            return
+        settings = module.config["trainer"]
+        if settings["val_every"] and trainer.global_step % settings["val_every"] == 0:
+            self.row["val_loss"] = module.validate()
+        if settings["probe_every"] and trainer.global_step % settings["probe_every"] == 0:
+            self.row["probe_loss"], self.heads["entropy"] = module.probe()
+            self.weights_before = [p.detach().clone() for p in module.model.parameters()]
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, module: LanguageModel, optimizer: Any) -> None:
+        """Gradient norm before clipping, and the learning rate of this very update."""
+        gradients = [p.grad for p in module.model.parameters() if p.grad is not None]
+        self.row["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
+        self.row["lr"] = module.config["optimizer"]["lr"] * module.schedule(trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: LanguageModel, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Close the row when the last micro-batch of the step is through."""
+        highest, lowest = module.model.logit_extremes()
+        self._raise("max_logit", highest)
+        self._raise("max_logit_abs", torch.maximum(highest, -lowest))
+        self.losses.append(outputs["cross_entropy"])
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        step = trainer.global_step
+        loss = torch.stack(self.losses).mean() if len(self.losses) > 1 else self.losses[0]
+        if trainer.world_size > 1:
+            loss = trainer.strategy.reduce(loss, reduce_op="mean")
+            for key in ("max_logit", "max_logit_abs"):
+                self.heads[key] = trainer.strategy.reduce(self.heads[key], reduce_op="max")
+        if gammas := module.optimizer.gammas():
+            self.heads["gamma"] = torch.stack([gammas[name] for name in module.model.layer_names])
+        if self.weights_before:
+            self.row |= self._group_sizes(module)
+            self.weights_before = []
+        self.row |= {
+            "train_loss": loss,
+            "tokens": step * self.tokens_per_step,
+            "flops": step * self.flops_per_step,
+            "seconds": self.seconds_before + time.monotonic() - self.started,
+        }
+        self.latest = {"loss": loss, "max_logit": self.heads["max_logit"]}
+        self.record.append(step - 1, self.row, self.heads)
+        self.row, self.heads, self.losses = {}, {}, []
+        if self.on_step:
+            self.on_step(step)
+
+    def _raise(self, key: str, value: Tensor) -> None:
+        # The step's maximum is that over its micro-batches.
+        self.heads[key] = torch.maximum(self.heads[key], value) if key in self.heads else value
+
+    def _group_sizes(self, module: LanguageModel) -> dict[str, Tensor]:
+        """Root mean square of this step's change and of the weights, by optimizer group."""
+        change, weight, count = defaultdict(list), defaultdict(list), defaultdict(int)
+        groups = {route.name: route.group for route in module.optimizer.routing}
+        for (name, parameter), before in zip(module.model.named_parameters(), self.weights_before, strict=True):
+            group = groups[name]
+            change[group].append((parameter.detach() - before).square().sum())
+            weight[group].append(parameter.detach().square().sum())
+            count[group] += parameter.numel()
+        sizes = {f"update_rms/{g}": (torch.stack(change[g]).sum() / count[g]).sqrt() for g in count}
+        return sizes | {f"weight_rms/{g}": (torch.stack(weight[g]).sum() / count[g]).sqrt() for g in count}
+
+    # ------------------------------------------------------------------ keeping it
+    def flush(self) -> None:
+        """Write what is buffered to the record and to MLflow."""
+        rows = self.record.flush()
+        if self.mlflow_run is not None:
+            self.mlflow_run.log_rows(rows)
+
+    def finish(self, status: str, cause: str, metrics: dict[str, float]) -> None:
+        """End the record and the MLflow run, whatever happened."""
+        self.flush()
+        self.record.finish(status, cause, metrics)
+        if self.mlflow_run is not None:
+            self.mlflow_run.log_folder(self.record.folder)
+            self.mlflow_run.finish(status, cause, metrics)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: LanguageModel, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint and the record on disk always agree: both hold the steps before `global_step`."""
+        self.flush()
+        checkpoint["muonlab"] = {
+            "seconds": self.seconds_before + time.monotonic() - self.started,
+            "random_state": torch.get_rng_state(),
+        }
+
+    def on_load_checkpoint(self, trainer: L.Trainer, module: LanguageModel, checkpoint: dict[str, Any]) -> None:
+        """Rows written after the checkpoint are dropped: they will be computed again, to the same bits."""
+        self.record.truncate(checkpoint["global_step"] - 1)
+        self.seconds_before = checkpoint["muonlab"]["seconds"]
+        self._random_state = checkpoint["muonlab"]["random_state"]

@@ -1,0 +1,51 @@
+"""Opens the MLflow run that shows a record."""
+
+from pathlib import Path
+from typing import Any
+
+from muonlab.errors import unknown_name
+from muonlab.record import RunRecord
+from muonlab.record.mlflow_run import MlflowRun
+from muonlab.record.store import prepare_store, store_uri
+from muonlab.train.config import run_name
+
+# Sections that say how a run is computed; where it is kept is not a parameter.
+PARAMETERS = ("model", "optimizer", "schedule", "data", "trainer", "seed")
+
+
+def open_mlflow(config: dict[str, Any], record: RunRecord, environment: dict[str, Any]) -> MlflowRun | None:
+    """The MLflow run of a record, begun or gone on with; None where `tracking` is `none`.
+
+    The tags repeat what nesting shows (study, trial, role, seed), since a table sorted by a metric has no nesting.
+    Raises MuonlabError for a tracking server that cannot be used.
+    """
+    tracking = config["tracking"]
+    if tracking["name"] == "none":
+        return None
+    if tracking["name"] != "mlflow":
+        raise unknown_name("tracking", tracking["name"], ("mlflow", "none"))
+    uri = store_uri(tracking["uri"], config["paths"]["runs"])
+    prepare_store(uri, tracking["experiment"], Path(config["paths"]["runs"]) / "mlartifacts")
+    tags = {
+        "optimizer": config["optimizer"]["name"],
+        "model": config["model"]["name"],
+        "seed": config["seed"],
+        "folder": record.folder.absolute(),
+        "mlflow.source.git.commit": environment["commit"],
+        "dirty": environment["dirty"],
+        "host": environment["host"],
+        "device": ", ".join(environment["accelerators"]) or environment["cpu"],
+        **{key: tracking[key] for key in ("study", "trial", "role")},
+    }
+    run = MlflowRun.start(
+        uri,
+        tracking["experiment"],
+        run_name(config),
+        {key: config[key] for key in PARAMETERS},
+        {key: str(value) for key, value in tags.items() if value is not None},
+        parent_run_id=tracking["parent_run_id"],
+        run_id=record.mlflow_run_id,
+    )
+    record.mlflow_run_id = run.run_id
+    run.log_dataset(environment["data"]["name"], environment["data"]["digest"])
+    return run
