@@ -3,6 +3,19 @@
 from muonlab.record.environment import collect_environment
 from muonlab.record.identity import run_identity
 from muonlab.record.load import Run, load_run
+from muonlab.record.mlflow_run import MlflowRun, environment_tags
 from muonlab.record.run import STATUSES, RunRecord
+from muonlab.record.store import prepare_store, store_uri
 
-__all__ = ["STATUSES", "Run", "RunRecord", "collect_environment", "load_run", "run_identity"]
+__all__ = [
+    "STATUSES",
+    "MlflowRun",
+    "Run",
+    "RunRecord",
+    "collect_environment",
+    "environment_tags",
+    "load_run",
+    "prepare_store",
+    "run_identity",
+    "store_uri",
+]

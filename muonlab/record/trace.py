@@ -219,27 +219,28 @@ def _heads_table(stacked: dict[str, np.ndarray]) -> pa.Table:
 
 def chart_rows(steps: pa.Table, heads: pa.Table) -> list[dict[str, float]]:
     """What a chart shows of the two traces: a dict a step of its measured scalars and, over the heads of each
-    layer, the largest `max_logit/layer_00`, the smallest `gamma/layer_00`, the mean `entropy/layer_00`."""
+    layer, the largest `max_logit/layer_00` and the mean `entropy/layer_00`; `gamma` is the smallest over all
+    layers and heads (1: nothing was clipped)."""
     rows = {
         row["step"]: {name: value for name, value in row.items() if value is not None}
         for row in steps.to_pylist()
     }
-    step, layer = (heads[name].to_numpy() for name in ("step", "layer"))
-    starts = np.flatnonzero(np.r_[True, (np.diff(step) != 0) | (np.diff(layer) != 0)][: len(step)])
-    if not len(starts):
-        return list(rows.values())
-    size = np.diff(np.r_[starts, len(step)])
-    for name, reduce, divisor in (
-        ("max_logit", np.maximum, 1),
-        ("gamma", np.minimum, 1),
-        ("entropy", np.add, size),
+    for name, reduce, by_layer in (
+        ("max_logit", np.maximum, True),
+        ("entropy", np.add, True),
+        ("gamma", np.minimum, False),
     ):
-        if HEADS[name] not in heads.column_names:
+        column = heads[HEADS[name]] if HEADS[name] in heads.column_names else None
+        if column is None or column.null_count == len(column):
             continue
-        column = heads[HEADS[name]]
-        measured = column.is_valid().to_numpy()[starts]
-        values = reduce.reduceat(column.to_numpy(), starts) / divisor
-        for start, value in zip(starts[measured], values[measured], strict=True):
+        kept = heads.filter(column.is_valid())
+        step, layer, value = (kept[key].to_numpy() for key in ("step", "layer", HEADS[name]))
+        new = (np.diff(step) != 0) | (by_layer & (np.diff(layer) != 0))
+        starts = np.r_[0, 1 + np.flatnonzero(new)]
+        values = reduce.reduceat(value, starts)
+        if name == "entropy":
+            values = values / np.diff(np.r_[starts, len(value)])
+        for start, reduced in zip(starts.tolist(), values.tolist(), strict=True):
             row = rows.setdefault(int(step[start]), {"step": int(step[start])})
-            row[f"{name}/layer_{layer[start]:02d}"] = float(value)
+            row[f"{name}/layer_{layer[start]:02d}" if by_layer else name] = reduced
     return [rows[step] for step in sorted(rows)]
