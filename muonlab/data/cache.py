@@ -59,9 +59,9 @@ def tokenize(
 ) -> TokenData:
     """The tokens of `corpus`, mapped from the cache; tokenized first where they are not in it.
 
-    An entry is a folder `tokens/<name>-<tokenizer>-<key>` with train.bin and val.bin (raw ids), meta.json and,
-    for BPE, tokenizer.json; the key is a digest of the source and the tokenizer. BPE learns its merges from
-    the training split alone. Raises MuonlabError for an empty split.
+    An entry is a folder `tokens/<name>-<tokenizer>-<key>` with train.bin and val.bin (raw ids), meta.json
+    and, for BPE, tokenizer.json; the key is a digest of the source and the tokenizer. BPE learns its merges
+    from the training split alone. Raises MuonlabError for an empty split.
     """
     key = hashlib.sha256(json.dumps([FORMAT, corpus.digest, tokenizer.key]).encode()).hexdigest()[:12]
     folder = cache_folder(cache) / "tokens" / f"{corpus.name}-{tokenizer.name}-{key}"

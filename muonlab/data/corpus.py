@@ -13,9 +13,9 @@ _WHITESPACE = re.compile(rb"[ \n\r\t]")
 class Corpus:
     """Text with whole works or files held out for validation.
 
-    `train` and `val` are called only when the tokens are not in the cache yet; each gives the text of its split
-    as consecutive pieces of bytes. `digest` is a hex digest of everything that decides those bytes and must be
-    known without reading them, or at the cost of reading them once. `source` is a line for people.
+    `train` and `val` are called only when the tokens are not in the cache yet; each gives the text of its
+    split as consecutive pieces of bytes. `digest` is any string that tells these bytes from all others; it is
+    needed at every start, so it should not cost more than reading them once. `source` is a line for people.
     """
 
     name: str

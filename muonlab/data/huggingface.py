@@ -43,10 +43,10 @@ def build_huggingface(
 ) -> TokenData:
     """The first documents of a dataset, streamed into the cache until they reach `max_bytes`.
 
-    `dataset` is "fineweb_edu" (its sample-10BT), "tinystories", any "owner/name" of the hub, or a local folder
-    that the datasets library can read. `field` is the column with the text. `revision` pins a commit of the
-    dataset; None takes the newest, once: what is in the cache stays. Every n-th document is held out, with n
-    nearest to 1 / `val_fraction` (over 0, at most 0.5); a zero byte ends each document.
+    `dataset` is "fineweb_edu" (its sample-10BT), "tinystories", any "owner/name" of the hub, or a local
+    folder that the datasets library can read. `field` is the column with the text. `revision` pins a commit
+    of the dataset; None takes the newest, once: what is in the cache stays, as for a local folder. Every n-th document is held out,
+    with n nearest to 1 / `val_fraction` (over 0, at most 0.5); a zero byte ends each document.
     Raises MuonlabError if the package is missing, the hub cannot be reached, or it refuses the request.
     """
     if not 0 < val_fraction <= 0.5 or max_bytes < 1:
@@ -55,12 +55,7 @@ def build_huggingface(
             f"not {val_fraction} and {max_bytes}"
         )
     full_name, subset = _resolve(dataset, subset)
-    request = {
-        "path": full_name,
-        "name": subset,
-        "split": split,
-        "revision": revision,
-    }
+    request = {"path": full_name, "name": subset, "split": split, "revision": revision}
     key = hashlib.sha256(json.dumps([request, field, max_bytes, val_fraction]).encode()).hexdigest()[:12]
     folder = cache_folder(cache) / "huggingface" / f"{Path(full_name).name}-{key}"
     build_folder(
@@ -80,8 +75,8 @@ def build_huggingface(
 def write_documents(documents: Iterable[str], folder: Path, max_bytes: int, val_fraction: float) -> None:
     """Write whole documents to train.txt and val.txt in `folder` until both together hold `max_bytes`.
 
-    The file sha256 gets the digest of what was written, in its order. Raises MuonlabError if there were too few
-    documents to fill both splits.
+    The file sha256 gets the digest of what was written, in its order. Raises MuonlabError if there were too
+    few documents to fill both splits.
     """
     every = round(1 / val_fraction)
     digest = hashlib.sha256()
@@ -117,7 +112,8 @@ def _stream(request: dict[str, Any], field: str) -> Iterator[str]:
         import datasets
     except ImportError:
         raise MuonlabError(
-            "data 'huggingface' needs the package datasets, which is not installed; pip install 'muonlab[hub]'"
+            "data 'huggingface' needs the package datasets, which is not installed; "
+            "pip install 'muonlab[hub]'"
         ) from None
     if not Path(request["path"]).is_dir():
         _check_hub()

@@ -13,8 +13,8 @@ from muonlab.data.token_data import TokenData
 from muonlab.data.tokenizer import ByteTokenizer
 from muonlab.errors import MuonlabError
 
-# Every probability is a multiple of 1/4096, so that 12 random bits choose the next symbol exactly as the matrix
-# says, and the matrix's entropy is the text's.
+# Every probability is a multiple of 1/4096, so that 12 random bits choose the next symbol exactly as the
+# matrix says, and the matrix's entropy is the text's.
 SLOTS = 1 << 12
 MAX_STATES = 4096
 
@@ -31,13 +31,13 @@ def build_synthetic(
 ) -> TokenData:
     """A chain in which each symbol depends on the last `order`; a symbol is a token, and counts as a byte.
 
-    `vocab_size` symbols (2 to 256), at most 4096 states vocab_size^order. The rows of the transition matrix are
-    Dirichlet draws: a small `concentration` makes the next symbol nearly certain (entropy towards 0), a large
-    one nearly uniform (towards log vocab_size). `seed` draws matrix and text. The validation split continues
-    the text of the training split.
+    `vocab_size` symbols (2 to 256), at most 4096 states vocab_size^order. The rows of the transition matrix
+    are Dirichlet draws: a small `concentration` makes the next symbol nearly certain (entropy towards 0), a
+    large one nearly uniform (towards log vocab_size). `seed` draws matrix and text. The validation split
+    continues the text of the training split.
 
-    The result knows its `entropy_rate` and `loss_floor(context)` in nats per token. Order 1 needs no attention;
-    order 2 needs a head that looks one token back.
+    The result knows its `entropy_rate` and `loss_floor(context)` in nats per token. Order 1 needs no
+    attention; order 2 needs a head that looks one token back.
     """
     counts = transition_counts(vocab_size, order, concentration, seed)
     if min(train_tokens, val_tokens) < 1:
@@ -62,8 +62,8 @@ def build_synthetic(
 def transition_counts(vocab_size: int, order: int, concentration: float, seed: int) -> np.ndarray:
     """The chain: int64 (vocab_size^order, vocab_size), rows summing to 4096, P(next | state) = counts / 4096.
 
-    A state is the last `order` symbols read as a number in base `vocab_size`, the oldest first. No count is 0,
-    so every state is reached from every other and the stationary distribution is unique.
+    A state is the last `order` symbols read as a number in base `vocab_size`, the oldest first. No count is
+    0, so every state is reached from every other and the stationary distribution is unique.
     Raises MuonlabError for settings out of range.
     """
     if not 2 <= vocab_size <= 256 or order < 1 or vocab_size**order > MAX_STATES:
@@ -88,7 +88,7 @@ def transition_counts(vocab_size: int, order: int, concentration: float, seed: i
 
 
 def stationary(counts: np.ndarray) -> np.ndarray:
-    """The distribution over states, float64 (states,), that the chain keeps: pi = pi P, by power iteration."""
+    """The distribution over states, float64 (states,), with pi = pi P, by power iteration."""
     states, vocab = counts.shape
     # Dropping the oldest symbol and adding x leads from (oldest, rest) to (rest, x).
     step = counts.reshape(vocab, states // vocab, vocab) / SLOTS

@@ -25,9 +25,9 @@ def build_text(
 ) -> TokenData:
     """The text at `path`: a file, whatever its name, or every *.txt below a folder, sorted by path.
 
-    The last `val_fraction` (over 0, under 1) is held out: of the files, at least one, where there are several;
-    of the bytes of a single one, cut between characters. Relative paths begin at the current folder. The cache
-    is keyed by what the files hold, so an edited text is tokenized anew.
+    The last `val_fraction` (over 0, under 1) is held out: of the files, at least one, where there are
+    several; of the bytes of a single one, cut between characters. Relative paths begin at the current folder.
+    The cache is keyed by what the files hold, so an edited text is tokenized anew.
     Raises MuonlabError for a path that is missing, unreadable or without text.
     """
     if path is None:
@@ -38,8 +38,9 @@ def build_text(
         raise MuonlabError(f"val_fraction must be over 0 and under 1, not {val_fraction}")
     path = Path(path).expanduser()
     try:
-        train, val = split_files(_text_files(path), val_fraction)
-        digest = _content_digest(train, val)
+        files = _text_files(path)
+        train, val = split_files(files, val_fraction)
+        digest = _content_digest(files, train, val)
     except OSError as error:
         raise MuonlabError(f"cannot read {error.filename or path}: {error.strerror or error}") from error
     corpus = Corpus(
@@ -55,7 +56,7 @@ def build_text(
 def _text_files(path: Path) -> list[Path]:
     if not path.exists():
         raise MuonlabError(f"there is no file or folder {path}")
-    files = sorted(file for file in path.rglob("*.txt")) if path.is_dir() else [path]
+    files = sorted(file for file in path.rglob("*.txt") if not file.is_dir()) if path.is_dir() else [path]
     if not files:
         raise MuonlabError(f"the folder {path} holds no .txt files")
     files = [file for file in files if file.stat().st_size > 0]
@@ -80,15 +81,12 @@ def split_files(files: list[Path], val_fraction: float) -> tuple[list[Span], lis
     return [(file, 0, cut)], [(file, cut, size)]
 
 
-def _content_digest(*splits: list[Span]) -> str:
-    """Digest of the bytes of the files and of where the splits and files begin."""
-    digest = hashlib.sha256()
-    for spans in splits:
-        for file, start, stop in spans:
-            digest.update(f"{start}:{stop};".encode())
-            with file.open("rb") as text:
-                digest.update(hashlib.file_digest(text, "sha256").digest())
-        digest.update(b"|")
+def _content_digest(files: list[Path], *splits: list[Span]) -> str:
+    """Digest of what the files hold and of where the splits are cut."""
+    digest = hashlib.sha256(str([[span[1:] for span in spans] for spans in splits]).encode())
+    for file in files:
+        with file.open("rb") as text:
+            digest.update(hashlib.file_digest(text, "sha256").digest())
     return digest.hexdigest()
 
 

@@ -28,11 +28,11 @@ class TokenData:
 
     `train` and `val` are 1-D arrays of uint8 or uint16, mapped from the cache: processes on one machine share
     their pages. Ids lie in [0, vocab_size). `digest` (16 hex digits) is of the ids of both splits, so equal
-    digests mean equal tokens. `source` says in a line where the text comes from. `bytes_per_token` is the mean
-    number of bytes of text behind one token of the validation split.
+    digests mean equal tokens. `source` says in a line where the text comes from. `bytes_per_token` is the
+    mean number of bytes of text behind one token of the validation split.
 
-    `conditional_entropies` is empty, except for a synthetic corpus: entry t - 1 is the exact entropy, in nats,
-    of the next token given the last t, and the last entry is the entropy rate.
+    `conditional_entropies` is empty, except for a synthetic corpus: entry t - 1 is the exact entropy, in
+    nats, of the next token given the last t, and the last entry is the entropy rate.
     """
 
     name: str

@@ -45,7 +45,8 @@ class ByteTokenizer:
 
 
 class BytePairTokenizer:
-    """Byte-level byte-pair encoding (Sennrich et al. 2016, over bytes as in GPT-2), by the tokenizers library.
+    """Byte-level byte-pair encoding (Sennrich et al. 2016, over bytes as in GPT-2), by the tokenizers
+    library.
 
     `vocab_size` counts the 256 bytes and the merges; a text too short to teach that many merges gives fewer,
     and `vocab_size` says how many there are once the tokenizer is trained or loaded. UTF-8 text only.
