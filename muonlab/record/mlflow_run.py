@@ -1,4 +1,4 @@
-"""One run in MLflow: the parameters, curves and files of its folder, where a table and a chart can show them."""
+"""One run in MLflow: the parameters, curves and files of its folder, for tables and charts."""
 
 import json
 import math
@@ -54,9 +54,12 @@ LONGEST_DIGEST = 36
 
 
 class MlflowRun:
-    """Writes one run. Only MlflowClient is used, which keeps no global state, so any number of runs may be open
-    in a process. After `start` a store that fails is told as a warning and tried again at the next call: the
-    record on disk is complete without it."""
+    """Writes one run.
+
+    Only MlflowClient is used, which keeps no global state, so any number of runs may be open in a process.
+    After `start`, a store that fails is told as a warning and tried again at the next call: the record on disk
+    is complete without it.
+    """
 
     def __init__(self, client: "MlflowClient", tracking_uri: str, run_id: str, started_ms: int, logged: int):
         self.run_id = run_id
@@ -81,9 +84,9 @@ class MlflowRun:
         """Open a run in an experiment that `prepare_store` made.
 
         `params` may be nested; they are logged flat, `optimizer.lr`. `run_id` goes on with that run: its
-        parameters stay, differing ones are told in the tag `muonlab.params_changed`, and steps that it has are
-        not logged again; a run that the store no longer has is begun anew. Raises MuonlabError if the store
-        cannot be used.
+        parameters stay, differing ones are told in the tag `muonlab.params_changed`, and steps that it has
+        are not logged again; a run that the store no longer has is begun anew. Raises MuonlabError if the
+        store cannot be used.
         """
         flat = dict(_flatten(params))
         with told(tracking_uri):
@@ -116,7 +119,7 @@ class MlflowRun:
     def log_rows(self, rows: Iterable[Mapping[str, float]]) -> None:
         """Chart rows of `RunRecord.flush` or `rows`: a `step` and the values measured at it.
 
-        Values that are not finite are logged as they are (MLflow draws an infinity at 1.8e308), counted in the
+        Values that are not finite are logged as they are (MLflow draws infinity at 1.8e308), counted in the
         metric `nonfinite`, and the first one is named in the tag `muonlab.nonfinite`.
         """
         for row in rows:

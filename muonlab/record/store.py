@@ -1,4 +1,4 @@
-"""The MLflow store: made once, safe for several processes and for forked ones, quiet, never a place to hang."""
+"""The MLflow store: made once, safe for several and for forked processes, quiet, never a place to hang."""
 
 import fcntl
 import logging
@@ -30,18 +30,19 @@ ENVIRONMENT = {
 
 
 def store_uri(uri: str | None, folder: str | Path) -> str:
-    """`uri`; else MLflow's own MLFLOW_TRACKING_URI (the place for an address with a password); else the SQLite
-    store `mlflow.db` in `folder`."""
+    """`uri`; else MLflow's own MLFLOW_TRACKING_URI (the place for an address with a password); else the
+    SQLite store `mlflow.db` in `folder`."""
     return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(folder).absolute()}/mlflow.db"
 
 
 def prepare_store(tracking_uri: str, experiment: str, artifact_root: str | Path) -> str:
     """Make the store and the experiment, unless they exist, and return the experiment's id.
 
-    Call it before workers start, or from all of them: a new SQLite file crashes when several processes migrate
-    it at once, so the first one does it under a file lock, and switches it to write-ahead logging, in which
-    readers and writers do not wait for each other. Artifacts go to `artifact_root`/<experiment>, except under an
-    MLflow server, which keeps them itself. Raises MuonlabError for a store that cannot be used or reached.
+    Call it before workers start, or from all of them: a new SQLite file crashes when several processes
+    migrate it at once, so the first one does it under a file lock, and switches it to write-ahead logging, in
+    which readers and writers do not wait for each other. Artifacts go to `artifact_root`/<experiment>, except
+    under an MLflow server, which keeps them itself. Raises MuonlabError for a store that cannot be used or
+    reached.
     """
     scheme = tracking_uri.partition(":")[0].partition("+")[0]
     if scheme not in SCHEMES or ":" not in tracking_uri:
