@@ -81,6 +81,28 @@ def check_overrides(config_name: str, arguments: list[str]) -> None:
     compose_config(config_name, overrides)
 
 
+def hydra_command(config_name: str, job: Callable[[dict[str, Any]], int]) -> int:
+    """Run `job` under Hydra on conf/<config_name>.yaml and the command line; the largest of its exit codes.
+
+    In a multirun a job that the user got wrong is told and does not end the others.
+    """
+    import hydra
+
+    check_overrides(config_name, sys.argv[1:])
+    codes: list[int] = []
+
+    @hydra.main(config_path=str(project_folder("conf")), config_name=config_name, version_base="1.3")
+    def run(config: DictConfig) -> None:
+        try:
+            codes.append(job(plain(config)))
+        except MuonlabError as error:
+            print(f"muonlab: {error}", file=sys.stderr)
+            codes.append(2)
+
+    run()
+    return max(codes, default=0)
+
+
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a command's body and exit: 0 or what it returns; 2 with one sentence for a MuonlabError; 130 for Ctrl-C."""
     try:

@@ -6,30 +6,14 @@ import sys
 # Read when torch loads OpenMP, so it must stand before any import of torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import hydra
-from omegaconf import DictConfig
-
-from muonlab.cli import check_overrides, plain, project_folder, run_command
-from muonlab.errors import MuonlabError
+from muonlab.cli import hydra_command, run_command
 
 EXIT_CODES = {"finished": 0, "diverged": 3, "out-of-memory": 4, "interrupted": 130}
 
 
 def main() -> int:
     """Exit code: 0 finished, 2 a mistake in the command, 3 diverged, 4 out of memory, 130 interrupted."""
-    check_overrides("train", sys.argv[1:])
-    codes: list[int] = []
-
-    @hydra.main(config_path=str(project_folder("conf")), config_name="train", version_base="1.3")
-    def job(config: DictConfig) -> None:
-        try:
-            codes.append(one_run(plain(config)))
-        except MuonlabError as error:  # one wrong job of a multirun does not end the others
-            print(f"muonlab: {error}", file=sys.stderr)
-            codes.append(2)
-
-    job()
-    return max(codes, default=0)
+    return hydra_command("train", one_run)
 
 
 def one_run(config: dict) -> int:

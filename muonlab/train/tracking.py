@@ -13,12 +13,8 @@ from muonlab.train.config import run_name
 PARAMETERS = ("model", "optimizer", "schedule", "data", "trainer", "seed")
 
 
-def open_mlflow(config: dict[str, Any], record: RunRecord, environment: dict[str, Any]) -> MlflowRun | None:
-    """The MLflow run of a record, begun or gone on with; None where `tracking` is `none`.
-
-    The tags repeat what nesting shows (study, trial, role, seed), since a table sorted by a metric has no nesting.
-    Raises MuonlabError for a tracking server that cannot be used.
-    """
+def open_store(config: dict[str, Any]) -> tuple[str, str] | None:
+    """(uri, experiment) of the store that `tracking` names, made if need be; None where tracking is `none`."""
     tracking = config["tracking"]
     if tracking["name"] == "none":
         return None
@@ -26,6 +22,30 @@ def open_mlflow(config: dict[str, Any], record: RunRecord, environment: dict[str
         raise unknown_name("tracking", tracking["name"], ("mlflow", "none"))
     uri = store_uri(tracking["uri"], config["paths"]["runs"])
     prepare_store(uri, tracking["experiment"], Path(config["paths"]["runs"]) / "mlartifacts")
+    return uri, tracking["experiment"]
+
+
+def open_study_run(config: dict[str, Any], name: str, folder: Path, params: dict[str, Any]) -> MlflowRun | None:
+    """The parent run of a study, the same one every time: its id is kept in the study's folder."""
+    store = open_store(config)
+    if store is None:
+        return None
+    kept = folder / "mlflow_run_id"
+    run_id = kept.read_text() if kept.exists() else None
+    run = MlflowRun.start(*store, name, params, {"study": name, "role": "study"}, run_id=run_id)
+    kept.write_text(run.run_id)
+    return run
+
+
+def open_mlflow(config: dict[str, Any], record: RunRecord, environment: dict[str, Any]) -> MlflowRun | None:
+    """The MLflow run of a record, begun or gone on with; None where `tracking` is `none`.
+
+    The tags repeat what nesting shows (study, trial, role, seed), since a table sorted by a metric has no nesting.
+    Raises MuonlabError for a tracking server that cannot be used.
+    """
+    store, tracking = open_store(config), config["tracking"]
+    if store is None:
+        return None
     tags = {
         "optimizer": config["optimizer"]["name"],
         "model": config["model"]["name"],
@@ -38,8 +58,7 @@ def open_mlflow(config: dict[str, Any], record: RunRecord, environment: dict[str
         **{key: tracking[key] for key in ("study", "trial", "role")},
     }
     run = MlflowRun.start(
-        uri,
-        tracking["experiment"],
+        *store,
         run_name(config),
         {key: config[key] for key in PARAMETERS},
         {key: str(value) for key, value in tags.items() if value is not None},

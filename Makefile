@@ -1,0 +1,63 @@
+# Every target sets up what it needs and skips what is done. Variables given on the command line are passed on as
+# Hydra overrides:  make sweep model=nanogpt_s search.trials=12
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+OVERRIDES = $(filter-out PYTHON=%,$(MAKEOVERRIDES))
+
+# Waiting threads sleep: two trials whose threads spin run an order of magnitude slower.
+export OMP_WAIT_POLICY := PASSIVE
+export PYTHONUNBUFFERED := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup data smoke sweep ablation figures ui test lint clean bench-optim bench-step gpu-check parity
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+	  { echo "muonlab needs Python 3.11 to 3.13, not $$($(PYTHON) --version); try: make PYTHON=python3.12" >&2; exit 2; }
+	@echo "setting up $(VENV) (once, a few minutes) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+setup: $(VENV)/installed  ## virtual environment in .venv with the locked versions
+
+data: setup  ## fetch, verify and tokenize the default corpus
+	@$(RUN) -m muonlab.data shakespeare
+
+smoke: setup  ## everything once, tiny (under 2 minutes)
+	@$(RUN) -m muonlab.sweep study=smoke trainer=smoke search=smoke paths.runs=runs/smoke $(OVERRIDES)
+
+sweep: setup  ## search AdamW, Muon and MuonClip at equal budget, compare them, draw the figures
+	@$(RUN) -m muonlab.sweep $(OVERRIDES)
+
+ablation: setup  ## the loss-spike ablation: explosion, collapse, cure, and the switch, with verdicts
+	@$(RUN) -m muonlab.experiment ablation $(OVERRIDES)
+
+figures: setup  ## redraw every figure of results/ from its stored tables
+	@$(RUN) -m analysis.redraw results
+
+ui: setup  ## browse all runs in MLflow at http://127.0.0.1:5000
+	@MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
+	  $(RUN) -m mlflow ui --host 127.0.0.1 --workers 1 --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow.db
+
+test: setup  ## the test suite
+	@$(RUN) -m pytest -n 2
+
+lint: setup  ## ruff
+	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
+
+bench-optim: setup  ## time of a Muon step against the public implementations and the floor
+	@$(RUN) benchmarks/bench_optim.py
+
+bench-step: setup  ## cost of recording, of exact max logits, of compiling and of the allocator
+	@$(RUN) benchmarks/bench_step.py
+
+clean:  ## remove the virtual environment and caches; runs, studies and results stay
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
