@@ -7,7 +7,8 @@ rows were fitted for. The numbers are the published ones; the source stands in e
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Real
 
 from muonlab.errors import MuonlabError, unknown_name
 
@@ -18,9 +19,10 @@ Row = tuple[float, float, float]
 class Schedule:
     """Rows (a, b, c) and how the matrix is normalised before the first of them.
 
-    `rows` is empty for the exact arm (`svd`), which iterates nothing. `margin` divides the matrix by margin times
-    its Frobenius norm, so singular values start in (0, 1/margin]. `row_rescaling` replaces the Frobenius norm by
-    the AOL rescaling of the short side (see `muonlab.optim.newton_schulz.aol_rescale`).
+    `rows` is empty for the exact arm (`svd`), which iterates nothing. The matrix is divided by `margin`
+    times its Frobenius norm, so singular values start in (0, 1/margin]. `row_rescaling` puts the AOL
+    rescaling of the short side (`muonlab.optim.normalisation.aol_rescale_`) in place of the Frobenius norm.
+    `usual_steps` is the number of rows that practice runs where the published table is longer; 0 means all.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Schedule:
     source: str
     margin: float = 1.0
     row_rescaling: bool = False
+    usual_steps: int = 0
 
     @property
     def exact(self) -> bool:
@@ -39,6 +42,8 @@ class Schedule:
         """Number of iterations; 0 for the exact arm."""
         return len(self.rows)
 
+
+Coefficients = str | Schedule | Sequence[float] | Sequence[Sequence[float]]
 
 _JORDAN: Row = (3.4445, -4.7750, 2.0315)
 
@@ -101,6 +106,7 @@ SCHEDULES: dict[str, Schedule] = {
             "polar_express_1.01",
             (*_damped(_POLAR_EXPRESS[:-1], 1.01), _POLAR_EXPRESS[-1]),
             "arXiv 2505.16932, every row but the last damped by 1.01; Emerging-Optimizers, HeavyBall",
+            usual_steps=5,
         ),
         Schedule(
             "polar_express_1.02",
@@ -111,7 +117,7 @@ SCHEDULES: dict[str, Schedule] = {
                 (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
                 (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
             ),
-            "arXiv 2505.16932 with safety 1.02 and cushion 2, norm times 1.02; modded-nanogpt, nanochat, dion",
+            "arXiv 2505.16932, safety 1.02, cushion 2, norm times 1.02; modded-nanogpt, nanochat, dion",
             margin=1.02,
         ),
         Schedule(
@@ -139,6 +145,9 @@ SCHEDULES: dict[str, Schedule] = {
                 (2.7215, -3.0494, 1.3169),
             ),
             "Boissin et al., Turbo-Muon, arXiv 2512.04632, rows as tabled in Emerging-Optimizers",
+            # These rows turn negative above 0.8837, and AOL leaves a rank-one matrix at exactly 1: without
+            # the margin its update is reversed.
+            margin=1.14,
             row_rescaling=True,
         ),
         Schedule(
@@ -178,14 +187,13 @@ def list_schedules() -> list[str]:
     return sorted(SCHEDULES)
 
 
-def resolve_schedule(
-    schedule: "str | Schedule | Sequence[float] | Sequence[Sequence[float]]", steps: int | None = None
-) -> Schedule:
+def resolve_schedule(schedule: Coefficients, steps: int | None = None) -> Schedule:
     """The rows that will run: exactly `steps` of them.
 
-    `schedule` is a name, a `Schedule`, one triple (a, b, c), or a list of triples. `steps` None runs every row
-    (one triple: five times). Fewer steps than rows run the first rows; more repeat the last row, as
-    Polar Express does once it has converged. `svd` ignores `steps`.
+    `schedule` is a name, a `Schedule`, one triple (a, b, c), or a list of triples. `steps` None runs the
+    usual number (all rows unless the table says otherwise; one triple: five times). Fewer steps than rows
+    run the first rows; more repeat the last row, as Polar Express does once it has converged. `svd` ignores
+    `steps`.
 
     Raises MuonlabError for an unknown name, rows that are not finite triples, and steps below 1.
     """
@@ -199,25 +207,27 @@ def resolve_schedule(
         known = _from_hand(schedule)
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise MuonlabError(
-            f"Newton-Schulz steps must be an integer of at least 1 (or None: all rows), not {steps!r}"
+            f"Newton-Schulz steps must be an integer of at least 1, or None for the usual, not {steps!r}"
         )
-    if known.exact or steps is None or steps == known.steps:
+    steps = steps or known.usual_steps or known.steps
+    if known.exact or steps == known.steps:
         return known
     rows = known.rows[:steps] + known.rows[-1:] * (steps - known.steps)
-    return Schedule(known.name, rows, known.source, known.margin, known.row_rescaling)
+    return replace(known, rows=rows, usual_steps=0)
 
 
 def _from_hand(coefficients: Sequence[float] | Sequence[Sequence[float]]) -> Schedule:
+    # one triple is a fixed point iteration, run five times like Jordan's
     try:
         given = list(coefficients)
-        if given and not isinstance(given[0], Sequence):
+        if given and isinstance(given[0], Real):
             given = [given] * 5
         rows = tuple((float(a), float(b), float(c)) for a, b, c in given)
     except (TypeError, ValueError):
         rows = ()
     if not rows or not all(math.isfinite(value) for row in rows for value in row):
         raise MuonlabError(
-            "Newton-Schulz coefficients must be a schedule name, one triple (a, b, c) or a list of finite triples, "
-            f"not {coefficients!r}"
+            "Newton-Schulz coefficients must be a schedule name, one triple (a, b, c) or a list of finite "
+            f"triples, not {coefficients!r}"
         )
     return Schedule("custom", rows, "given by hand")

@@ -1,0 +1,95 @@
+"""How an orthogonalisation is computed: which form, how many matrices at once, which products halved.
+
+The choice depends on shape, dtype, device and schedule alone, never on a timing taken at run time, so a run
+makes the same choice everywhere. The constants are measurements; `make bench-optim` takes them again.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from muonlab.errors import MuonlabError, unknown_name
+from muonlab.optim.schedules import Row
+
+logger = logging.getLogger(__name__)
+
+# The Gram form multiplies the rounding error of XᵀX by a² a step; it starts again from X before that passes
+# this.
+MAX_ERROR_GROWTH = 0.1
+
+# Strips are narrower products, which cost more a multiplication than whole ones: what a strip product of
+# a symmetric n x n result costs, relative to the whole product, in fp32 on an AVX-512 core.
+STRIP = 96
+STRIP_COST = 0.7
+STRIP_FROM = 256
+
+# Working set of a stack on a CPU, in bytes: it should stay in the second-level cache.
+CACHE_BYTES = 2 * 2**20
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute.
+
+    `form` is "plain" (every step multiplies X) or "gram" (steps act on XᵀX, X is multiplied once). `stack`
+    is the largest number of matrices in one batched product; 0 means all. `strip` is the strip height of
+    symmetric products; 0 computes them whole.
+    """
+
+    form: str = "plain"
+    stack: int = 0
+    strip: int = 0
+
+    def __post_init__(self) -> None:
+        if self.form not in ("plain", "gram"):
+            raise unknown_name("orthogonalisation form", self.form, ("plain", "gram"))
+        if self.stack < 0 or self.strip < 0:
+            raise MuonlabError(f"stack and strip must not be negative, got {self.stack} and {self.strip}")
+
+
+def blocks(rows: Sequence[Row], form: str, dtype: torch.dtype) -> list[tuple[Row, ...]]:
+    """The rows cut where X is multiplied out and XᵀX taken anew: after every row in the plain form.
+
+    In the Gram form R = XᵀX carries rounding of one unit `eps`, and a tiny eigenvalue of R, right or wrong,
+    grows by a² a step. A cut comes where that would exceed MAX_ERROR_GROWTH: never within five Jordan steps
+    in fp32, after every second one in fp16.
+    """
+    if form == "plain":
+        return [(row,) for row in rows]
+    found: list[tuple[Row, ...]] = []
+    current: list[Row] = []
+    error = eps = torch.finfo(dtype).eps
+    for row in rows:
+        if error > MAX_ERROR_GROWTH and current:
+            found.append(tuple(current))
+            current, error = [], eps
+        current.append(row)
+        error *= row[0] ** 2
+    return [*found, tuple(current)]
+
+
+def cost(n: int, m: int, rows: Sequence[Row], form: str, dtype: torch.dtype, symmetric: float = 1.0) -> float:
+    """Floating-point operations on one matrix with short side n and long side m.
+
+    `symmetric` is what a product with a symmetric result costs relative to a general one. At symmetric = 1
+    the plain form needs steps (4 n² m + 2 n³), the Gram form without restart 4 n² m + (8 steps - 6) n³.
+    """
+    total = 0.0
+    for block in blocks(rows, form, dtype):
+        squares = sum(c != 0 for _, _, c in block)
+        total += 2 * n * n * m * (symmetric + 1)  # XᵀX and X Q
+        total += 2 * n**3 * symmetric * (squares + 3 * (len(block) - 1))  # R², Q W and R W W
+    return total
+
+
+def choose_backend(n: int, m: int, rows: tuple[Row, ...], dtype: torch.dtype, device_type: str) -> Backend:
+    """The measured rule for matrices with short side n and long side m."""
+    on_cpu = device_type == "cpu"
+    strip = STRIP if on_cpu and n >= STRIP_FROM and dtype in (torch.float32, torch.float64) else 0
+    symmetric = STRIP_COST if strip else 1.0
+    form = min(("plain", "gram"), key=lambda form: cost(n, m, rows, form, dtype, symmetric))
+    # A stack holds X twice and four n x n matrices.
+    stack = max(1, CACHE_BYTES // (dtype.itemsize * (2 * n * m + 4 * n * n))) if on_cpu else 0
+    return Backend(form, stack, strip)
