@@ -66,7 +66,10 @@ def tokenize(
     key = hashlib.sha256(json.dumps([FORMAT, corpus.digest, tokenizer.key]).encode()).hexdigest()[:12]
     folder = cache_folder(cache) / "tokens" / f"{corpus.name}-{tokenizer.name}-{key}"
     build_folder(folder, lambda draft: _write_tokens(draft, corpus, tokenizer))
-    meta = json.loads((folder / "meta.json").read_text())
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+    except (OSError, ValueError):
+        raise _damaged(folder) from None
     if isinstance(tokenizer, BytePairTokenizer):
         tokenizer.load(folder, meta["vocab_size"])
     return TokenData(
@@ -127,6 +130,10 @@ def _progress(split: str, encoded: Iterable[tuple[np.ndarray, int]]) -> Iterable
 def _map_tokens(folder: Path, split: str, meta: dict[str, Any], dtype: np.dtype) -> np.ndarray:
     path, tokens = folder / f"{split}.bin", meta[f"{split}_tokens"]
     if not path.is_file() or path.stat().st_size != tokens * dtype.itemsize:
-        raise MuonlabError(f"the data cache entry {folder} is damaged; delete it, and it will be made again")
+        raise _damaged(folder)
     # A plain array over the mapping: indexing np.memmap itself costs microseconds more each time.
     return np.asarray(np.memmap(path, dtype, "r"))
+
+
+def _damaged(folder: Path) -> MuonlabError:
+    return MuonlabError(f"the data cache entry {folder} is damaged; delete it, and it will be made again")

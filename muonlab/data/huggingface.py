@@ -45,8 +45,9 @@ def build_huggingface(
 
     `dataset` is "fineweb_edu" (its sample-10BT), "tinystories", any "owner/name" of the hub, or a local
     folder that the datasets library can read. `field` is the column with the text. `revision` pins a commit
-    of the dataset; None takes the newest, once: what is in the cache stays, as for a local folder. Every n-th document is held out,
-    with n nearest to 1 / `val_fraction` (over 0, at most 0.5); a zero byte ends each document.
+    of the dataset; None takes the newest, once: what is in the cache stays, also when a local folder changes.
+    Every n-th document is held out, with n nearest to 1 / `val_fraction` (over 0, at most 0.5); a zero byte
+    ends each document.
     Raises MuonlabError if the package is missing, the hub cannot be reached, or it refuses the request.
     """
     if not 0 < val_fraction <= 0.5 or max_bytes < 1:

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muonlab.data import TokenData, bits_per_byte
@@ -29,6 +29,7 @@ def plain_batch(data, seed, index, batch_size, context):
     return torch.tensor(tokens), torch.tensor(targets)
 
 
+@settings(deadline=None)
 @given(
     seed=st.integers(0, 2**63 - 1),
     index=st.integers(0, 2**63 - 1),
@@ -73,6 +74,7 @@ def test_starts_are_uniform_over_every_possible_position():
     assert abs(chi_square - (positions - 1)) < 5 * math.sqrt(2 * (positions - 1))
 
 
+@settings(deadline=None)
 @given(
     tokens=st.integers(2, 2000),
     context=st.integers(1, 100),

@@ -17,7 +17,7 @@ def test_every_corpus_has_a_config_with_its_settings_and_defaults():
     for name in list_data():
         config = yaml.safe_load((CONF / f"{name}.yaml").read_text())
         assert config.pop("name") == name
-        # Where the cache is belongs to the machine, not to the corpus: the runs' configs say it under `paths`.
+        # The cache belongs to the machine, not to the corpus: configs say it under `paths`.
         assert config | {"cache": None} == DATA.settings(name)
 
 

@@ -66,10 +66,14 @@ def test_tokens_are_mapped_and_cannot_be_written(text, tmp_path):
         data.train[0] = 0
 
 
-def test_a_damaged_entry_is_one_sentence(text, tmp_path):
+@pytest.mark.parametrize(("file", "size"), [("train.bin", 10), ("val.bin", 0), ("meta.json", 5)])
+def test_a_damaged_entry_is_one_sentence(text, tmp_path, file, size):
     build_data("text", path=text, cache=tmp_path / "cache")
-    [train] = (tmp_path / "cache").rglob("train.bin")
-    os.truncate(train, 10)
+    [damaged] = (tmp_path / "cache").rglob(file)
+    os.truncate(damaged, size)
+    with pytest.raises(MuonlabError, match="is damaged; delete it"):
+        build_data("text", path=text, cache=tmp_path / "cache")
+    damaged.unlink()
     with pytest.raises(MuonlabError, match="is damaged; delete it"):
         build_data("text", path=text, cache=tmp_path / "cache")
 

@@ -30,7 +30,7 @@ def plain_entropies(counts, order):
     return pi, [entropy[t + 1] - entropy[t] for t in range(1, order + 1)]
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(
     shape=st.sampled_from([(2, 1), (7, 1), (40, 1), (2, 4), (3, 2), (6, 2), (4, 3)]),
     concentration=st.floats(0.02, 20),

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muonlab.data import build_data
@@ -41,6 +41,7 @@ def test_a_folder_keeps_a_file_on_either_side(tmp_path, val_fraction, train, val
     assert (data.train.tobytes(), data.val.tobytes()) == (train, val)
 
 
+@settings(deadline=None)
 @given(text=st.text(min_size=1, max_size=60), val_fraction=st.floats(0.01, 0.99))
 def test_one_file_is_cut_between_characters(tmp_path_factory, text, val_fraction):
     path = tmp_path_factory.mktemp("cut") / "one.txt"

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muonlab.data.corpus import PIECE_BYTES, pieces
@@ -22,6 +22,7 @@ def ids_of(tokenizer, text):
     return np.concatenate([np.empty(0, tokenizer.dtype), *(ids for ids, _ in encoded)])
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_byte_tokens_are_the_bytes(text):
     ids = ids_of(ByteTokenizer(), text)
@@ -32,6 +33,7 @@ def test_byte_tokens_are_the_bytes(text):
 BPE = trained()
 
 
+@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_byte_pairs_give_any_text_back(text):
     ids = ids_of(BPE, text.encode())
