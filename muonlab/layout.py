@@ -62,6 +62,10 @@ class HeadRows:
     dim: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.parameter, Tensor):
+            raise MuonlabError(
+                f"head rows of a {type(self.parameter).__name__}; expected a weight or bias tensor"
+            )
         shape = tuple(self.parameter.shape)
         if not -len(shape) <= self.dim < len(shape):
             raise MuonlabError(
@@ -86,11 +90,12 @@ class HeadRows:
 class AttentionLayout:
     """Which parameters make the logits of one attention layer.
 
-    `name` is the layer's key in `max_logits()`. Query head h reads key head h // (num_heads //
-    num_kv_heads). `query` and `key` are scaled so that the logit of head h falls by gamma_h; they must list
-    the biases too. `query_shared_key` are query rows that meet a key shared by all heads (the rotary part
-    of MLA) or fixed, which must carry the whole gamma themselves. The logit meant is the scaled product q.k
-    alone, before soft-cap and additive biases (ALiBi), neither of which a weight can scale.
+    `name` is the layer's key in `max_logits()`. Query head h reads key head
+    h // (num_heads // num_kv_heads). `query` and `key` are scaled so that the logit of head h falls by
+    gamma_h; they must list the biases too. `query_shared_key` are query rows that meet a key shared by all
+    heads (the rotary part of MLA) or fixed, which must carry the whole gamma themselves. The logit meant is
+    the scaled product q.k alone, before soft-cap and additive biases (ALiBi), neither of which a weight can
+    scale.
     `inert` is empty, or the reason why scaling these rows cannot move the logits (QK-norm).
     """
 

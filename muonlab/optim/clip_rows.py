@@ -116,7 +116,7 @@ class ClipRows:
             batch.index = batch.index.to(device)
 
     def scale(self, factors: Tensor, momentum_of: MomentumOf | None = None) -> None:
-        """Multiply every row of every weight, and of its momentum if `momentum_of` is given, by its factor."""
+        """Multiply the rows of every weight, and of its momentum if asked for it, by their factors."""
         tensors: list[Tensor] = []
         scales: list[Tensor] = []
         for batch in self._batches:

@@ -1,5 +1,4 @@
-"""QK-Clip: after the optimizer's update, scale back the query and key weights of heads whose logits passed
-tau.
+"""QK-Clip: after the optimizer's update, scale back the query and key weights whose logits passed tau.
 
 Kimi K2 (arXiv 2507.20534), section 2.1 and algorithm 1. With S_h the largest logit of head h in the step's
 own forward, gamma_h = min(1, tau / S_h). Key head g serves the query heads of its group, and
@@ -37,20 +36,20 @@ def head_gammas(max_logits: Tensor, tau: float) -> Tensor:
 class QKClip:
     """The clip, beside any optimizer: `observe` after each training forward, `apply` after the update.
 
-    layouts: one AttentionLayout per attention layer; one that says why it is `inert` is refused. tau: the
-    logit above which a head is clipped; K2 uses 100, small models 30 to 100; inf keeps only the trace.
+    layouts: one AttentionLayout per attention layer; one that says why it is `inert` is refused.
+    tau: the logit above which a head is clipped; K2 uses 100, small models 30 to 100; inf keeps only the
+        trace.
     alpha: in [0, 1], the share of gamma (as an exponent) on the query, the rest being on the key; K2 uses
-    0.5.
-        0: all on the key where its whole group passed tau; 1: all on the query. Logits do not depend on it.
+        0.5. 0: all on the key where its whole group passed tau; 1: all on the query. Logits do not depend
+        on it.
     maximum: what the caller has to pass as max logits (read it there): "signed" (K2), the largest logit, or
         "absolute", the largest magnitude.
     per: "head" (K2), or "layer": all heads of a layer take the factor of its largest logit, K2's first
-    version. windows: the optimizer steps in which it acts, [[first, last), ...] counted from 0, last None
-    for no end.
-        None: always; []: never.
+        version.
+    windows: the optimizer steps in which it acts, [[first, last), ...] counted from 0, last None for no
+        end. None: always; []: never.
     momentum: what happens to a clipped head's momentum: "keep" (every published implementation), "scale" by
-    the
-        weight's factor, or "project" out its part along the head's weights.
+        the weight's factor, or "project" out its part along the head's weights.
     process_group: the ranks that hold the same heads (data and context parallel); None: all ranks.
 
     Settings, layers and shapes that do not fit raise MuonlabError.
@@ -103,7 +102,8 @@ class QKClip:
         self._key_groups = _groups(group_sizes)
         self._device = torch.device("cpu")
         self._running: Tensor | None = None
-        self._step = -1
+        self._step: int | None = None
+        self._momentum_of: MomentumOf | None = None
 
     @torch.no_grad()
     def observe(self, max_logits: Mapping[str, Tensor]) -> None:
@@ -139,18 +139,18 @@ class QKClip:
         needed.
         """
         self._place()
-        self._step = step
+        self._step, self._momentum_of = step, momentum_of
         maxima, self._running = self._running, None
         if maxima is not None:
             maxima = self._over_ranks(maxima)
         elif self.acts(step):
             raise MuonlabError(
-                f"QK-Clip has seen no max logits for step {step}; call observe(max_logits) after every training"
-                " forward"
+                f"QK-Clip has seen no max logits for step {step}; call observe(max_logits) after every"
+                " training forward"
             )
         else:
             maxima = torch.full_like(self._history.max_logit, torch.nan)
-        gamma = self._clip(maxima, momentum_of) if self.acts(step) else torch.ones_like(maxima)
+        gamma = self._clip(maxima) if self.acts(step) else torch.ones_like(maxima)
         self._history.record(step, maxima, gamma)
         return self.gammas()
 
@@ -159,20 +159,21 @@ class QKClip:
         self,
         remeasure: Callable[[], Mapping[str, Tensor]],
         again: bool = False,
-        momentum_of: MomentumOf | None = None,
     ) -> dict[str, Tensor]:
         """Measure what `apply` achieved: the max logits of the new weights over tau, (heads,) per layer.
 
         `apply` scales the updated weights by logits of the weights before the update, so tau is not exactly
         kept. `remeasure` runs the model on the step's batch, without gradients, and returns its max logits.
         `again`: clip once more by these, if the step lies in a window; `gammas()` and `trace()` then hold
-        the product of both.
+        the product of both. Raises MuonlabError before the first `apply`.
         """
+        if self._step is None:
+            raise MuonlabError("QK-Clip has nothing to verify; call apply(step) first")
         measured = remeasure()
         self.forget()  # a model that reports its forwards by itself has just reported this one
         maxima = self._over_ranks(self._flatten(measured))
         if again and self.acts(self._step):
-            self._history.record_again(self._step, maxima, self._clip(maxima, momentum_of))
+            self._history.record_again(self._step, maxima, self._clip(maxima))
         return self._per_layer(maxima / self.tau)
 
     def gammas(self) -> dict[str, Tensor]:
@@ -241,9 +242,9 @@ class QKClip:
         dist.all_reduce(maxima, op=dist.ReduceOp.MAX, group=self.process_group)
         return maxima
 
-    def _clip(self, maxima: Tensor, momentum_of: MomentumOf | None) -> Tensor:
+    def _clip(self, maxima: Tensor) -> Tensor:
         """Scale the weights by these maxima; returns gamma, like the maxima over the heads of all layers."""
-        if self.momentum != "keep" and momentum_of is None:
+        if self.momentum != "keep" and self._momentum_of is None:
             raise MuonlabError(f"momentum='{self.momentum}' needs the optimizer's buffers: pass momentum_of")
         if self.per == "layer":
             members, layer = self._layers
@@ -253,8 +254,8 @@ class QKClip:
         kappa = gamma[members].amax(1) ** (1 - self.alpha)
         factors = torch.cat([gamma.new_ones(1), gamma / kappa[group], gamma, kappa])
         if self.momentum == "project":
-            self._rows.project(factors, momentum_of)
-        self._rows.scale(factors, momentum_of if self.momentum == "scale" else None)
+            self._rows.project(factors, self._momentum_of)
+        self._rows.scale(factors, self._momentum_of if self.momentum == "scale" else None)
         return gamma
 
     def _per_layer(self, values: Tensor) -> dict[str, Tensor]:
