@@ -22,10 +22,10 @@ class Frames:
     """Four tables that share the column `run` (the folder's name).
 
     runs: one row a run: run, folder, arm, optimizer, lr, weight_decay, tau, seed, status, cause, num_steps,
-        warmup_steps, context, tokens, seconds, initial_loss, val_loss, probe_loss, val_bpb (the last readings
-        of a finished run; NaN for one that diverged or was cut short), loss (`settled_loss`), max_logit
-        (largest of all steps and heads), end_max_logit, end_entropy (nats), clipped_share (share of (step,
-        head) pairs scaled down).
+        warmup_steps, context, tokens, flops, seconds, initial_loss, val_loss, probe_loss, val_bits_per_byte
+        (the last readings of a finished run; NaN for one that diverged or was cut short), loss
+        (`settled_loss`), max_logit (largest of all steps and heads), end_max_logit, end_entropy (nats),
+        clipped_share (share of (step, head) pairs scaled down).
     steps: one row a step: the run's identity and its recorded columns, with max_logit (largest of all heads),
         gamma (smallest of all heads) and entropy (mean of all heads, nats) of that step, NaN where nothing
         was recorded.
@@ -96,20 +96,21 @@ def _over_heads(heads: pd.DataFrame) -> pd.DataFrame:
 def _summary(run: Run, steps: pd.DataFrame) -> dict[str, Any]:
     finished = run.status == "finished"
     initial = float(steps["train_loss"].iloc[0]) if len(steps) else math.nan
-    val_loss, probe_loss, val_bpb = (
+    val_loss, probe_loss, val_bits_per_byte = (
         _number(run.metrics.get(name, last_reading(steps, name))) if finished else math.nan
-        for name in ("val_loss", "probe_loss", "val_bpb")
+        for name in ("val_loss", "probe_loss", "val_bits_per_byte")
     )
     scaled = run.max_logits["gamma"].dropna()
     return {
         "num_steps": len(steps),
         "warmup_steps": warmup_steps(steps),
         "tokens": last_reading(steps, "tokens"),
+        "flops": last_reading(steps, "flops"),
         "seconds": last_reading(steps, "seconds"),
         "initial_loss": initial,
         "val_loss": val_loss,
         "probe_loss": probe_loss,
-        "val_bpb": val_bpb,
+        "val_bits_per_byte": val_bits_per_byte,
         "loss": settled_loss(val_loss, initial, run.status),
         "max_logit": steps["max_logit"].max(skipna=True),
         "end_max_logit": at_end(steps, "max_logit"),

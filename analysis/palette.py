@@ -23,10 +23,10 @@ class Style:
 
 
 ARMS = {
-    "adamw": Style("AdamW", "#5a5a5a", (0, (4.5, 1.5)), "s"),
-    "adamwclip": Style("AdamW + QK-Clip", "#009e73", (0, (6, 1.5, 1, 1.5)), "D"),
+    "adamw": Style("AdamW", "#4d4d4d", (0, (2.2, 1.1)), "s"),
+    "adamwclip": Style("AdamW + QK-Clip", "#009e73", (0, (4, 1.1, 1, 1.1)), "D"),
     "muon": Style("Muon", "#d55e00", "-", "o"),
-    "muonclip": Style("MuonClip", "#0072b2", (0, (8, 1.2)), "^"),
+    "muonclip": Style("MuonClip", "#0072b2", (0, (6, 1.4)), "^"),
     "weight-decay": Style("Muon, weight decay", "#cc79a7", (0, (1.2, 1.2)), "v"),
     "qk-norm": Style("Muon, QK-norm", "#56b4e9", (0, (3, 1, 1, 1, 1, 1)), "P"),
     "soft-cap": Style("Muon, soft-cap", "#e69f00", (0, (2.5, 1.2)), "X"),
@@ -35,7 +35,7 @@ ARMS = {
     "adamw-on-qk": Style("AdamW on Q and K", "#1b7837", (0, (2, 2)), "h"),
 }
 UNKNOWN = Style("", "#000000", (0, (1, 1)), "*")
-VARIANT_DASHES: tuple[Dash, ...] = ((0, (2.2, 1.1)), (0, (5, 1.2, 1.2, 1.2)), (0, (1.1, 1.1)))
+VARIANT_DASHES: tuple[Dash, ...] = ((0, (3, 1.2)), (0, (5, 1.2, 1.2, 1.2)), (0, (1.1, 1.1)))
 
 
 def styles(arms: Iterable[str]) -> dict[str, Style]:

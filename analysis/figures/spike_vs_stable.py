@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from analysis.canvas import styled
 from analysis.figures.loss import plot_loss
 from analysis.figures.max_logit import plot_max_logit
-from analysis.figures.traces import draw_traces, set_log_axis, set_steps_axis
+from analysis.figures.traces import draw_traces, hide_steps_labels, set_log_axis, set_steps_axis
 from analysis.frames import Frames
 from analysis.palette import styles
 
@@ -41,19 +41,31 @@ def plot_spike_vs_stable(
     bottom.set_ylabel("gradient norm")
     set_steps_axis(bottom, steps)
     for ax in (top, middle):
-        ax.set_xlabel("")
-        ax.tick_params(labelbottom=False)
+        hide_steps_labels(ax)
     _draw_rug(top, frames)
 
 
 def _draw_rug(ax: Axes, frames: Frames) -> None:
-    low, high = ax.get_ylim()
+    """A strip under the loss: how many spike events each arm had, and a row of ticks where they were."""
     arms = styles(frames.steps["arm"])
-    row = 0.045 * (high - low)
-    ax.set_ylim(low - row * (len(arms) + 0.5), high)
+    low, high = ax.get_ylim()
+    row = 0.05 * (high - low)
+    floor = low - row * (len(arms) + 2)
+    ax.set_ylim(floor, high)
+    ax.set_yticks([tick for tick in ax.get_yticks() if low <= tick <= high])
+    counts = []
     for rank, (arm, style) in enumerate(arms.items()):
-        events = frames.events[frames.events["arm"] == arm]
-        at = low - row * (rank + 0.5)
-        ax.plot(
-            events["step"], np.full(len(events), at), "|", color=style.colour, ms=4, mew=0.9, gid=f"rug {arm}"
-        )
+        at = frames.events.loc[frames.events["arm"] == arm, "step"]
+        height = np.full(len(at), floor + row * (len(arms) - rank - 0.3))
+        ax.plot(at, height, "|", color=style.colour, ms=4, mew=0.9, gid=f"rug {arm}")
+        counts.append(f"{style.label} {len(at)}")
+    text = "spike events: " + ", ".join(counts)
+    ax.annotate(
+        text,
+        (0.995, low),
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        va="top",
+        fontsize=6,
+        color="#4d4d4d",
+    )

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from analysis.canvas import styled
 from analysis.figures.loss import plot_loss
 from analysis.figures.max_logit import plot_max_logit
+from analysis.figures.traces import hide_steps_labels
 
 
 @styled
@@ -28,9 +29,8 @@ def plot_switch(
     top, bottom = axes
     plot_loss(top, frame, column, title=title)
     plot_max_logit(bottom, frame, tau, legend=False)
-    top.set_xlabel("")
-    top.tick_params(labelbottom=False)
-    last = int(frame["step"].max())
+    hide_steps_labels(top)
+    last = int(frame["step"].max()) + 1
     for first, end in off_windows(windows, last):
         for ax in (top, bottom):
             ax.axvspan(first, end, color="#f3ead9", lw=0, zorder=0.5, gid="clip off")
@@ -51,7 +51,7 @@ def plot_switch(
 
 
 def off_windows(windows: Sequence[tuple[int, int]], last: int) -> list[tuple[int, int]]:
-    """The gaps that `windows` leave in the steps from 0 to `last`: [first, end) pairs, in order."""
+    """The gaps that `windows` leave in the steps 0 to `last`: [first, end) pairs, in order."""
     gaps, reached = [], 0
     for first, end in sorted(windows):
         if first > reached:

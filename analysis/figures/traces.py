@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis.palette import Style, styles
@@ -12,15 +13,13 @@ from muonlab.errors import MuonlabError
 def draw_traces(ax: Axes, frame: pd.DataFrame, column: str, window: int = 1) -> None:
     """Draw `column` over `step` for every arm of `frame`, in the frame's order of arms.
 
-    frame: run, arm, seed, status, step and `column`; steps without a reading are left out. window: the
-    trailing mean in readings that is drawn over the raw trace (alpha 0.2); 1 draws the raw trace alone. Thin
-    lines are seeds, the bold line is the median over seeds, in which a run that diverged counts as the worst
-    from there on. Raises MuonlabError where the frame lacks a column or holds no reading.
+    frame: run, arm, status, step and `column`; steps without a reading are left out. window: the trailing
+    mean in readings that is drawn over the raw trace (alpha 0.2); 1 draws the raw trace alone. Thin lines
+    are seeds, the bold line is the median over seeds, in which a run that diverged counts as the worst from
+    there on. Raises MuonlabError where the frame lacks a column or holds no finite reading.
     """
-    required = {"run", "arm", "seed", "status", "step", column}
-    if missing := sorted(required - set(frame.columns)):
+    if missing := sorted({"run", "arm", "status", "step", column} - set(frame.columns)):
         raise MuonlabError(f"the frame to draw lacks the columns {', '.join(missing)}")
-    frame = frame[frame[column].notna() | (frame["status"] == "diverged")]
     if not np.isfinite(frame[column]).any():
         raise MuonlabError(f"there is nothing to draw: no finite '{column}' in {frame['run'].nunique()} runs")
     for order, (arm, style) in enumerate(styles(frame["arm"]).items()):
@@ -28,46 +27,53 @@ def draw_traces(ax: Axes, frame: pd.DataFrame, column: str, window: int = 1) -> 
 
 
 def _draw_arm(ax: Axes, runs: pd.DataFrame, column: str, window: int, style: Style, zorder: float) -> None:
-    smoothed, last, diverged = {}, int(runs["step"].max()), 0
+    drawn, diverged = {}, 0
     count = runs["run"].nunique()
     for run, trace in runs.groupby("run", sort=False):
         readings = trace.set_index("step")[column].replace([np.inf, -np.inf], np.nan).dropna()
-        drawn = trailing_mean(readings, window)
+        smooth = trailing_mean(readings, window)
         if window > 1:
-            ax.plot(
-                readings.index,
-                readings,
-                color=style.colour,
-                alpha=0.2 if count < 4 else 0.1,
-                lw=0.4,
-                zorder=2,
-            )
+            ax.plot(readings.index, readings, color=style.colour, alpha=0.2, lw=0.35, zorder=2)
         if count > 1:
-            ax.plot(drawn.index, drawn, color=style.colour, alpha=0.45, lw=0.6, zorder=zorder)
+            ax.plot(smooth.index, smooth, color=style.colour, alpha=0.45, lw=0.6, zorder=zorder)
         if trace["status"].iloc[0] == "diverged":
             diverged += 1
-            if len(drawn):
-                ax.plot(drawn.index[-1:], drawn.iloc[-1:], "x", color=style.colour, ms=4.5, mew=1.2, zorder=6)
-            drawn = (
-                pd.concat([drawn, pd.Series({last: np.inf})])
-                if not len(drawn) or drawn.index[-1] < last
-                else drawn
-            )
-        smoothed[run] = drawn
-    middle = pd.DataFrame(smoothed).ffill().median(axis=1).replace(np.inf, np.nan).dropna()
+            mark_divergence(ax, smooth.index[-1:], smooth.iloc[-1:], style)
+            smooth.loc[smooth.index.max() + 1 if len(smooth) else 0] = np.inf
+        drawn[run] = smooth
+    middle = median_trace(pd.DataFrame(drawn))
     label = f"{style.label} (n={count}" + (f", {diverged} diverged)" if diverged else ")")
     ax.plot(middle.index, middle, color=style.colour, ls=style.dash, label=label, zorder=zorder + 2)
 
 
+def median_trace(traces: pd.DataFrame) -> pd.Series:
+    """The median over runs (columns) at every step (index) where it is finite.
+
+    A trace that ends in infinity stays there, so that a run which diverged weighs as the worst; one that
+    merely stops is left out of later steps. Gaps within a trace are bridged in a straight line.
+    """
+    bridged = traces.sort_index()
+    endless = bridged.isin([np.inf])
+    finite = bridged.mask(endless).interpolate(method="index", limit_area="inside")
+    return finite.mask(endless.cummax(), np.inf).median(axis=1).replace(np.inf, np.nan).dropna()
+
+
 def trailing_mean(readings: pd.Series, window: int) -> pd.Series:
     """The mean of the last `window` readings up to each one, of fewer at the start."""
-    return readings if window == 1 else readings.rolling(window, min_periods=1).mean()
+    return readings.copy() if window == 1 else readings.rolling(window, min_periods=1).mean()
+
+
+def mark_divergence(ax: Axes, x: object, y: object, style: Style) -> None:
+    """A cross in the arm's colour, edged in white so that it stands out from the arm's own line."""
+    ax.plot(
+        x, y, "X", color=style.colour, mec="white", mew=0.5, ms=5.5, clip_on=False, zorder=8, gid="diverged"
+    )
 
 
 def set_steps_axis(ax: Axes, frame: pd.DataFrame) -> None:
     """Limits and label of a horizontal axis in optimizer steps, with the tokens of a step where they are
     known."""
-    ax.set_xlim(0, max(1, frame["step"].max()))
+    ax.set_xlim(0, frame["step"].max() + 1)
     label = "optimizer step"
     if "tokens" in frame and frame["tokens"].notna().any():
         per_step = (frame["tokens"] / (frame["step"] + 1)).median()
@@ -75,11 +81,15 @@ def set_steps_axis(ax: Axes, frame: pd.DataFrame) -> None:
     ax.set_xlabel(label)
 
 
-def set_log_axis(axis, low: float, high: float) -> None:
-    """Ticks of a logarithmic axis that say 30 or 1,000, not powers, with as many as fit the decades
-    spanned."""
-    decades = np.log10(high / low)
-    axis.set_major_locator(LogLocator(subs=(1, 3) if decades < 3 else (1,), numticks=12))
+def set_log_axis(axis: Axis, low: float, high: float) -> None:
+    """Ticks of a logarithmic axis that say 30 or 1,000, not powers; thirds of a decade where it spans few."""
+    axis.set_major_locator(LogLocator(subs=(1, 3) if high / low < 2000 else (1,), numticks=12))
     axis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=50))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
+
+
+def hide_steps_labels(ax: Axes) -> None:
+    """For a panel above another that has the same steps axis."""
+    ax.set_xlabel("")
+    ax.tick_params(labelbottom=False)

@@ -1,4 +1,5 @@
-"""Small made-up runs with the shapes of real ones: Muon's logits climb, MuonClip's stay at tau, AdamW's are low."""
+"""Small made-up runs with the shapes of real ones: Muon's logits climb, MuonClip's stay at tau, AdamW's are
+low."""
 
 from types import SimpleNamespace
 
@@ -19,7 +20,8 @@ def made_up_run(
     status: str = "finished",
     off: tuple[int, int] | None = None,
 ) -> SimpleNamespace:
-    """What load_run returns, for a run of 2 layers and 2 heads; `off` = steps in which MuonClip's clip is off."""
+    """What load_run returns, for a run of 2 layers and 2 heads; `off` = steps in which MuonClip's clip is
+    off."""
     noise = np.random.default_rng([seed, len(optimizer), num_steps])
     step = np.arange(num_steps)
     progress = step / num_steps

@@ -1,0 +1,184 @@
+"""Intervals, paired comparisons, the noise floor, and when a difference is a tie."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from muonlab.errors import MuonlabError
+
+CONFIDENCE = 0.95
+# Differences in loss below this are ties whatever their interval (Wen et al., arXiv 2509.02046).
+SMALLEST_DIFFERENCE = 3e-3
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate, the ends of its confidence interval (NaN where n < 2), and the number of values behind it."""
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        if not math.isfinite(self.low):
+            return f"{self.estimate:.3f} (n={self.n})"
+        return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    def excludes_zero(self) -> bool:
+        """Whether both ends lie on one side of zero; False where there is no interval."""
+        return self.low > 0 or self.high < 0
+
+
+def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+    """Student's interval of the mean: mean ± t_{n-1} s / sqrt(n), s with n - 1. For few seeds; assumes near-normal
+    values, and covers as said from n = 2 on where they are. Raises MuonlabError for non-finite or no values."""
+    x = _checked(values)
+    if len(x) < 2:
+        return Interval(float(x.mean()), math.nan, math.nan, len(x))
+    half = stats.t.ppf((1 + confidence) / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))
+    return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half), len(x))
+
+
+def bootstrap_interval(
+    values: Sequence[float],
+    statistic: Callable[..., np.ndarray] = np.mean,
+    confidence: float = CONFIDENCE,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap interval of `statistic(values, axis=...)`, the same for the same seed.
+
+    For statistics without a formula (medians, ratios of fits) and n of ten or more: with fewer values it is too
+    narrow, and `t_interval` is the one to use for a mean. Raises MuonlabError for non-finite or no values.
+    """
+    x = _checked(values)
+    estimate = float(statistic(x, axis=0))
+    if len(x) < 2:
+        return Interval(estimate, math.nan, math.nan, len(x))
+    drawn = stats.bootstrap(
+        (x,),
+        statistic,
+        confidence_level=confidence,
+        n_resamples=resamples,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(estimate, float(drawn.low), float(drawn.high), len(x))
+
+
+def noise_floor(runs: pd.DataFrame, metric: str = "loss", by: Sequence[str] = ("arm", "lr")) -> float:
+    """Standard deviation over seeds of one setting, pooled over settings by their degrees of freedom.
+
+    runs: a row a run with `metric` and the columns `by`, which name a setting; groups with one run say nothing.
+    Runs that diverged are left out, since how far apart they end is no measure of luck. NaN where no setting has
+    two seeds.
+    """
+    settled = runs[runs["status"] == "finished"]
+    groups = settled.groupby(list(by), dropna=False)[metric]
+    squares, freedom = (groups.var(ddof=1) * (groups.count() - 1)).sum(), (groups.count() - 1).sum()
+    return math.sqrt(squares / freedom) if freedom else math.nan
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`arm` against `baseline` over the seeds that both have.
+
+    difference: mean of (arm - baseline) with its t interval, in the metric's unit; p: of the paired t test, NaN
+    where it cannot be had; floor: the half-width inside which a difference is a tie; diverged: how many of the
+    pairs' runs diverged, (arm, baseline).
+    """
+
+    arm: str
+    baseline: str
+    metric: str
+    difference: Interval
+    p: float
+    floor: float
+    diverged: tuple[int, int]
+
+    @property
+    def verdict(self) -> str:
+        """"lower", "higher", "tie" or, with one pair only, "untested"."""
+        if self.difference.n < 2:
+            return "untested"
+        if is_tie(self.difference, self.floor):
+            return "tie"
+        return "lower" if self.difference.estimate < 0 else "higher"
+
+
+def is_tie(difference: Interval, floor: float) -> bool:
+    """Whether a difference says nothing: it lies inside ±floor, whatever its sign, or its interval holds zero."""
+    return abs(difference.estimate) <= floor or not difference.excludes_zero()
+
+
+def compare(runs: pd.DataFrame, arm: str, baseline: str, metric: str = "loss", floor: float | None = None) -> Comparison:
+    """Compare two arms seed by seed.
+
+    runs: `Frames.runs`, one run per arm and seed: choose the learning rate first. metric: `loss` counts a run
+    that diverged with the loss at initialisation, so that it stays in. floor: None measures it: the larger of
+    `SMALLEST_DIFFERENCE` and the noise floor of both arms. Raises MuonlabError where an arm has no run, a seed
+    occurs twice, or the arms share none.
+    """
+    chosen = {name: _by_seed(runs, name) for name in (arm, baseline)}
+    shared = chosen[arm].index.intersection(chosen[baseline].index)
+    pairs = [chosen[name].loc[shared] for name in (arm, baseline)]
+    usable = pairs[0][metric].notna() & pairs[1][metric].notna()
+    if not usable.any():
+        raise MuonlabError(f"'{arm}' and '{baseline}' have no seed in common with a '{metric}'")
+    pairs = [rows[usable] for rows in pairs]
+    differences = (pairs[0][metric] - pairs[1][metric]).to_numpy()
+    if floor is None:
+        floor = np.nanmax([SMALLEST_DIFFERENCE, noise_floor(runs[runs["arm"].isin([arm, baseline])], metric)])
+    return Comparison(
+        arm,
+        baseline,
+        metric,
+        t_interval(differences),
+        _paired_p(differences),
+        float(floor),
+        tuple(int((rows["status"] == "diverged").sum()) for rows in pairs),
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment for several comparisons (Scand. J. Statist. 6, 1979): the k-th smallest of m
+    values is multiplied by m - k + 1, kept at least as large as the one before and at most 1. NaN stays NaN and is
+    not counted among the m."""
+    p = np.asarray(p_values, float)
+    adjusted = np.full(len(p), math.nan)
+    order = [i for i in np.argsort(p) if not math.isnan(p[i])]
+    reached = 0.0
+    for k, i in enumerate(order):
+        reached = max(reached, min(1.0, (len(order) - k) * p[i]))
+        adjusted[i] = reached
+    return adjusted.tolist()
+
+
+def _by_seed(runs: pd.DataFrame, arm: str) -> pd.DataFrame:
+    chosen = runs[runs["arm"] == arm].set_index("seed")
+    if chosen.empty:
+        raise MuonlabError(f"there is no run of '{arm}'; arms: {', '.join(runs['arm'].unique())}")
+    if chosen.index.has_duplicates:
+        again = sorted(set(chosen.index[chosen.index.duplicated()]))
+        raise MuonlabError(f"'{arm}' has several runs of seed {again[0]}: choose one setting before comparing")
+    return chosen
+
+
+def _paired_p(differences: np.ndarray) -> float:
+    if len(differences) < 2:
+        return math.nan
+    if np.ptp(differences) == 0:
+        return 1.0 if differences[0] == 0 else 0.0
+    return float(stats.ttest_1samp(differences, 0).pvalue)
+
+
+def _checked(values: Sequence[float]) -> np.ndarray:
+    x = np.asarray(values, float)
+    if not len(x) or not np.isfinite(x).all():
+        raise MuonlabError(f"an interval needs finite values, not {x.tolist()}")
+    return x
