@@ -5,6 +5,7 @@ from muonlab.record.identity import run_identity
 from muonlab.record.load import Run, load_run
 from muonlab.record.mlflow_run import MlflowRun, environment_tags
 from muonlab.record.run import STATUSES, RunRecord
+from muonlab.record.spikes import detect_spikes, spike_score
 from muonlab.record.store import prepare_store, store_uri
 
 __all__ = [
@@ -13,9 +14,11 @@ __all__ = [
     "Run",
     "RunRecord",
     "collect_environment",
+    "detect_spikes",
     "environment_tags",
     "load_run",
     "prepare_store",
     "run_identity",
+    "spike_score",
     "store_uri",
 ]

@@ -28,12 +28,12 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def read_json(path: Path, default: Any = None) -> Any:
-    """The value in `path`, or `default` where there is no such file."""
+def read_json(path: Path) -> Any:
+    """The value in `path`, or None where there is no such file."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        return default
+        return None
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

@@ -11,6 +11,7 @@ from muonlab.errors import MuonlabError
 from muonlab.record.files import read_json
 from muonlab.record.identity import run_identity
 from muonlab.record.run import writer_alive
+from muonlab.record.score import score_run
 from muonlab.record.trace import read_trace
 
 
@@ -20,14 +21,15 @@ class Run:
     def __init__(self, folder: Path):
         self.folder = folder
         self.config: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        self.environment: dict[str, Any] = read_json(folder / "environment.json", default={})
-        self.routing: list[dict[str, Any]] = read_json(folder / "routing.json", default=[])
-        state = read_json(folder / "status.json", default=None)
-        self.status: str = state["status"] if state else "interrupted"
-        self.cause: str = state["cause"] if state else "killed while it began"
+        self.environment: dict[str, Any] = read_json(folder / "environment.json")
+        self.routing: list[dict[str, Any]] = read_json(folder / "routing.json")
+        state = read_json(folder / "status.json")
+        self.status: str = state["status"]
+        self.cause: str = state["cause"]
+        # Infinities and NaN are kept as text, since JSON has no numbers for them.
         self.metrics: dict[str, float] = {
             name: float(value) if isinstance(value, str) else value
-            for name, value in (state["metrics"] if state else {}).items()
+            for name, value in state["metrics"].items()
         }
         if self.status == "running" and writer_alive(state) is False:
             self.status, self.cause = "interrupted", f"process {state['sessions'][-1]['pid']} was killed"
@@ -49,6 +51,21 @@ class Run:
         and causal pairs), value_abs, gamma (QK-Clip's factor, 1: not clipped), entropy (nats). NaN: not
         measured."""
         return read_trace(self.folder / "traces", "max_logits").to_pandas()
+
+    @property
+    def events(self) -> pd.DataFrame:
+        """Spikes of the trace by today's definitions, sorted by step: step, value, definition, height, peak,
+        duration (see detect_spikes) and series, the column that spiked."""
+        return self._scored[0]
+
+    @property
+    def spike_scores(self) -> dict[str, float]:
+        """Percentage of flagged steps by "<definition>/<column>" (see score_run)."""
+        return self._scored[1]
+
+    @cached_property
+    def _scored(self) -> tuple[pd.DataFrame, dict[str, float]]:
+        return score_run(read_trace(self.folder / "traces", "steps"))
 
 
 def load_run(folder: str | Path) -> Run:

@@ -44,7 +44,7 @@ KEYS = {
 EVERY_STEP = frozenset({"train_loss", "probe_loss", "val_loss", "grad_norm", "gamma", "max_logit"})
 """Columns charted at every step: a spike lasts one. A metric costs about 0.1 ms, wherever the store is."""
 THINNED = 10
-"""Every how many steps the other columns are charted; their full resolution is in the Parquet artifacts."""
+"""The other columns are charted at most once in so many steps; the Parquet artifacts have all of them."""
 
 METRICS_PER_REQUEST = 1000
 PARAMS_PER_REQUEST = 100
@@ -57,8 +57,8 @@ class MlflowRun:
     """Writes one run.
 
     Only MlflowClient is used, which keeps no global state, so any number of runs may be open in a process.
-    After `start`, a store that fails is told as a warning and tried again at the next call: the record on disk
-    is complete without it.
+    After `start`, a store that fails is told as a warning and tried again at the next call: the record on
+    disk is complete without it.
     """
 
     def __init__(self, client: "MlflowClient", tracking_uri: str, run_id: str, started_ms: int, logged: int):
@@ -67,6 +67,7 @@ class MlflowRun:
         self._uri = tracking_uri
         self._started_ms = self._timestamp_ms = started_ms
         self._resumed_after = self._last_step = logged
+        self._charted: dict[str, int] = {}
         self._pending: list[Metric] = []
         self._nonfinite = ""
 
@@ -157,12 +158,12 @@ class MlflowRun:
         if "seconds" in row and math.isfinite(row["seconds"]):
             self._timestamp_ms = self._started_ms + round(1000 * row["seconds"])
         self._last_step = max(self._last_step, step)
-        values = {
-            metric_key(column): value
-            for column, value in row.items()
-            if column != "step"
-            and (step % THINNED == 0 or column.partition("/")[0] in EVERY_STEP or not math.isfinite(value))
-        }
+        values = {}
+        for column, value in row.items():
+            due = step >= self._charted.get(column, -THINNED) + THINNED or not math.isfinite(value)
+            if column != "step" and (due or column.partition("/")[0] in EVERY_STEP):
+                values[metric_key(column)] = value
+                self._charted[column] = step
         return self._entities(values, step)
 
     def _entities(self, values: dict[str, float], step: int) -> "list[Metric]":

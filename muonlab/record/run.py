@@ -11,6 +11,7 @@
 Every file is written whole or not at all, so a run killed at any moment is still a record.
 """
 
+import errno
 import os
 import shutil
 import socket
@@ -25,6 +26,7 @@ from muonlab.errors import MuonlabError, unknown_name
 from muonlab.record.environment import collect_environment
 from muonlab.record.files import read_json, write_atomic, write_json
 from muonlab.record.identity import run_identity
+from muonlab.record.score import describe_spikes
 from muonlab.record.trace import TraceWriter, chart_rows, read_trace
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ class RunRecord:
     def __init__(self, folder: Path):
         self.folder = folder
         self._traces = TraceWriter(folder / "traces")
-        self._state: dict[str, Any] = read_json(folder / "status.json", default={"sessions": []})
+        self._state: dict[str, Any] = read_json(folder / "status.json") or {"sessions": []}
 
     @classmethod
     def create(
@@ -48,29 +50,31 @@ class RunRecord:
         config: Mapping[str, Any],
         routing: list[dict[str, Any]],
         environment: Mapping[str, Any] | None = None,
-        replace: bool = False,
     ) -> "RunRecord":
         """Begin the record of a run that has none yet; its status is `running`.
 
-        `environment` None means: look here and now. `replace` clears the folder of an earlier record of the
-        same run first, checkpoints included. Raises MuonlabError if the folder cannot be written, holds
-        another run or, without `replace`, this one, or belongs to a process that still runs.
+        `environment` None means: look here and now. The folder appears with everything in it, so that no kill
+        leaves half a record and only one of two processes can begin the same run. Raises MuonlabError if it
+        cannot be written or holds something already.
         """
         folder = Path(folder)
         if (folder / "config.yaml").exists():
             _refuse_other_run(folder, config)
-            _refuse_live_writer(folder)
-            if not replace:
-                raise MuonlabError(f"{folder} holds this run already; reopen or replace it")
-            _clear(folder)
-        record = cls(folder)
-        write_json(folder / "environment.json", dict(environment or collect_environment()))
-        write_json(folder / "routing.json", routing)
-        record._open_session()
-        # Last, because a folder with a config is what counts as a run.
+            raise MuonlabError(f"{folder} holds this run already; reopen it or move it away")
+        new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
         text = yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
-        write_atomic(folder / "config.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
-        return record
+        write_atomic(new / "config.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_json(new / "environment.json", dict(environment or collect_environment()))
+        write_json(new / "routing.json", routing)
+        cls(new)._open_session()
+        try:
+            os.replace(new, folder)
+        except OSError as error:
+            shutil.rmtree(new)
+            if folder.is_dir() and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise MuonlabError(f"{folder} holds files that are no run; choose another folder") from error
+            raise MuonlabError(f"cannot write {folder}: {error.strerror}") from error
+        return cls(folder)
 
     @classmethod
     def reopen(cls, folder: str | Path, config: Mapping[str, Any] | None = None) -> "RunRecord":
@@ -128,6 +132,7 @@ class RunRecord:
             raise unknown_name("final status", status, ends)
         self._traces.flush()
         self._traces.merge()
+        write_json(self.folder / "events.json", describe_spikes(read_trace(self.folder / "traces", "steps")))
         self._state |= {
             "status": status,
             "cause": cause,
@@ -139,7 +144,8 @@ class RunRecord:
     @property
     def mlflow_run_id(self) -> str | None:
         """The MLflow run that shows this one, if it has one."""
-        return (read_json(self.folder / "mlflow.json") or {}).get("run_id")
+        held = read_json(self.folder / "mlflow.json")
+        return held["run_id"] if held else None
 
     @mlflow_run_id.setter
     def mlflow_run_id(self, run_id: str) -> None:
@@ -198,20 +204,11 @@ def _refuse_other_run(folder: Path, config: Mapping[str, Any]) -> None:
 
 def _refuse_live_writer(folder: Path) -> None:
     state = read_json(folder / "status.json")
-    if not state or state["status"] != "running":
+    if state["status"] != "running":
         return
     pid = state["sessions"][-1]["pid"]
     if pid != os.getpid() and writer_alive(state):
         raise MuonlabError(f"{folder} is being written by process {pid}")
-
-
-def _clear(folder: Path) -> None:
-    # The config goes last: until then the folder is still seen as this run's.
-    for name in ("status.json", "events.json", "mlflow.json", "environment.json", "routing.json"):
-        (folder / name).unlink(missing_ok=True)
-    for name in ("traces", "checkpoints"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    (folder / "config.yaml").unlink()
 
 
 def _plain(value: Any) -> Any:

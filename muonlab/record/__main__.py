@@ -1,0 +1,51 @@
+"""python -m muonlab.record FOLDER...: score recorded runs for spikes, old ones by today's definitions."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from muonlab.errors import MuonlabError
+from muonlab.record.load import Run, load_run
+
+SHOWN = 20
+"""Events printed for each run; the rest are counted."""
+
+
+def main(arguments: list[str]) -> None:
+    """Print a table of the runs, one line each, and below it the spikes of each."""
+    parser = argparse.ArgumentParser(prog="python -m muonlab.record", description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders that hold run folders")
+    runs = [load_run(folder) for path in parser.parse_args(arguments).folders for folder in _runs_in(path)]
+    print("Spike scores: percentage of steps flagged, by definition and series.")
+    print(pd.DataFrame([_row(run) for run in runs]).to_string(index=False, float_format="{:.4g}".format))
+    for run in runs:
+        if len(run.events):
+            print(f"\n{run.folder.name}: {len(run.events)} events")
+            print(run.events.head(SHOWN).to_string(index=False, float_format="{:.5g}".format))
+            if len(run.events) > SHOWN:
+                print(f"... and {len(run.events) - SHOWN} more")
+
+
+def _runs_in(path: Path) -> list[Path]:
+    """`path` if it is a run, else the runs directly below it."""
+    below = sorted(config.parent for config in path.glob("*/config.yaml"))
+    return below if below and not (path / "config.yaml").exists() else [path]
+
+
+def _row(run: Run) -> dict[str, object]:
+    return {
+        "run": run.folder.name,
+        "status": run.status,
+        "steps": len(run.steps),
+        **run.spike_scores,
+        "events": len(run.events),
+    }
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except MuonlabError as error:
+        sys.exit(f"muonlab: {error}")

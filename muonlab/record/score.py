@@ -1,0 +1,50 @@
+"""The spikes of a whole run: every definition on the columns that it is for."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from muonlab.record.spikes import DEFINITIONS, SCORED, detect_spikes, spike_score
+
+
+def score_run(steps: pa.Table) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Spike events and spike scores of a `steps` trace.
+
+    The events are those of `detect_spikes` with the column `series`, sorted by step; the scores are
+    percentages by "<definition>/<column>", and by "olmo2_upward/<column>" without the drops. A step at which
+    a column was not measured is no part of its series.
+    """
+    events, scores = [], {}
+    for definition, columns in SCORED.items():
+        for column in columns:
+            series = _series(steps, column)
+            events.append(detect_spikes(series, definition).assign(series=column))
+            scores[f"{definition}/{column}"] = spike_score(series, definition)
+            if definition == "olmo2":
+                scores[f"olmo2_upward/{column}"] = spike_score(series, definition, upward_only=True)
+    found = pd.concat(events, ignore_index=True)
+    return found.sort_values("step", kind="stable", ignore_index=True), scores
+
+
+def describe_spikes(steps: pa.Table) -> dict[str, Any]:
+    """`score_run` and the definitions' settings as JSON, with infinities and NaN as text."""
+    events, scores = score_run(steps)
+    return {
+        "definitions": {
+            name: {"columns": columns, "settings": DEFINITIONS.settings(name)}
+            for name, columns in SCORED.items()
+        },
+        "scores": {name: _number(score) for name, score in scores.items()},
+        "events": [{key: _number(value) for key, value in row.items()} for row in events.to_dict("records")],
+    }
+
+
+def _series(steps: pa.Table, column: str) -> pd.Series:
+    measured = steps.filter(steps[column].is_valid())
+    return pd.Series(measured[column].to_numpy(), index=measured["step"].to_numpy(), dtype=np.float64)
+
+
+def _number(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not np.isfinite(value) else value
