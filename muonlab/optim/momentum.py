@@ -1,15 +1,16 @@
-"""The direction that is orthogonalised: a running average of gradients, with or without Nesterov's look-ahead.
+"""The direction that is orthogonalised: an average of past gradients, with or without Nesterov's look-ahead.
 
 With g the gradient, m the buffer and mu the momentum of this step:
 
-- `ema`: m <- mu m + (1 - mu) g; Nesterov (1 - mu) g + mu m. PyTorch, Keller Jordan, Emerging-Optimizers.
-- `heavy_ball`: m <- mu m + g; Nesterov g + mu m. Moonlight, dion, gram-newton-schulz.
-- `ema_corrected`: `ema` with Adam's bias corrections, and NAdam's under Nesterov (Dozat 2016, algorithm 2):
-  (1 - mu) g / (1 - P_t) + mu m / (1 - P_t mu), P_t the product of all mu so far. optax.
+- `ema`: m <- mu m + (1 - mu) g; Nesterov: (1 - mu) g + mu m. PyTorch, Keller Jordan, Emerging-Optimizers.
+- `heavy_ball`: m <- mu m + g; Nesterov: g + mu m. Moonlight, dion, gram-newton-schulz.
+- `ema_corrected`: `ema` with Adam's bias correction, and NAdam's under Nesterov (Dozat 2016, algorithm 2):
+  (1 - mu) g / (1 - P) + mu m / (1 - P mu), P being the product of all mu so far. optax.
 
-With a constant mu and a zero start `ema` and `heavy_ball` give the same direction up to the factor 1 - mu, which
-orthogonalisation removes. Under a momentum schedule they do not: the buffer of `heavy_ball` keeps the weights 1
-that old gradients came in with, `ema` the weights 1 - mu of their own steps.
+From a zero start and with a constant mu, `heavy_ball` is `ema` times 1/(1 - mu), a factor which
+orthogonalisation removes. Under a momentum schedule they differ: `ema` weighs each gradient by the 1 - mu of
+its own step, `heavy_ball` weighs all alike. mu is read anew at every step, so either is right under a
+schedule.
 """
 
 from typing import Any
@@ -23,9 +24,9 @@ MOMENTUM_KINDS = ("ema", "heavy_ball", "ema_corrected")
 def momentum_directions(
     grads: list[Tensor], states: list[dict[str, Any]], kind: str, momentum: float, nesterov: bool
 ) -> list[Tensor]:
-    """Advance every `momentum_buffer` and return the directions, tensors of the gradients' shapes.
+    """Advance every state's `momentum_buffer` and return the directions, in the gradients' shapes.
 
-    Never writes to a gradient. Without Nesterov the directions may be the buffers themselves: read only.
+    Never writes to a gradient. Without Nesterov the directions are the buffers themselves: read only.
     """
     buffers = [state["momentum_buffer"] for state in states]
     if kind == "heavy_ball":
@@ -40,7 +41,6 @@ def momentum_directions(
     directions = []
     for grad, buffer, state in zip(grads, buffers, states, strict=True):
         product = state["momentum_product"] = state.get("momentum_product", 1.0) * momentum
-        directions.append(
-            grad * ((1 - momentum) / (1 - product)) + buffer * (momentum / (1 - product * momentum))
-        )
+        ahead, past = (1 - momentum) / (1 - product), momentum / (1 - product * momentum)
+        directions.append(grad * ahead + buffer * past)
     return directions

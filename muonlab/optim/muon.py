@@ -1,4 +1,4 @@
-"""Muon, AdamW and MuonClip, usable in any PyTorch training loop."""
+"""Muon, MuonClip and AdamW, for any PyTorch training loop."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,53 +9,60 @@ from torch.optim.optimizer import ParamsT
 from muonlab.layout import AttentionLayout
 from muonlab.optim.combined import CombinedOptimizer
 from muonlab.optim.qk_clip import QKClip
+from muonlab.optim.schedules import Coefficients
 
 
 class Muon(CombinedOptimizer):
-    """Momentum orthogonalised by Newton-Schulz (Keller Jordan 2024) for matrices, AdamW for the rest.
+    """Momentum orthogonalised by Newton-Schulz (Keller Jordan, 2024) for matrices, AdamW for the rest.
 
-    One update of a matrix W of shape (rows, cols) with gradient G:
+    One update of a matrix W (rows, cols) with gradient G:
 
-        M <- momentum average of G;  D = M, or Nesterov's look-ahead
+        M <- average of past G;  D = M, or Nesterov's look-ahead
         O = scale(rows, cols) * NewtonSchulz(D)
         W <- (1 - lr * weight_decay) W - lr O
 
-    params: a list of matrices, of (name, matrix) pairs, or of parameter groups. A group {"params": [...], "rule":
-    "adamw"} is updated by AdamW; every other is under Muon. Every setting below may be given in a group too; in
-    an adamw group the last four are called lr, betas, eps and weight_decay. A (experts, rows, cols) parameter is a stack of
-    matrices; what is not a matrix is refused.
+    params: matrices, (name, matrix) pairs, or parameter groups. A group {"params": [...], "rule": "adamw"} is
+        updated by AdamW, every other by Muon; each may give any setting below for itself (an adamw group's
+        are called lr, betas, eps, weight_decay). (experts, rows, cols) is a stack of matrices; what is no
+        matrix is refused.
 
-    Settings of the matrices:
+    For matrices:
 
-    - lr: length of an update in the unit of `scale_rule`; with `match_rms_adamw` AdamW's learning rate. 0 changes
-      nothing. Sane: 1e-3 to 0.05 (0.02 to 0.1 for `original`, `spectral` and `none`).
-    - momentum: weight of the past in [0, 1); 0 orthogonalises each gradient alone. Sane: 0.8 to 0.98. May be
-      changed in the groups at any step.
-    - momentum_kind: `ema`, `heavy_ball` or `ema_corrected`; see `muonlab.optim.momentum`. The three differ only
-      while the momentum changes or, the last, in the first steps.
-    - nesterov: look one gradient ahead.
-    - ns_schedule, ns_steps: the iteration, as in `newton_schulz`: a name, one triple or a list of triples; None runs all
-      rows. More steps come closer to an orthogonal matrix; sane: 4 to 10.
-    - ns_dtype: "float32", "bfloat16", "float16" or "float64"; None: bf16 on CUDA, fp32 elsewhere.
-    - scale_rule: `original`, `match_rms_adamw`, `unit_update_rms`, `spectral` or `none`; see `muonlab.optim.scale_rules`.
-    - weight_decay: in units of 1/lr per step for `decoupled`; 0: none. Sane: 0 to 0.2.
-    - weight_decay_kind: `decoupled`, `independent` or `shape_scaled`; see `muonlab.optim.weight_decay`.
-    - cautious: let an entry decay only where the update moves it the same way.
-    - row_blocks, col_blocks, flatten: which blocks are orthogonalised apart (heads, fused weights), and whether filters are
-      flattened; see `muonlab.optim.matrix_view`.
-    - equilibrate_rows, renormalise, normuon_beta2: even out rows before and after; None or false: off, normuon_beta2 0.9 to
-      0.95 where it is on; see `muonlab.optim.normuon`.
+    lr: length of an update in the unit of `scale_rule`; with `match_rms_adamw` AdamW's learning rate. 0
+        changes nothing. Sane: 1e-3 to 0.05, or 0.01 to 0.1 under `original`, `spectral` and `none`.
+    momentum: weight of the past, in [0, 1); 0 orthogonalises every gradient by itself. Sane: 0.8 to 0.98. May
+        be scheduled by changing it in the groups.
+    momentum_kind: `ema`, `heavy_ball` or `ema_corrected` (`muonlab.optim.momentum`); without a momentum
+        schedule all give the same updates, but for the first few of the last.
+    nesterov: look one gradient ahead.
+    ns_schedule, ns_steps: the iteration, as in `newton_schulz`: a name, a triple (a, b, c), a list of
+        triples; steps None runs every row. More steps end closer to an orthogonal matrix. Sane: 4 to 10.
+    ns_backend: "auto" by measured rules, or "plain" or "gram"; the same matrix up to rounding.
+    ns_dtype: "float32", "bfloat16", "float16", "float64", or None: bf16 on CUDA, fp32 elsewhere.
+    scale_rule: `original`, `match_rms_adamw`, `unit_update_rms`, `spectral` or `none`
+        (`muonlab.optim.scale_rules`).
+    weight_decay: for `decoupled`, the share of a weight lost per step is lr * weight_decay; 0: none. Sane:
+        0 to 0.2.
+    weight_decay_kind: `decoupled`, `independent` or `shape_scaled` (`muonlab.optim.weight_decay`).
+    cautious: an entry decays only where the update pulls it the same way.
+    row_blocks, col_blocks, flatten: which blocks are orthogonalised apart, such as heads, and whether filters
+        are flattened (`muonlab.optim.matrix_view`).
+    equilibrate_rows, renormalise, normuon_beta2: even out neurons around the iteration
+        (`muonlab.optim.normuon`); False, False, None: off. normuon_beta2 in [0, 1) is the weight of the past; 0
+        looks at this update alone. Sane: 0.9 to 0.99.
 
-    Settings of AdamW groups (arXiv 1711.05101):
+    For AdamW groups (arXiv 1711.05101):
 
-    - adamw_lr: RMS of an entry's change per step; 0 changes nothing. Sane: 1e-4 to 1e-2.
-    - adamw_betas: weights of the past in the two averages, each in [0, 1).
-    - adamw_eps: added to the root of the second average, in units of the gradient.
-    - adamw_weight_decay: as weight_decay, always decoupled.
+    adamw_lr: RMS of an entry's change per step, early on; 0 changes nothing. Sane: 1e-4 to 1e-2.
+    adamw_betas: weights of the past in the averages of the gradient and of its square, each in [0, 1).
+    adamw_eps: added to the root of the second, in units of the gradient; with 0 an entry that never had a
+        gradient becomes NaN.
+    adamw_weight_decay: the share of a weight lost per step is adamw_lr * adamw_weight_decay; 0: none.
 
-    clip: a `QKClip` to apply after every update (`MuonClip` makes one), or None.
+    clip: a `QKClip` that acts after every update (`MuonClip` makes one), or None.
 
-    Invalid settings, parameters that are complex or no matrix, and sparse gradients raise MuonlabError.
+    Buffers and updates are fp32 for 16-bit parameters. Wrong settings, parameters that are complex or no
+    matrix, and sparse gradients raise MuonlabError with the parameter's name.
     """
 
     def __init__(
@@ -66,9 +73,10 @@ class Muon(CombinedOptimizer):
         momentum: float = 0.95,
         momentum_kind: str = "ema",
         nesterov: bool = True,
-        ns_schedule: str | Sequence[float] | Sequence[Sequence[float]] = "jordan",
+        ns_schedule: Coefficients = "jordan",
         ns_steps: int | None = None,
-        ns_dtype: str | None = None,
+        ns_backend: str = "auto",
+        ns_dtype: str | torch.dtype | None = None,
         scale_rule: str = "match_rms_adamw",
         weight_decay: float = 0.0,
         weight_decay_kind: str = "decoupled",
@@ -92,9 +100,8 @@ class Muon(CombinedOptimizer):
             "nesterov": nesterov,
             "ns_schedule": ns_schedule,
             "ns_steps": ns_steps,
-            "ns_dtype": str(ns_dtype).removeprefix("torch.")
-            if isinstance(ns_dtype, torch.dtype)
-            else ns_dtype,
+            "ns_backend": ns_backend,
+            "ns_dtype": ns_dtype,
             "scale_rule": scale_rule,
             "weight_decay": weight_decay,
             "weight_decay_kind": weight_decay_kind,
@@ -111,11 +118,11 @@ class Muon(CombinedOptimizer):
 
 
 class MuonClip(Muon):
-    """Muon with a QK-Clip (Kimi K2, arXiv 2507.20534): `observe(max_logits)` after every training forward, then `step()`.
+    """Muon with QK-Clip (Kimi K2, arXiv 2507.20534): `observe(max_logits)` after each forward, then `step()`.
 
-    layouts: one AttentionLayout a layer, the declaration of which rows make which head.
+    layouts: one AttentionLayout a layer: which rows of which weights make which head.
     tau, alpha, maximum, per, windows: as in `QKClip`; clip_momentum is its `momentum`.
-    settings: every setting of `Muon`.
+    settings: those of `Muon`.
     """
 
     def __init__(
@@ -136,12 +143,13 @@ class MuonClip(Muon):
 
 
 class AdamW(CombinedOptimizer):
-    """PyTorch's AdamW in the same object as Muon, so that a clip can follow it and every loop treats both alike.
+    """PyTorch's AdamW in the same object as Muon, so that a clip can follow it and a loop treats both alike.
 
-    lr: RMS of an entry's change per step; 0 changes nothing. Sane: 1e-4 to 1e-2.
-    betas: weights of the past in the two averages, each in [0, 1). eps: in units of the gradient.
-    weight_decay: in units of 1/lr per step; 0: none.
-    clip: a `QKClip` to apply after every update, or None.
+    lr: RMS of an entry's change per step, early on; 0 changes nothing. Sane: 1e-4 to 1e-2.
+    betas: weights of the past in the averages of the gradient and of its square, each in [0, 1).
+    eps: added to the root of the second, in units of the gradient.
+    weight_decay: the share of a weight lost per step is lr * weight_decay; 0: none. Sane: 0 to 0.2.
+    clip: a `QKClip` that acts after every update, or None.
     """
 
     def __init__(

@@ -13,9 +13,9 @@ from muonlab.optim.qk_clip import QKClip
 from muonlab.optim.routing import parameter_groups
 from muonlab.registry import Registry
 
-optimizers = Registry("optimizer")
-register_optimizer = optimizers.register
-list_optimizers = optimizers.names
+OPTIMIZERS = Registry("optimizer")
+register_optimizer = OPTIMIZERS.register
+list_optimizers = OPTIMIZERS.names
 
 Builder = Callable[..., CombinedOptimizer]
 
@@ -23,14 +23,14 @@ Builder = Callable[..., CombinedOptimizer]
 def build_optimizer(name: str, model: nn.Module, **settings: Any) -> CombinedOptimizer:
     """The optimizer of all parameters of `model`, routed by their roles.
 
-    `name` is one of `list_optimizers()`; `settings` are its builder's. An unknown name or setting raises
+    `name` is one of `list_optimizers()`, `settings` are its builder's. An unknown name or setting raises
     MuonlabError with the near ones.
     """
-    return optimizers.build(name, model, **settings)
+    return OPTIMIZERS.build(name, model, **settings)
 
 
 def _shows_settings_of(constructor: type, without: tuple[str, ...]) -> Callable[[Builder], Builder]:
-    """Put the keyword settings that a builder hands on as **settings into its signature, where the registry reads them."""
+    """Write the settings that a builder hands on as **settings into its signature, for the registry."""
 
     def show(builder: Builder) -> Builder:
         own = [p for p in inspect.signature(builder).parameters.values() if p.kind is not p.VAR_KEYWORD]
@@ -42,10 +42,9 @@ def _shows_settings_of(constructor: type, without: tuple[str, ...]) -> Callable[
 
 def _settings(constructor: type, without: tuple[str, ...]) -> list[inspect.Parameter]:
     """The settings with defaults of a constructor, as keywords."""
-    given = inspect.signature(constructor).parameters.values()
-    return [
-        p.replace(kind=p.KEYWORD_ONLY) for p in given if p.default is not p.empty and p.name not in without
-    ]
+    parameters = inspect.signature(constructor).parameters.values()
+    chosen = (p for p in parameters if p.default is not p.empty and p.name not in without)
+    return [p.replace(kind=p.KEYWORD_ONLY) for p in chosen]
 
 
 @register_optimizer("adamw")
@@ -53,12 +52,12 @@ def _settings(constructor: type, without: tuple[str, ...]) -> list[inspect.Param
 def adamw(model: nn.Module, *, lr_scale: Mapping[str, float] | None = None, **settings: Any) -> AdamW:
     """AdamW for every parameter, in one group a role.
 
-    lr_scale: {role: factor} multiplies the learning rate of a role; the other settings are those of `AdamW`.
+    lr_scale: {role: factor} multiplies the learning rate of a role. The other settings are those of `AdamW`.
     """
     return AdamW(parameter_groups(model, "adamw", lr_scale=lr_scale), **settings)
 
 
-# The views come from the routing.
+# Which matrices a parameter is comes from the routing, not from settings of the whole optimizer.
 @register_optimizer("muon")
 @_shows_settings_of(Muon, without=("row_blocks", "col_blocks", "flatten", "clip"))
 def muon(
@@ -71,19 +70,19 @@ def muon(
 ) -> Muon:
     """Muon for the hidden matrices, AdamW for embeddings, head, norms, biases, router, gates and filters.
 
-    routes: {role or parameter-name pattern: "muon" | "adamw"} overrides that, for instance {"head": "muon"} or
-    {"query": "adamw", "key": "adamw"}. lr_scale: {role: factor} multiplies the learning rate of a role.
-    per_head: orthogonalise every head of query, key, value and output apart. The other settings are those of `Muon`.
+    routes: {role or parameter-name pattern: "muon" | "adamw"} overrides that, for instance {"head": "muon"}
+        or {"query": "adamw", "key": "adamw"}.
+    lr_scale: {role: factor} multiplies the learning rate of a role.
+    per_head: orthogonalise every head of query, key, value and output apart.
+    The other settings are those of `Muon`.
     """
-    return Muon(
-        parameter_groups(model, "muon", routes=routes, lr_scale=lr_scale, per_head=per_head), **settings
-    )
+    return Muon(parameter_groups(model, "muon", routes, lr_scale, per_head), **settings)
 
 
 def _with_clip(builder: Builder) -> Builder:
-    """The same optimizer followed by a QK-Clip: the builder's settings and QKClip's, whose `momentum` is `clip_momentum`."""
-    of_clip = {
-        f"clip_{p.name}" if p.name == "momentum" else p.name: p
+    """The same with a QK-Clip: the builder's settings and QKClip's, whose `momentum` is `clip_momentum`."""
+    clip_settings = {
+        "clip_momentum" if p.name == "momentum" else p.name: p
         for p in _settings(QKClip, without=("process_group",))
     }
 
@@ -92,11 +91,11 @@ def _with_clip(builder: Builder) -> Builder:
             raise MuonlabError(
                 f"{type(model).__name__} declares no attention_layouts(), without which QK-Clip cannot act"
             )
-        clip = {p.name: settings.pop(name) for name, p in of_clip.items() if name in settings}
-        return builder(model, clip=QKClip(model.attention_layouts(), **clip), **settings)
+        given = {p.name: settings.pop(name) for name, p in clip_settings.items() if name in settings}
+        return builder(model, clip=QKClip(model.attention_layouts(), **given), **settings)
 
     own = inspect.signature(builder).parameters.values()
-    build.__signature__ = inspect.Signature([*own, *(p.replace(name=name) for name, p in of_clip.items())])
+    build.__signature__ = inspect.Signature([*own, *(p.replace(name=n) for n, p in clip_settings.items())])
     return build
 
 
