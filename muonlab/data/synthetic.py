@@ -16,7 +16,7 @@ from muonlab.errors import MuonlabError
 # Every probability is a multiple of 1/4096, so that 12 random bits choose the next symbol exactly as the
 # matrix says, and the matrix's entropy is the text's.
 SLOTS = 1 << 12
-MAX_STATES = 4096
+MAX_STATES = 1024
 
 
 def build_synthetic(
@@ -31,7 +31,7 @@ def build_synthetic(
 ) -> TokenData:
     """A chain in which each symbol depends on the last `order`; a symbol is a token, and counts as a byte.
 
-    `vocab_size` symbols (2 to 256), at most 4096 states vocab_size^order. The rows of the transition matrix
+    `vocab_size` symbols (2 to 256), at most 1024 states vocab_size^order. The rows of the transition matrix
     are Dirichlet draws: a small `concentration` makes the next symbol nearly certain (entropy towards 0), a
     large one nearly uniform (towards log vocab_size). `seed` draws matrix and text. The validation split
     continues the text of the training split.
@@ -88,17 +88,22 @@ def transition_counts(vocab_size: int, order: int, concentration: float, seed: i
 
 
 def stationary(counts: np.ndarray) -> np.ndarray:
-    """The distribution over states, float64 (states,), with pi = pi P, by power iteration."""
+    """The distribution over states, float64 (states,), with pi = pi P and sum(pi) = 1.
+
+    Solved, not iterated: with a small concentration the chain is nearly periodic or falls nearly apart, and
+    power iteration takes as long as it takes to mix.
+    """
     states, vocab = counts.shape
-    # Dropping the oldest symbol and adding x leads from (oldest, rest) to (rest, x).
-    step = counts.reshape(vocab, states // vocab, vocab) / SLOTS
-    pi = np.full(states, 1 / states)
-    for _ in range(100_000):
-        following = np.einsum("or,orx->rx", pi.reshape(vocab, -1), step).ravel()
-        if np.abs(following - pi).sum() < 1e-14:
-            return following / following.sum()
-        pi = following
-    raise MuonlabError("the synthetic chain mixes too slowly to find its entropy; raise concentration")
+    symbols = np.arange(vocab)
+    balance = np.zeros((states, states))
+    for state in range(states):
+        # Dropping the oldest symbol and adding x leads to the state's other symbols followed by x.
+        balance[(state * vocab + symbols) % states, state] = counts[state] / SLOTS
+    balance -= np.eye(states)
+    # One balance equation follows from the others; the sum takes its place.
+    balance[-1] = 1
+    pi = np.linalg.solve(balance, np.eye(states)[-1]).clip(0)
+    return pi / pi.sum()
 
 
 def conditional_entropies(counts: np.ndarray) -> tuple[float, ...]:
