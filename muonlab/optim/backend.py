@@ -85,11 +85,24 @@ def cost(n: int, m: int, rows: Sequence[Row], form: str, dtype: torch.dtype, sym
 
 
 def choose_backend(n: int, m: int, rows: tuple[Row, ...], dtype: torch.dtype, device_type: str) -> Backend:
-    """The measured rule for matrices with short side n and long side m."""
+    """The measured rule for matrices with short side n and long side m; each new choice is logged once
+    (INFO)."""
     on_cpu = device_type == "cpu"
     strip = STRIP if on_cpu and n >= STRIP_FROM and dtype in (torch.float32, torch.float64) else 0
     symmetric = STRIP_COST if strip else 1.0
     form = min(("plain", "gram"), key=lambda form: cost(n, m, rows, form, dtype, symmetric))
     # A stack holds X twice and four n x n matrices.
     stack = max(1, CACHE_BYTES // (dtype.itemsize * (2 * n * m + 4 * n * n))) if on_cpu else 0
-    return Backend(form, stack, strip)
+    chosen = Backend(form, stack, strip)
+    if not torch.compiler.is_compiling():
+        _log_once(f"{device_type} {dtype} {n} x {m}, {len(rows)} steps: {chosen}")
+    return chosen
+
+
+_logged: set[str] = set()
+
+
+def _log_once(choice: str) -> None:
+    if choice not in _logged:
+        _logged.add(choice)
+        logger.info("orthogonalisation on %s", choice)

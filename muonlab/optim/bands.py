@@ -38,7 +38,7 @@ def image(row: Row, low: float, high: float) -> tuple[float, float]:
     for t in _real_roots(5 * c, 3 * b, a):
         if low * low < t < high * high:
             points.append(math.sqrt(t))
-    values = [x * (a + b * x**2 + c * x**4) for x in points]
+    values = [x * (a + x * x * (b + x * x * c)) for x in points]
     return min(values), max(values)
 
 

@@ -182,9 +182,12 @@ SCHEDULES: dict[str, Schedule] = {
 }
 
 
+MINIMAX = "minimax"
+
+
 def list_schedules() -> list[str]:
-    """Names that `resolve_schedule` accepts, sorted."""
-    return sorted(SCHEDULES)
+    """Names that `resolve_schedule` accepts, sorted; "minimax" may carry its floor, "minimax:0.01"."""
+    return sorted([*SCHEDULES, MINIMAX])
 
 
 def resolve_schedule(schedule: Coefficients, steps: int | None = None) -> Schedule:
@@ -193,27 +196,40 @@ def resolve_schedule(schedule: Coefficients, steps: int | None = None) -> Schedu
     `schedule` is a name, a `Schedule`, one triple (a, b, c), or a list of triples. `steps` None runs the
     usual number (all rows unless the table says otherwise; one triple: five times). Fewer steps than rows
     run the first rows; more repeat the last row, as Polar Express does once it has converged. `svd` ignores
-    `steps`.
+    `steps`. "minimax:0.01" fits `steps` rows (None: 5) for the spectral floor 0.01 with
+    `muonlab.optim.designer.design_schedule`; plain "minimax" takes the floor 0.001.
 
     Raises MuonlabError for an unknown name, rows that are not finite triples, and steps below 1.
     """
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+        raise MuonlabError(
+            f"Newton-Schulz steps must be an integer of at least 1, or None for the usual, not {steps!r}"
+        )
     if isinstance(schedule, str):
+        if schedule.partition(":")[0] == MINIMAX:
+            return _designed(schedule, steps or 5)
         if schedule not in SCHEDULES:
-            raise unknown_name("Newton-Schulz schedule", schedule, SCHEDULES)
+            raise unknown_name("Newton-Schulz schedule", schedule, list_schedules())
         known = SCHEDULES[schedule]
     elif isinstance(schedule, Schedule):
         known = schedule
     else:
         known = _from_hand(schedule)
-    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-        raise MuonlabError(
-            f"Newton-Schulz steps must be an integer of at least 1, or None for the usual, not {steps!r}"
-        )
     steps = steps or known.usual_steps or known.steps
     if known.exact or steps == known.steps:
         return known
     rows = known.rows[:steps] + known.rows[-1:] * (steps - known.steps)
     return replace(known, rows=rows, usual_steps=0)
+
+
+def _designed(name: str, steps: int) -> Schedule:
+    from muonlab.optim.designer import design_schedule
+
+    _, separator, floor = name.partition(":")
+    try:
+        return design_schedule(steps, float(floor) if separator else 1e-3)
+    except ValueError:
+        raise MuonlabError(f"a minimax schedule is named 'minimax' or 'minimax:0.01', not {name!r}") from None
 
 
 def _from_hand(coefficients: Sequence[float] | Sequence[Sequence[float]]) -> Schedule:
