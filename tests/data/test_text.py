@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,6 +79,15 @@ def test_byte_pairs_on_a_file(tmp_path):
     again = build_data("text", path=path, tokenizer="bpe", bpe_vocab_size=280, cache=tmp_path / "cache")
     assert again.decode(again.train[:20]) == data.decode(data.train[:20])
     assert again.digest == data.digest
+
+
+def test_byte_pairs_are_learnt_from_the_training_split_alone(tmp_path):
+    folder = write_folder(tmp_path / "texts", {"1.txt": b"abba abba " * 50, "2.txt": b"zyzy zyzy " * 50})
+    build_data("text", path=folder, tokenizer="bpe", bpe_vocab_size=262, cache=tmp_path / "cache")
+    [merges] = (tmp_path / "cache").rglob("tokenizer.json")
+    merged = [token for token in json.loads(merges.read_text())["model"]["vocab"] if len(token) > 1]
+    assert "abba" in merged
+    assert not any("z" in token or "y" in token for token in merged)
 
 
 def test_bad_paths_are_one_sentence(tmp_path):
