@@ -64,4 +64,4 @@ class ClipHistory:
                 raise MuonlabError(
                     f"{name} of the saved clip history {given}; expected {tuple(present.shape)}"
                 )
-            setattr(self, name, state[name].to(present.device, present.dtype, copy=True))
+            setattr(self, name, state[name].to(present.device, present.dtype))

@@ -227,7 +227,7 @@ def test_a_resumed_clip_goes_on_to_the_last_bit(tmp_path):
         assert torch.equal(second.trace()[NAME][name], values)
 
 
-def test_loading_copies_so_that_two_clips_stay_apart():
+def test_two_clips_that_loaded_one_state_stay_apart():
     first, second = QKClip([flat_layout()], tau=20.0), QKClip([flat_layout()], tau=20.0)
     second.load_state_dict(first.state_dict())
     first.observe({NAME: doubles(40, 40)})

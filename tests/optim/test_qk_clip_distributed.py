@@ -104,11 +104,11 @@ def run_rank(rank: int, folder: str) -> None:
     """Everything that one rank does; what it saw goes to `folder`."""
     store = dist.FileStore(os.path.join(folder, "store"), RANKS)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS, timeout=timedelta(seconds=60))
-    reductions: list[tuple[int, ...]] = []
+    reductions: list[tuple[tuple[int, ...], dist.ProcessGroup | None]] = []
     all_reduce = dist.all_reduce
 
     def counted(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
-        reductions.append(tuple(tensor.shape))
+        reductions.append((tuple(tensor.shape), kwargs["group"]))
         return all_reduce(tensor, *args, **kwargs)
 
     dist.all_reduce = counted
@@ -128,6 +128,9 @@ def run_rank(rank: int, folder: str) -> None:
 
     alone = [dist.new_group([each]) for each in range(RANKS)][rank]
     seen["alone"] = clip_once(layouts(), maxima(rank), process_group=alone).gammas()
+    pair = dist.new_group(list(range(RANKS)))
+    clip_once(layouts(), maxima(rank), process_group=pair)
+    seen["reduced_in_the_group"] = reductions[-1][1] is pair
     seen["verified"] = nan_clip.verify(lambda: maxima(rank))
 
     parts = shard(layouts())
@@ -172,7 +175,7 @@ def test_ranks_clip_as_one_process_with_both_batches_would(ranks, whole):
 def test_all_layers_go_over_the_ranks_in_one_reduction(ranks):
     """Megatron reduces layer by layer."""
     for seen in ranks:
-        assert seen["reductions"] == [(6,)]
+        assert seen["reductions"] == [((6,), None)]
 
 
 def test_the_order_of_ranks_changes_no_bit(ranks):
@@ -188,6 +191,7 @@ def test_a_nan_on_one_rank_is_seen_by_all_and_clips_nothing(ranks):
 
 
 def test_ranks_with_other_heads_stay_out_of_the_process_group(ranks):
+    assert all(seen["reduced_in_the_group"] for seen in ranks)
     torch.testing.assert_close(ranks[0]["alone"]["layer_00"], torch.tensor([0.5, 1, 1, 1]))
     torch.testing.assert_close(ranks[1]["alone"]["layer_00"], torch.tensor([1, 0.25, 1, 1]))
 
