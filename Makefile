@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-OVERRIDES = $(filter-out PYTHON=%,$(MAKEOVERRIDES))
+OVERRIDES = $(patsubst %,'%',$(filter-out PYTHON=%,$(MAKEOVERRIDES)))
 
 # Waiting threads sleep: two trials whose threads spin run an order of magnitude slower.
 export OMP_WAIT_POLICY := PASSIVE

@@ -89,18 +89,24 @@ def hydra_command(config_name: str, job: Callable[[dict[str, Any]], int]) -> int
     import hydra
 
     check_overrides(config_name, sys.argv[1:])
-    codes: list[int] = []
+    configs: list[dict[str, Any]] = []
 
+    # The jobs run after Hydra is done, so that they may compose configs themselves and its error handler stays out.
     @hydra.main(config_path=str(project_folder("conf")), config_name=config_name, version_base="1.3")
-    def run(config: DictConfig) -> None:
-        try:
-            codes.append(job(plain(config)))
-        except MuonlabError as error:
-            print(f"muonlab: {error}", file=sys.stderr)
-            codes.append(2)
+    def collect(config: DictConfig) -> None:
+        configs.append(plain(config))
 
-    run()
+    collect()
+    codes = [_run_job(job, config) for config in configs]
     return max(codes, default=0)
+
+
+def _run_job(job: Callable[[dict[str, Any]], int], config: dict[str, Any]) -> int:
+    try:
+        return job(config)
+    except MuonlabError as error:
+        print(f"muonlab: {error}", file=sys.stderr)
+        return 2
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:

@@ -4,8 +4,9 @@ import ctypes
 import os
 import sys
 
-# From glibc's malloc.h.
+# From glibc's malloc.h; a larger mmap threshold than 32 MiB is refused.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_MMAP_THRESHOLD_MAX = 32 << 20
 
 
 def keep_freed_memory() -> bool:
@@ -21,7 +22,7 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, 1 << 30)) and bool(mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1))
+    return bool(mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_MAX)) and bool(mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1))
 
 
 def settle(num_threads: int) -> None:

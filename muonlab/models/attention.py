@@ -52,6 +52,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
+def at_least_fp32(x: Tensor) -> Tensor:
+    """x, or x in fp32 where its dtype is shorter: logits and losses are never rounded to 8 or 11 bits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 @torch.no_grad()
 def logit_range(q: Tensor, k: Tensor) -> LogitRange:
     """Exact extremes of the causal scaled logits of q (B, H, T, d) and k (B, K, T, d), in row chunks.
@@ -65,7 +70,7 @@ def logit_range(q: Tensor, k: Tensor) -> LogitRange:
     highest, lowest = [], []
     for start in range(0, length, rows):
         stop = min(start + rows, length)
-        scores = (q[..., start:stop, :] @ k[..., :stop]).float()
+        scores = at_least_fp32(q[..., start:stop, :] @ k[..., :stop])
         visible = torch.ones(stop - start, stop, dtype=torch.bool, device=q.device).tril(start)
         low, high = torch.where(visible, scores, scores[..., :1]).flatten(-2).aminmax(dim=-1)
         highest.append(high.amax(0))
@@ -82,7 +87,7 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, soft_cap: float = 0.0) -
     group = q.shape[1] // k.shape[1]
     if group > 1:
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    scores = (q @ k.transpose(-1, -2)).float() / math.sqrt(q.shape[-1])
+    scores = at_least_fp32(q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
     visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
     with torch.no_grad():
         low, high = torch.where(visible, scores, scores[..., :1]).flatten(-2).aminmax(dim=-1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from muonlab.errors import MuonlabError
 from muonlab.layout import AttentionLayout, ParameterRole
-from muonlab.models.attention import Attention, AttentionOutput, LogitRange, rotary_tables
+from muonlab.models.attention import Attention, AttentionOutput, LogitRange, at_least_fp32, rotary_tables
 from muonlab.models.mlp import MLP
 
 
@@ -143,7 +143,7 @@ class NanoGPT(nn.Module):
         logits = self.head(self.final_norm(x))
         if targets is None:
             return ModelOutput(logits)
-        flat = logits.flatten(0, 1).float()
+        flat = at_least_fp32(logits.flatten(0, 1))
         cross_entropy = F.cross_entropy(flat, targets.flatten())
         # L = CE + z * mean_t (ln sum_v exp logit_tv)^2
         loss = cross_entropy + self.z_loss * flat.logsumexp(-1).square().mean() if self.z_loss else cross_entropy

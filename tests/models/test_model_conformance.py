@@ -1,0 +1,126 @@
+"""What every registered model must do."""
+
+import math
+
+import pytest
+import torch
+
+from muonlab.errors import MuonlabError
+from muonlab.models import build_model, list_models
+
+SETTINGS = dict(vocab_size=61, context=16, d_model=32, num_layers=2, num_heads=4)
+VARIANTS = {
+    "plain": {},
+    "grouped_query": {"num_kv_heads": 2},
+    "multi_query": {"num_kv_heads": 1},
+    "qk_norm": {"qk_norm": True},
+    "soft_cap": {"attention_soft_cap": 5.0},
+    "biases": {"bias": True},
+    "swiglu": {"activation": "swiglu"},
+    "gelu_tied_zloss": {"activation": "gelu", "tied_head": True, "z_loss": 1e-3},
+}
+
+
+@pytest.fixture(params=[(n, v) for n in list_models() for v in VARIANTS], ids=lambda p: f"{p[0]}-{p[1]}")
+def model(request):
+    torch.manual_seed(0)
+    name, variant = request.param
+    return build_model(name, **SETTINGS, **VARIANTS[variant])
+
+
+def tokens(batch=3, length=16, seed=0):
+    return torch.randint(61, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def test_no_position_sees_a_later_token(model):
+    model.eval()
+    x = tokens()
+    before = model(x).logits
+    for position in (1, 8, 15):
+        changed = x.clone()
+        changed[:, position] = (changed[:, position] + 1) % 61
+        after = model(changed).logits
+        assert torch.equal(after[:, :position], before[:, :position])
+        assert not torch.equal(after[:, position:], before[:, position:])
+
+
+def test_initial_loss_is_that_of_a_uniform_guess(model):
+    loss = model(tokens(64), tokens(64, seed=1)).cross_entropy
+    assert abs(loss.item() / math.log(61) - 1) < 0.02
+
+
+def test_every_parameter_has_a_role_and_a_gradient(model):
+    model(tokens(), tokens(seed=1)).loss.backward()
+    names = {name for name, _ in model.named_parameters()}
+    assert set(model.parameter_roles()) == names
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_max_logits_are_those_of_the_last_training_forward(model):
+    model(tokens(), tokens())
+    kept = model.max_logits()
+    assert list(kept) == [layout.name for layout in model.attention_layouts()]
+    model.eval()
+    model(tokens(seed=5))
+    assert all(torch.equal(a, b) for a, b in zip(kept.values(), model.max_logits().values(), strict=True))
+    model.train()
+    model(tokens(seed=5))
+    assert not torch.equal(kept["layer_00"], model.max_logits()["layer_00"])
+
+
+def test_max_logits_before_any_training_forward_are_an_error(model):
+    with pytest.raises(MuonlabError, match="training mode"):
+        model.max_logits()
+
+
+def test_scaling_the_declared_rows_scales_the_logits(model):
+    """The layout tells the truth: gamma on head 1's query rows scales head 1's logits of layer 0 and no other's."""
+    layout = model.attention_layouts()[0]
+    if layout.inert:
+        pytest.skip(layout.inert)
+    model(tokens())
+    before = model.max_logits()["layer_00"]
+    with torch.no_grad():
+        for rows in layout.query:
+            rows.parameter[rows.start(1) : rows.start(1) + rows.rows] *= 0.25
+    model(tokens())
+    expected = before * torch.tensor([1.0, 0.25, 1.0, 1.0])
+    torch.testing.assert_close(model.max_logits()["layer_00"], expected)
+
+
+def test_flops_are_those_that_torch_counts(model):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x = tokens(2)
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        model(x, x, measure_entropy=True).loss.backward()
+    # The counter sees no gradient flow into the tokens, and so skips nothing: every product has two backward products.
+    assert counter.get_total_flops() == pytest.approx(model.flops_per_token(16) * x.numel(), rel=1e-6)
+
+
+def test_a_sequence_longer_than_the_context_is_refused(model):
+    with pytest.raises(MuonlabError, match="context of 16"):
+        model(tokens(length=17))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_heads": 3}, "does not divide the width"),
+        ({"num_kv_heads": 3}, "does not divide num_heads"),
+        ({"num_heads": 32}, "is odd"),
+        ({"activation": "relu"}, "did you mean 'relu2'"),
+        ({"num_layers": 0}, "at least 1"),
+        ({"num_head": 2}, "did you mean 'num_heads'"),
+        ({"attention_soft_cap": -1.0}, "must be 0"),
+    ],
+)
+def test_wrong_sizes_are_told_in_one_sentence(settings, message):
+    with pytest.raises(MuonlabError, match=message) as caught:
+        build_model("nanogpt", **SETTINGS | settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_misspelt_model_is_told_the_near_names():
+    with pytest.raises(MuonlabError, match="did you mean 'nanogpt'"):
+        build_model("nanogtp")
