@@ -14,6 +14,8 @@ from muonlab.record import Run, load_run
 
 # What every row of `steps`, `heads` and `events` repeats of its run, so that a figure needs one table only.
 IDENTITY = ["run", "arm", "optimizer", "lr", "seed", "status"]
+# Columns of `steps` that count the spikes (OLMo 2's 7 sigma) that begin there, and the series that spikes.
+SPIKES = {"loss_spikes": "train_loss", "grad_spikes": "grad_norm"}
 END_SHARE = 0.05  # "at the end" is the median over this last share of a run's steps
 
 
@@ -25,12 +27,14 @@ class Frames:
         warmup_steps, context, tokens, flops, seconds, initial_loss, val_loss, probe_loss, val_bits_per_byte
         (the last readings of a finished run; NaN for one that diverged or was cut short), loss
         (`settled_loss`), max_logit (largest of all steps and heads), end_max_logit, end_entropy (nats),
-        clipped_share (share of (step, head) pairs scaled down).
+        spike_score (OLMo 2's, of the training loss, percent), clipped_share (share of the (step, head) pairs
+        that the clip scaled down).
     steps: one row a step: the run's identity and its recorded columns, with max_logit (largest of all heads),
         gamma (smallest of all heads) and entropy (mean of all heads, nats) of that step, NaN where nothing
-        was recorded.
+        was recorded, and loss_spikes and grad_spikes, the number of spikes that begin there. `lr` is the
+        run's (peak); the schedule's value at that step is `scheduled_lr`.
     heads: step, layer, head, value, value_abs, gamma, entropy with the run's identity.
-    events: the recorded spike events with the run's identity.
+    events: the spikes by every definition, with the run's identity.
     """
 
     runs: pd.DataFrame
@@ -55,6 +59,54 @@ def collect(folders: Iterable[str | Path] | Mapping[str, Iterable[str | Path]]) 
     return Frames(*(pd.concat(parts, ignore_index=True) for parts in zip(*tables, strict=True)))
 
 
+def settled_loss(val_loss: float, initial_loss: float, status: str) -> float:
+    """The loss that a run counts with: min(val_loss, initial_loss), and initial_loss where it diverged.
+
+    So a diverged seed stays in every mean and rank at the price of having learnt nothing, as in the
+    learning-rate sensitivity of Wortsman et al. (arXiv 2309.14322, section 2). NaN for runs that were cut
+    short for other reasons.
+    """
+    if status == "diverged" or val_loss == math.inf:
+        return initial_loss
+    return math.nan if math.isnan(val_loss) else min(val_loss, initial_loss)
+
+
+def warmup_steps(steps: pd.DataFrame) -> float:
+    """Steps before the learning rate first has its largest value; NaN where it was not recorded."""
+    if not steps["lr"].notna().any():
+        return math.nan
+    return float(steps.loc[steps["lr"].idxmax(), "step"])
+
+
+def last_reading(steps: pd.DataFrame, column: str) -> float:
+    """The last recorded value of a column that need not be recorded every step; NaN where there is none."""
+    readings = steps[column].dropna() if column in steps else ()
+    return float(readings.iloc[-1]) if len(readings) else math.nan
+
+
+def at_end(steps: pd.DataFrame, column: str) -> float:
+    """Median of the readings in the last 5 % of the steps, or the last reading where those have none."""
+    tail = steps[column].tail(max(1, round(END_SHARE * len(steps)))).dropna()
+    return float(tail.median()) if len(tail) else last_reading(steps, column)
+
+
+def downsample(steps: pd.DataFrame, points: int = 400) -> pd.DataFrame:
+    """At most `points` rows a run, each standing for a bin of consecutive steps: what `results/` keeps.
+
+    A bin keeps its last step, its largest max_logit and grad_norm and its smallest gamma, so that peaks
+    survive; the mean of losses and entropy; the number of spikes; the last reading of all else. Runs that are
+    short enough are unchanged.
+    """
+    kept = {"max_logit": "max", "grad_norm": "max", "gamma": "min", **dict.fromkeys(SPIKES, "sum")}
+    kept |= dict.fromkeys(("train_loss", "probe_loss", "val_loss", "entropy"), "mean")
+    rules = {name: kept.get(name, "last") for name in steps.columns}
+    parts = []
+    for _, run in steps.groupby("run", sort=False):
+        width = math.ceil(len(run) / points)
+        parts.append(run if width == 1 else run.groupby(np.arange(len(run)) // width).agg(rules))
+    return pd.concat(parts, ignore_index=True)
+
+
 def _tables(run: Run, folder: Path, arm: str) -> tuple[pd.DataFrame, ...]:
     optimizer = run.config["optimizer"]
     identity = {
@@ -66,6 +118,8 @@ def _tables(run: Run, folder: Path, arm: str) -> tuple[pd.DataFrame, ...]:
         "status": run.status,
     }
     steps = run.steps.merge(_over_heads(run.max_logits), on="step", how="left", validate="one_to_one")
+    for name, series in SPIKES.items():
+        steps[name] = _spikes_begun(run.events, series, steps["step"])
     row = identity | {
         "folder": str(folder),
         "cause": run.cause,
@@ -74,12 +128,8 @@ def _tables(run: Run, folder: Path, arm: str) -> tuple[pd.DataFrame, ...]:
         "context": _number(run.config["model"].get("context")),
         **_summary(run, steps),
     }
-    return (
-        pd.DataFrame([row]),
-        _labelled(steps, identity),
-        _labelled(run.max_logits, identity),
-        _labelled(run.events, identity),
-    )
+    traces = (_labelled(table, identity) for table in (steps, run.max_logits, run.events))
+    return pd.DataFrame([row]), *traces
 
 
 def _over_heads(heads: pd.DataFrame) -> pd.DataFrame:
@@ -93,13 +143,16 @@ def _over_heads(heads: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns).reset_index()
 
 
+def _spikes_begun(events: pd.DataFrame, series: str, steps: pd.Series) -> np.ndarray:
+    chosen = events[(events["definition"] == "olmo2") & (events["series"] == series)]
+    return steps.isin(chosen["step"]).to_numpy(int)
+
+
 def _summary(run: Run, steps: pd.DataFrame) -> dict[str, Any]:
-    finished = run.status == "finished"
     initial = float(steps["train_loss"].iloc[0]) if len(steps) else math.nan
-    val_loss, probe_loss, val_bits_per_byte = (
-        _number(run.metrics.get(name, last_reading(steps, name))) if finished else math.nan
-        for name in ("val_loss", "probe_loss", "val_bits_per_byte")
-    )
+    final = dict.fromkeys(("val_loss", "probe_loss", "val_bits_per_byte"), math.nan)
+    if run.status == "finished":
+        final = {name: _number(run.metrics.get(name, last_reading(steps, name))) for name in final}
     scaled = run.max_logits["gamma"].dropna()
     return {
         "num_steps": len(steps),
@@ -108,81 +161,18 @@ def _summary(run: Run, steps: pd.DataFrame) -> dict[str, Any]:
         "flops": last_reading(steps, "flops"),
         "seconds": last_reading(steps, "seconds"),
         "initial_loss": initial,
-        "val_loss": val_loss,
-        "probe_loss": probe_loss,
-        "val_bits_per_byte": val_bits_per_byte,
-        "loss": settled_loss(val_loss, initial, run.status),
-        "max_logit": steps["max_logit"].max(skipna=True),
+        **final,
+        "loss": settled_loss(final["val_loss"], initial, run.status),
+        "max_logit": steps["max_logit"].max(),
         "end_max_logit": at_end(steps, "max_logit"),
         "end_entropy": at_end(steps, "entropy"),
+        "spike_score": _number(run.spike_scores.get("olmo2/train_loss")),
         "clipped_share": float((scaled < 1).mean()) if len(scaled) else 0.0,
     }
 
 
-def settled_loss(val_loss: float, initial_loss: float, status: str) -> float:
-    """The loss that a run counts with: min(val_loss, initial_loss), and initial_loss where it diverged.
-
-    So a diverged seed stays in every mean and rank at the price of having learnt nothing, as in the
-    learning-rate sensitivity of Wortsman et al. (arXiv 2309.14322, section 2). NaN for runs that were cut
-    short for other reasons.
-    """
-    if status == "diverged":
-        return initial_loss
-    return (
-        min(val_loss, initial_loss)
-        if math.isfinite(val_loss)
-        else (initial_loss if math.isinf(val_loss) else math.nan)
-    )
-
-
-def warmup_steps(steps: pd.DataFrame) -> float:
-    """Steps before the learning rate first reaches its largest value; NaN where it was not recorded."""
-    if "lr" not in steps or not steps["lr"].notna().any():
-        return math.nan
-    return float(steps.loc[steps["lr"].idxmax(), "step"])
-
-
-def last_reading(steps: pd.DataFrame, column: str) -> float:
-    """The last recorded value of a column that need not be recorded every step; NaN where there is none."""
-    readings = steps[column].dropna() if column in steps else ()
-    return float(readings.iloc[-1]) if len(readings) else math.nan
-
-
-def at_end(steps: pd.DataFrame, column: str) -> float:
-    """Median of the readings in the last 5 % of the steps (at least the last step); NaN where there are
-    none."""
-    tail = steps[column].tail(max(1, round(END_SHARE * len(steps)))).dropna()
-    return float(tail.median()) if len(tail) else last_reading(steps, column)
-
-
-def downsample(steps: pd.DataFrame, points: int = 400) -> pd.DataFrame:
-    """At most `points` rows a run, each standing for a bin of consecutive steps: what `results/` keeps.
-
-    A bin keeps its last step, its largest max_logit and grad_norm and its smallest gamma, so that peaks
-    survive; the mean of losses and entropy; the last reading of all else. Runs that are short enough are
-    unchanged.
-    """
-    largest, smallest = {"max_logit", "grad_norm"}, {"gamma"}
-    averaged = {"train_loss", "probe_loss", "val_loss", "entropy"}
-    rules = {
-        name: "max"
-        if name in largest
-        else "min"
-        if name in smallest
-        else "mean"
-        if name in averaged
-        else "last"
-        for name in steps.columns
-    }
-    parts = []
-    for _, run in steps.groupby("run", sort=False):
-        width = math.ceil(len(run) / points)
-        parts.append(run if width == 1 else run.groupby(np.arange(len(run)) // width).agg(rules))
-    return pd.concat(parts, ignore_index=True)
-
-
 def _labelled(table: pd.DataFrame, identity: dict[str, Any]) -> pd.DataFrame:
-    # A step's own `lr` (the schedule's) must not hide the run's: the recorded one becomes `scheduled_lr`.
+    # A step's own `lr` (the schedule's) must not hide the run's.
     table = table.rename(columns={"lr": "scheduled_lr"})
     labels = pd.DataFrame({name: [identity[name]] * len(table) for name in IDENTITY}, index=table.index)
     return pd.concat([labels, table], axis=1)

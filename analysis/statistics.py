@@ -17,7 +17,8 @@ SMALLEST_DIFFERENCE = 3e-3
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate, the ends of its confidence interval (NaN where n < 2), and the number of values behind it."""
+    """An estimate, the ends of its confidence interval (NaN where n < 2), and the number of values behind
+    it."""
 
     estimate: float
     low: float
@@ -35,8 +36,9 @@ class Interval:
 
 
 def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """Student's interval of the mean: mean ± t_{n-1} s / sqrt(n), s with n - 1. For few seeds; assumes near-normal
-    values, and covers as said from n = 2 on where they are. Raises MuonlabError for non-finite or no values."""
+    """Student's interval of the mean: mean ± t_{n-1} s / sqrt(n), s with n - 1. For few seeds; assumes
+    near-normal values, and covers as said from n = 2 on where they are. Raises MuonlabError for non-finite
+    or no values."""
     x = _checked(values)
     if len(x) < 2:
         return Interval(float(x.mean()), math.nan, math.nan, len(x))
@@ -53,8 +55,9 @@ def bootstrap_interval(
 ) -> Interval:
     """Percentile bootstrap interval of `statistic(values, axis=...)`, the same for the same seed.
 
-    For statistics without a formula (medians, ratios of fits) and n of ten or more: with fewer values it is too
-    narrow, and `t_interval` is the one to use for a mean. Raises MuonlabError for non-finite or no values.
+    For statistics without a formula (medians, ratios of fits) and n of ten or more: with fewer values it is
+    too narrow, and `t_interval` is the one to use for a mean. Raises MuonlabError for non-finite or no
+    values.
     """
     x = _checked(values)
     estimate = float(statistic(x, axis=0))
@@ -74,9 +77,9 @@ def bootstrap_interval(
 def noise_floor(runs: pd.DataFrame, metric: str = "loss", by: Sequence[str] = ("arm", "lr")) -> float:
     """Standard deviation over seeds of one setting, pooled over settings by their degrees of freedom.
 
-    runs: a row a run with `metric` and the columns `by`, which name a setting; groups with one run say nothing.
-    Runs that diverged are left out, since how far apart they end is no measure of luck. NaN where no setting has
-    two seeds.
+    runs: a row a run with `metric` and the columns `by`, which name a setting; groups with one run say
+    nothing. Runs that diverged are left out, since how far apart they end is no measure of luck. NaN where
+    no setting has two seeds.
     """
     settled = runs[runs["status"] == "finished"]
     groups = settled.groupby(list(by), dropna=False)[metric]
@@ -88,9 +91,9 @@ def noise_floor(runs: pd.DataFrame, metric: str = "loss", by: Sequence[str] = ("
 class Comparison:
     """`arm` against `baseline` over the seeds that both have.
 
-    difference: mean of (arm - baseline) with its t interval, in the metric's unit; p: of the paired t test, NaN
-    where it cannot be had; floor: the half-width inside which a difference is a tie; diverged: how many of the
-    pairs' runs diverged, (arm, baseline).
+    difference: mean of (arm - baseline) with its t interval, in the metric's unit; p: of the paired t test,
+    NaN where it cannot be had; floor: the half-width inside which a difference is a tie; diverged: how many
+    of the pairs' runs diverged, (arm, baseline).
     """
 
     arm: str
@@ -103,7 +106,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """"lower", "higher", "tie" or, with one pair only, "untested"."""
+        """ "lower", "higher", "tie" or, with one pair only, "untested"."""
         if self.difference.n < 2:
             return "untested"
         if is_tie(self.difference, self.floor):
@@ -112,17 +115,20 @@ class Comparison:
 
 
 def is_tie(difference: Interval, floor: float) -> bool:
-    """Whether a difference says nothing: it lies inside ±floor, whatever its sign, or its interval holds zero."""
+    """Whether a difference says nothing: it lies inside ±floor, whatever its sign, or its interval holds
+    zero."""
     return abs(difference.estimate) <= floor or not difference.excludes_zero()
 
 
-def compare(runs: pd.DataFrame, arm: str, baseline: str, metric: str = "loss", floor: float | None = None) -> Comparison:
+def compare(
+    runs: pd.DataFrame, arm: str, baseline: str, metric: str = "loss", floor: float | None = None
+) -> Comparison:
     """Compare two arms seed by seed.
 
     runs: `Frames.runs`, one run per arm and seed: choose the learning rate first. metric: `loss` counts a run
     that diverged with the loss at initialisation, so that it stays in. floor: None measures it: the larger of
-    `SMALLEST_DIFFERENCE` and the noise floor of both arms. Raises MuonlabError where an arm has no run, a seed
-    occurs twice, or the arms share none.
+    `SMALLEST_DIFFERENCE` and the noise floor of both arms. Raises MuonlabError where an arm has no run, a
+    seed occurs twice, or the arms share none.
     """
     chosen = {name: _by_seed(runs, name) for name in (arm, baseline)}
     shared = chosen[arm].index.intersection(chosen[baseline].index)
@@ -146,9 +152,9 @@ def compare(runs: pd.DataFrame, arm: str, baseline: str, metric: str = "loss", f
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment for several comparisons (Scand. J. Statist. 6, 1979): the k-th smallest of m
-    values is multiplied by m - k + 1, kept at least as large as the one before and at most 1. NaN stays NaN and is
-    not counted among the m."""
+    """Holm's step-down adjustment for several comparisons (Scand. J. Statist. 6, 1979): the k-th smallest
+    of m values is multiplied by m - k + 1, kept at least as large as the one before and at most 1. NaN
+    stays NaN and is not counted among the m."""
     p = np.asarray(p_values, float)
     adjusted = np.full(len(p), math.nan)
     order = [i for i in np.argsort(p) if not math.isnan(p[i])]
@@ -165,7 +171,9 @@ def _by_seed(runs: pd.DataFrame, arm: str) -> pd.DataFrame:
         raise MuonlabError(f"there is no run of '{arm}'; arms: {', '.join(runs['arm'].unique())}")
     if chosen.index.has_duplicates:
         again = sorted(set(chosen.index[chosen.index.duplicated()]))
-        raise MuonlabError(f"'{arm}' has several runs of seed {again[0]}: choose one setting before comparing")
+        raise MuonlabError(
+            f"'{arm}' has several runs of seed {again[0]}: choose one setting before comparing"
+        )
     return chosen
 
 

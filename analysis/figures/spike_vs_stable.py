@@ -3,69 +3,67 @@
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.canvas import styled
 from analysis.figures.loss import plot_loss
 from analysis.figures.max_logit import plot_max_logit
 from analysis.figures.traces import draw_traces, hide_steps_labels, set_log_axis, set_steps_axis
-from analysis.frames import Frames
 from analysis.palette import styles
 
 
 @styled
 def plot_spike_vs_stable(
     axes: Sequence[Axes],
-    frames: Frames,
+    frame: pd.DataFrame,
     tau: float | None = None,
     column: str = "train_loss",
     window: int = 25,
     title: str = "",
 ) -> None:
-    """Three panels on one steps axis: loss with a rug of spike events, max logit, gradient norm.
+    """Loss, max logit and gradient norm on one steps axis, with a rug of spikes below the first and the last.
 
-    axes: three axes, top to bottom. frames: the runs to compare; `events` gives the rug, a tick at the bottom
-    of the loss panel per event, a row an arm. column: the loss drawn. window: trailing mean of the noisy
-    traces, in steps.
+    axes: three axes, top to bottom. frame: `Frames.steps`; loss_spikes and grad_spikes give the rugs, a tick
+    per spike, a row an arm. column: the loss drawn. window: trailing mean of the two noisy traces, in steps.
     """
     top, middle, bottom = axes
-    steps = frames.steps
-    plot_loss(top, steps, column, window, title=title)
-    plot_max_logit(middle, steps, tau, legend=False)
-    draw_traces(bottom, steps, "grad_norm", window)
-    positive = steps["grad_norm"][np.isfinite(steps["grad_norm"]) & (steps["grad_norm"] > 0)]
+    plot_loss(top, frame, column, window, title=title)
+    plot_max_logit(middle, frame, tau, legend=False)
+    draw_traces(bottom, frame, "grad_norm", window)
+    positive = frame.loc[np.isfinite(frame["grad_norm"]) & (frame["grad_norm"] > 0), "grad_norm"]
     low, high = positive.quantile(0.002) / 1.2, positive.max() * 1.2
     bottom.set_yscale("log")
     bottom.set_ylim(low, high)
     set_log_axis(bottom.yaxis, low, high)
     bottom.set_ylabel("gradient norm")
-    set_steps_axis(bottom, steps)
+    set_steps_axis(bottom, frame)
     for ax in (top, middle):
         hide_steps_labels(ax)
-    _draw_rug(top, frames)
+    draw_rug(top, frame, "loss_spikes")
+    draw_rug(bottom, frame, "grad_spikes")
 
 
-def _draw_rug(ax: Axes, frames: Frames) -> None:
-    """A strip under the loss: how many spike events each arm had, and a row of ticks where they were."""
-    arms = styles(frames.steps["arm"])
-    low, high = ax.get_ylim()
-    row = 0.05 * (high - low)
-    floor = low - row * (len(arms) + 2)
-    ax.set_ylim(floor, high)
-    ax.set_yticks([tick for tick in ax.get_yticks() if low <= tick <= high])
+def draw_rug(ax: Axes, frame: pd.DataFrame, column: str) -> None:
+    """A strip below the traces: how many spikes each arm had, and a row of ticks where they began."""
+    arms = styles(frame["arm"])
+    rows = len(arms) + 1.5
+    transform = ax.yaxis.get_transform()
+    low, high = transform.transform(ax.get_ylim())
+    # In the axis's own (linear or log) scale: the strip takes `rows` twentieths of the panel.
+    floor = low - (high - low) * rows / (20 - rows)
+    row = (low - floor) / rows
+    bottom, edge = transform.inverted().transform([floor, low])
+    ax.set_ylim(bottom, ax.get_ylim()[1])
+    # Only ticks of the data's own range are kept.
+    for minor in (False, True):
+        ax.set_yticks([tick for tick in ax.get_yticks(minor=minor) if edge <= tick], minor=minor)
     counts = []
     for rank, (arm, style) in enumerate(arms.items()):
-        at = frames.events.loc[frames.events["arm"] == arm, "step"]
-        height = np.full(len(at), floor + row * (len(arms) - rank - 0.3))
-        ax.plot(at, height, "|", color=style.colour, ms=4, mew=0.9, gid=f"rug {arm}")
-        counts.append(f"{style.label} {len(at)}")
-    text = "spike events: " + ", ".join(counts)
-    ax.annotate(
-        text,
-        (0.995, low),
-        xycoords=("axes fraction", "data"),
-        ha="right",
-        va="top",
-        fontsize=6,
-        color="#4d4d4d",
-    )
+        spikes = frame[(frame["arm"] == arm) & (frame[column] > 0)]
+        height = transform.inverted().transform(np.full(len(spikes), floor + row * (len(arms) - rank - 0.45)))
+        ax.plot(spikes["step"], height, "|", color=style.colour, ms=3.5, mew=0.9, gid=f"rug {arm}")
+        counts.append(f"{style.label} {int(spikes[column].sum())}")
+    text = "7-sigma spikes: " + ", ".join(counts)
+    place = {"xycoords": ("axes fraction", "data"), "xytext": (0, -1), "textcoords": "offset points"}
+    ax.annotate(text, (0.998, edge), **place, ha="right", va="top", fontsize=6, color="#4d4d4d")

@@ -88,8 +88,13 @@ def made_up_run(
         steps=steps,
         max_logits=pd.concat(heads, ignore_index=True),
         events=pd.DataFrame(
-            {"step": [num_steps // 2] if optimizer == "muon" else [], "series": "train_loss"}
+            {
+                "step": [num_steps // 2] if optimizer == "muon" else [],
+                "definition": "olmo2",
+                "series": "train_loss",
+            }
         ),
+        spike_scores={"olmo2/train_loss": 0.5 if optimizer == "muon" else 0.0},
     )
 
 

@@ -1,0 +1,95 @@
+"""The verdicts of many runs as one table, and their summary by arm."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import pandas as pd
+
+from analysis.figures.switch import off_windows
+from analysis.frames import Frames
+from analysis.verdicts import (
+    Verdict,
+    capped,
+    climbs,
+    collapsed,
+    diverged,
+    exploded,
+    falls,
+    harmless,
+    recovered,
+    spiked,
+)
+
+RUN_COLUMNS = ["run", "arm", "lr", "seed"]
+
+
+def judge_runs(frames: Frames, tau: float | None = None) -> pd.DataFrame:
+    """Every per-run verdict: run, arm, lr, seed, name, holds (True, False or None), value, threshold,
+    sentence.
+
+    tau: the threshold that arms without one are measured against in `capped` and `recovered`; None: their own
+    alone, and no such verdict for arms without a clip.
+    """
+    heads, rows = dict(list(frames.heads.groupby("run"))), []
+    steps = {run: trace.set_index("step") for run, trace in frames.steps.groupby("run")}
+    for run in frames.runs.itertuples():
+        trace = steps[run.run]
+        verdicts = [
+            exploded(trace["max_logit"], run.warmup_steps),
+            collapsed(heads[run.run], run.context),
+            spiked(trace["train_loss"]),
+            diverged(trace["train_loss"]),
+        ]
+        threshold = tau if pd.isna(run.tau) else run.tau
+        if threshold is not None:
+            verdicts.insert(1, capped(trace["max_logit"], threshold))
+            verdicts.insert(2, recovered(trace["max_logit"], trace["gamma"], threshold))
+        rows += [_row(run, verdict) for verdict in verdicts]
+    return pd.DataFrame(rows)
+
+
+def judge_switch(frames: Frames, windows: Sequence[tuple[int, int]], within: int = 50) -> pd.DataFrame:
+    """`climbs` where the clip goes off and `falls` where it comes on again, for every run; columns of
+    `judge_runs`.
+
+    windows: the steps in which the clip acts, as in the optimizer's setting.
+    """
+    rows = []
+    for run in frames.runs.itertuples():
+        trace = frames.steps[frames.steps["run"] == run.run].set_index("step")
+        last = int(trace.index.max()) + 1
+        for off, on in off_windows(windows, last):
+            if off > 0:
+                rows.append(_row(run, climbs(trace["max_logit"], off, within)))
+            if on < last:
+                rows.append(_row(run, falls(trace["probe_loss"], on, within)))
+    return pd.DataFrame(rows)
+
+
+def judge_harmless(runs: pd.DataFrame, arm: str, baseline: str, metric: str = "loss") -> Verdict:
+    """`harmless` for `arm` against `baseline` over the seeds that both have. runs: `Frames.runs` at one
+    setting."""
+    both = [runs[runs["arm"] == name].set_index("seed") for name in (arm, baseline)]
+    seeds = sorted(set(both[0][metric].dropna().index) & set(both[1][metric].dropna().index))
+    losses = [rows.loc[seeds, metric].tolist() for rows in both]
+    return harmless(*losses, clipped_share=both[0]["clipped_share"].mean() if len(both[0]) else 0.0)
+
+
+def summarise(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """One row per arm, learning rate and verdict: arm, lr, name, held, judged, runs, value (median),
+    threshold.
+
+    `held` of `judged` runs; `runs` counts those that could not be judged too.
+    """
+    groups = verdicts.groupby(["arm", "lr", "name"], sort=False)
+    return groups.agg(
+        held=("holds", lambda answers: int(sum(answer is True for answer in answers))),
+        judged=("holds", lambda answers: int(sum(answer is not None for answer in answers))),
+        runs=("holds", "size"),
+        value=("value", "median"),
+        threshold=("threshold", "median"),
+    ).reset_index()
+
+
+def _row(run: object, verdict: Verdict) -> dict[str, object]:
+    return {column: getattr(run, column) for column in RUN_COLUMNS} | asdict(verdict)

@@ -1,0 +1,137 @@
+"""The tables that a sweep and an ablation end with, as aligned text, Markdown and CSV."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.palette import styles
+from analysis.statistics import compare, holm, t_interval
+from muonlab.errors import MuonlabError
+
+
+def comparison_table(
+    runs: pd.DataFrame, baseline: str, trials: Mapping[str, int] | None = None, metric: str = "loss"
+) -> pd.DataFrame:
+    """One row an arm, in the order of `runs`, best settings over fresh seeds: what a sweep ends with.
+
+    runs: `Frames.runs`, one setting an arm. baseline: the arm that differences are taken from, over shared
+    seeds; an interval holding zero, or a difference inside the noise floor, is a tie. trials: search trials
+    spent by arm. Columns: optimizer, validation loss (nats per token, with 95 % t interval), against the
+    baseline, p (Holm), seeds, diverged, tokens, seconds, max logit (median over seeds of a run's largest),
+    spike score, setting, trials. Diverged seeds count with the loss at initialisation. Raises MuonlabError
+    for an unknown baseline.
+    """
+    arms = list(dict.fromkeys(runs["arm"]))
+    if baseline not in arms:
+        raise MuonlabError(f"the baseline '{baseline}' has no run; arms: {', '.join(arms)}")
+    others = {arm: _compared(runs, arm, baseline, metric) for arm in arms if arm != baseline}
+    adjusted = dict(zip(others, holm([c.p if c else math.nan for c in others.values()]), strict=True))
+    rows = []
+    for arm, style in styles(arms).items():
+        chosen = runs[runs["arm"] == arm]
+        losses, comparison = chosen[metric].dropna(), others.get(arm)
+        row = {
+            "optimizer": style.label,
+            "validation loss": str(t_interval(losses)) if len(losses) else "none finished",
+            f"against {styles([baseline])[baseline].label}": _against(comparison) if arm != baseline else "",
+            "p (Holm)": _short(adjusted.get(arm, math.nan)),
+            "seeds": len(chosen),
+            "diverged": int((chosen["status"] == "diverged").sum()),
+            "tokens": f"{chosen['tokens'].median():,.0f}",
+            "seconds": f"{chosen['seconds'].median():,.0f}",
+            "max logit": f"{chosen['max_logit'].median():,.0f}",
+            "spike score": _short(chosen["spike_score"].median()),
+            "setting": _setting(chosen.iloc[0]),
+        }
+        rows.append(row | ({"trials": trials[arm]} if trials else {}))
+    return pd.DataFrame(rows)
+
+
+def verdict_table(summary: pd.DataFrame) -> pd.DataFrame:
+    """One row per arm and learning rate, one column a verdict ("3/3 (134)": held of judged runs, median
+    value).
+
+    summary: `judge.summarise`. A dash: not judged in any run.
+    """
+    labels = styles(summary["arm"])
+    names = list(dict.fromkeys(summary["name"]))
+    rows = []
+    for (arm, lr), group in summary.groupby(["arm", "lr"], sort=False):
+        cells = {row.name_: _cell(row) for row in group.rename(columns={"name": "name_"}).itertuples()}
+        rows.append(
+            {"arm": labels[arm].label, "lr": f"{lr:g}"} | {name: cells.get(name, "-") for name in names}
+        )
+    return pd.DataFrame(rows)
+
+
+def as_text(table: pd.DataFrame) -> str:
+    """The table in aligned columns, two spaces apart, for a terminal; numbers and headings to the right but
+    for the first column."""
+    cells = [
+        [str(name) for name in table.columns],
+        *([str(cell) for cell in row] for row in table.to_numpy()),
+    ]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(table.columns))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+    rule = "-" * sum(widths, 2 * (len(widths) - 1))
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """The table in GitHub's Markdown, first column to the left, the rest to the right."""
+    head = "| " + " | ".join(str(name) for name in table.columns) + " |"
+    rule = "|" + "|".join(["---"] + ["---:"] * (len(table.columns) - 1)) + "|"
+    body = [
+        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in table.to_numpy()
+    ]
+    return "\n".join([head, rule, *body])
+
+
+def save_table(table: pd.DataFrame, folder: str | Path, name: str) -> dict[str, Path]:
+    """Write `name`.txt, `name`.md and `name`.csv into `folder`; returns their paths."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "txt": as_text(table) + "\n",
+        "md": as_markdown(table) + "\n",
+        "csv": table.to_csv(index=False, lineterminator="\n"),
+    }
+    paths = {kind: folder / f"{name}.{kind}" for kind in texts}
+    for kind, text in texts.items():
+        paths[kind].write_text(text, encoding="utf-8")
+    return paths
+
+
+def _compared(runs: pd.DataFrame, arm: str, baseline: str, metric: str):
+    seeds = [set(runs.loc[(runs["arm"] == name) & runs[metric].notna(), "seed"]) for name in (arm, baseline)]
+    return compare(runs, arm, baseline, metric) if seeds[0] & seeds[1] else None
+
+
+def _against(comparison) -> str:
+    if comparison is None:
+        return "no shared seed"
+    d = comparison.difference
+    if d.n < 2:
+        return f"{d.estimate:+.3f} (n=1)"
+    return f"{d.estimate:+.3f} [{d.low:+.3f}, {d.high:+.3f}] {comparison.verdict}"
+
+
+def _setting(run: pd.Series) -> str:
+    parts = [f"lr={run['lr']:.3g}", f"wd={run['weight_decay']:.3g}", f"tau={run['tau']:g}"]
+    return " ".join(part for part in parts if not part.endswith("nan"))
+
+
+def _cell(row) -> str:
+    return f"{row.held}/{row.judged} ({row.value:.3g})" if row.judged else "-"
+
+
+def _short(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.2g}"
