@@ -100,7 +100,10 @@ SCHEDULES: dict[str, Schedule] = {
             "Jiacheng You (2025), six rows in units of 1/1024; kexue.fm/archives/10922",
         ),
         Schedule(
-            "polar_express", _POLAR_EXPRESS, "Amsel et al., arXiv 2505.16932, undamped; exact arithmetic only"
+            "polar_express",
+            _POLAR_EXPRESS,
+            "Amsel et al., arXiv 2505.16932, undamped: meant for exact arithmetic",
+            usual_steps=5,
         ),
         Schedule(
             "polar_express_1.01",
@@ -147,7 +150,7 @@ SCHEDULES: dict[str, Schedule] = {
             "Boissin et al., Turbo-Muon, arXiv 2512.04632, rows as tabled in Emerging-Optimizers",
             # These rows turn negative above 0.8837, and AOL leaves a rank-one matrix at exactly 1: without
             # the margin its update is reversed.
-            margin=1.14,
+            margin=1.18,
             row_rescaling=True,
         ),
         Schedule(
