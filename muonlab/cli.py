@@ -51,7 +51,9 @@ def _explain(config_name: str, overrides: list[str], error: Exception) -> Muonla
         return unknown_name("config key", path, _sibling_keys(config_name, overrides, path.removesuffix(key)))
     if found := re.search(r"Could not override '([^']+)'", text):
         path = found.group(1)
-        return unknown_name("config key", path, _sibling_keys(config_name, overrides, path.rpartition(".")[0]))
+        return unknown_name(
+            "config key", path, _sibling_keys(config_name, overrides, path.rpartition(".")[0])
+        )
     return MuonlabError(" ".join(texts[0].split()))
 
 

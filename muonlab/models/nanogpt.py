@@ -77,7 +77,9 @@ class NanoGPT(nn.Module):
         rotary_base: float = 10_000.0,
     ):
         super().__init__()
-        for what, value in dict(vocab_size=vocab_size, context=context, d_model=d_model, num_layers=num_layers).items():
+        for what, value in dict(
+            vocab_size=vocab_size, context=context, d_model=d_model, num_layers=num_layers
+        ).items():
             if value < 1:
                 raise MuonlabError(f"{what} must be at least 1, not {value}")
         self.context, self.num_layers, self.z_loss = context, num_layers, z_loss
@@ -119,7 +121,9 @@ class NanoGPT(nn.Module):
                 depth = math.sqrt(2 * self.num_layers) if residual else 1.0
                 nn.init.normal_(parameter, std=scale / math.sqrt(parameter.shape[1]) / depth)
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None, measure_entropy: bool = False) -> ModelOutput:
+    def forward(
+        self, tokens: Tensor, targets: Tensor | None = None, measure_entropy: bool = False
+    ) -> ModelOutput:
         """tokens and targets (B, T) int64, T <= context.
 
         In training mode the logit extremes of this forward are kept for `max_logits()`; evaluation forwards leave
@@ -128,7 +132,9 @@ class NanoGPT(nn.Module):
         """
         length = tokens.shape[1]
         if length > self.context:
-            raise MuonlabError(f"a sequence of {length} tokens is longer than the model's context of {self.context}")
+            raise MuonlabError(
+                f"a sequence of {length} tokens is longer than the model's context of {self.context}"
+            )
         x = self.embedding(tokens)
         cos, sin = self.cos[:length], self.sin[:length]
         ranges, entropies = [], []
@@ -146,7 +152,9 @@ class NanoGPT(nn.Module):
         flat = at_least_fp32(logits.flatten(0, 1))
         cross_entropy = F.cross_entropy(flat, targets.flatten())
         # L = CE + z * mean_t (ln sum_v exp logit_tv)^2
-        loss = cross_entropy + self.z_loss * flat.logsumexp(-1).square().mean() if self.z_loss else cross_entropy
+        loss = (
+            cross_entropy + self.z_loss * flat.logsumexp(-1).square().mean() if self.z_loss else cross_entropy
+        )
         return ModelOutput(logits, loss, cross_entropy)
 
     @property

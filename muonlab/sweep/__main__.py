@@ -25,7 +25,10 @@ def sweep(plan: Plan) -> int:
 
     studies = open_studies(plan)
     left, trials = remaining(studies, plan.search["trials"]), plan.search["trials"]
-    print(f"study {plan.name}: {trials * len(studies) - left} of {trials * len(studies)} trials done", flush=True)
+    print(
+        f"study {plan.name}: {trials * len(studies) - left} of {trials * len(studies)} trials done",
+        flush=True,
+    )
     print(plan.fairness(), flush=True)
     pool = Pool(plan.search["workers"] or default_slots(), plan.folder / "logs")
     parent = open_parent(plan)
@@ -47,7 +50,9 @@ def open_parent(plan: Plan) -> Any:
     """The MLflow run under which all runs of the study are shown; None without MLflow."""
     from muonlab.train.tracking import open_study_run
 
-    return open_study_run(plan.config, plan.name, plan.folder, {"search": plan.search, "fairness": plan.fairness()})
+    return open_study_run(
+        plan.config, plan.name, plan.folder, {"search": plan.search, "fairness": plan.fairness()}
+    )
 
 
 def ui_command(config: dict[str, Any]) -> str:

@@ -31,7 +31,9 @@ class Plan:
         """The `search` section."""
         return self.config["search"]
 
-    def run_config(self, optimizer: str, settings: dict[str, Any], seed: int, **tracking: Any) -> dict[str, Any]:
+    def run_config(
+        self, optimizer: str, settings: dict[str, Any], seed: int, **tracking: Any
+    ) -> dict[str, Any]:
         """The config of one run, exactly what `python -m muonlab.train` would compose for it."""
         sections = {key: self.config[key] for key in ("model", "schedule", "data", "trainer")}
         paths = {key: self.config["paths"][key] for key in ("runs", "cache")}
@@ -46,7 +48,12 @@ class Plan:
     def fairness(self) -> str:
         """The rule under which the optimizers are compared, in one paragraph."""
         search, trainer = self.search, self.config["trainer"]
-        tokens = trainer["max_steps"] * trainer["batch_size"] * trainer["accumulate"] * self.config["model"]["context"]
+        tokens = (
+            trainer["max_steps"]
+            * trainer["batch_size"]
+            * trainer["accumulate"]
+            * self.config["model"]["context"]
+        )
         searched = {name: ", ".join(section["space"]) for name, section in search["optimizers"].items()}
         settings = "; ".join(f"{name}: {keys}" for name, keys in searched.items())
         same = len(set(searched.values())) == 1
@@ -75,14 +82,18 @@ def make_plan(config: dict[str, Any]) -> Plan:
     if search["trials"] < 1:
         raise MuonlabError(f"search.trials must be at least 1, not {search['trials']}")
     if search["seed"] in search["replicate_seeds"]:
-        raise MuonlabError(f"search.seed={search['seed']} is among search.replicate_seeds; a search seed never enters a claim")
+        raise MuonlabError(
+            f"search.seed={search['seed']} is among search.replicate_seeds; a search seed never enters a claim"
+        )
     for name, section in search["optimizers"].items():
         optimizers[name] = plain(compose_config("train", [f"optimizer={name}"]))["optimizer"]
         for key in (*section["space"], *section["published"]):
             if key not in optimizers[name]:
                 raise unknown_name(f"setting of optimizer {name}", key, optimizers[name])
         if missing := section["space"].keys() - section["published"].keys():
-            raise MuonlabError(f"search.optimizers.{name}.published lacks the searched {', '.join(sorted(missing))}")
+            raise MuonlabError(
+                f"search.optimizers.{name}.published lacks the searched {', '.join(sorted(missing))}"
+            )
     sizes = {name: len(section["space"]) for name, section in search["optimizers"].items()}
     if len(set(sizes.values())) > 1:
         raise MuonlabError(f"the optimizers do not get equal search effort: {sizes} searched settings")
@@ -96,7 +107,9 @@ def make_plan(config: dict[str, Any]) -> Plan:
         for key in ("model", "schedule", "data", "trainer"):
             if before[key] != config[key]:
                 changed = [k for k in config[key] if before[key].get(k) != config[key][k]]
-                raise MuonlabError(f"study {name} was made with another {key} ({', '.join(changed)}); name another study")
+                raise MuonlabError(
+                    f"study {name} was made with another {key} ({', '.join(changed)}); name another study"
+                )
     return plan
 
 

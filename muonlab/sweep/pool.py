@@ -162,7 +162,9 @@ class Pool:
         job.pipe, theirs = self.context.Pipe(duplex=False)
         log = self.log_folder / f"{job.label}.log"
         arguments = (job.config, job.slot, job.steps, theirs, log)
-        job.process = self.context.Process(target=_child, args=arguments, name=f"muonlab {job.label}", daemon=True)
+        job.process = self.context.Process(
+            target=_child, args=arguments, name=f"muonlab {job.label}", daemon=True
+        )
         job.process.start()
         theirs.close()
         self.running.append(job)

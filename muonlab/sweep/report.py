@@ -1,3 +1,6 @@
 """stub for trial"""
+
+
 def report(plan, studies, replicates):
-    print(replicates); return []
+    print(replicates)
+    return []

@@ -71,7 +71,9 @@ def search(plan: Plan, studies: list[OptimizerStudy], pool: Pool, parent_run_id:
     pool.run(next_job, on_result, "search", remaining(studies, plan.search["trials"]), _steps(plan))
 
 
-def replicate(plan: Plan, studies: list[OptimizerStudy], pool: Pool, parent_run_id: str | None) -> dict[str, list[Any]]:
+def replicate(
+    plan: Plan, studies: list[OptimizerStudy], pool: Pool, parent_run_id: str | None
+) -> dict[str, list[Any]]:
     """Repeat every optimizer's best setting on the fresh seeds; {optimizer: run folders}, finished ones reused."""
     jobs, folders = [], {study.optimizer: [] for study in studies}
     for seed in plan.search["replicate_seeds"]:
@@ -122,7 +124,9 @@ def _job(plan: Plan, study: OptimizerStudy, trial: optuna.Trial, parent_run_id: 
 
 def _tell(about: TrialJob, result: Result) -> str:
     study, trial = about.study, about.trial
-    settings = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial.params.items())
+    settings = ", ".join(
+        f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial.params.items()
+    )
     trial.set_user_attr("status", result.status)
     trial.set_user_attr("cause", result.cause)
     if result.folder is not None:

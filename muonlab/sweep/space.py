@@ -34,7 +34,9 @@ def _distribution(name: str, text: str) -> BaseDistribution:
     if isinstance(sweep, IntervalSweep):
         low, high, log = sweep.start, sweep.end, "log" in sweep.tags
         if not low < high or (log and low <= 0):
-            raise MuonlabError(f"search space of {name}: '{text}' is empty" + (" on a log scale" if log else ""))
+            raise MuonlabError(
+                f"search space of {name}: '{text}' is empty" + (" on a log scale" if log else "")
+            )
         if isinstance(low, int) and isinstance(high, int):
             return IntDistribution(low, high, log=log)
         return FloatDistribution(float(low), float(high), log=log)
@@ -73,7 +75,7 @@ def quasi_random(distributions: dict[str, BaseDistribution], count: int, seed: i
 
 
 def edge(distribution: BaseDistribution, value: Any, share: float = 0.05) -> str:
-    """"lower" or "upper" where `value` lies in the outer `share` of its range, else ""; choices have no edge."""
+    """ "lower" or "upper" where `value` lies in the outer `share` of its range, else ""; choices have no edge."""
     if isinstance(distribution, CategoricalDistribution):
         return ""
     low, high, value = float(distribution.low), float(distribution.high), float(value)

@@ -78,7 +78,11 @@ class OptimizerStudy:
     def put_back(self, trial: optuna.Trial | FrozenTrial) -> None:
         """An interrupted or killed trial is recorded as failed, and its settings wait again as one more attempt."""
         self.study.tell(trial.number, state=TrialState.FAIL)
-        about = {"role": trial.user_attrs["role"], "attempt": trial.user_attrs["attempt"] + 1, "repeats": trial.number}
+        about = {
+            "role": trial.user_attrs["role"],
+            "attempt": trial.user_attrs["attempt"] + 1,
+            "repeats": trial.number,
+        }
         self.study.enqueue_trial(trial.params, user_attrs=about)
 
     def adopt_orphans(self) -> int:
@@ -100,7 +104,11 @@ class OptimizerStudy:
         trials = self.study.get_trials(deepcopy=False)
         repeated = {t.user_attrs.get("repeats") for t in trials}
         ended = (TrialState.COMPLETE, TrialState.FAIL)
-        return [t for t in trials if t.state in ended and t.number not in repeated and "surplus" not in t.user_attrs]
+        return [
+            t
+            for t in trials
+            if t.state in ended and t.number not in repeated and "surplus" not in t.user_attrs
+        ]
 
     def best(self) -> FrozenTrial | None:
         """The trial with the lowest validation loss, the earliest of equals; None while none has finished."""

@@ -19,9 +19,13 @@ from muonlab.sweep.plan import load_plan
 
 def main() -> int:
     """Exit code: 0 no trial is waiting any more, 2 a mistake in the command, 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m muonlab.sweep.worker", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m muonlab.sweep.worker", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("folder", type=Path, help="the study's folder, as the sweep printed it")
-    parser.add_argument("--workers", type=int, default=None, help="runs at once (default: GPUs, or else cores)")
+    parser.add_argument(
+        "--workers", type=int, default=None, help="runs at once (default: GPUs, or else cores)"
+    )
     arguments = parser.parse_args(sys.argv[1:])
     plan = load_plan(arguments.folder)
     from muonlab.sweep.__main__ import open_parent
@@ -30,7 +34,12 @@ def main() -> int:
 
     studies = open_studies(plan)
     parent = open_parent(plan)
-    search(plan, studies, Pool(arguments.workers or default_slots(), plan.folder / "logs"), parent and parent.run_id)
+    search(
+        plan,
+        studies,
+        Pool(arguments.workers or default_slots(), plan.folder / "logs"),
+        parent and parent.run_id,
+    )
     print(f"no trial of {plan.name} is waiting any more")
     return 0
 

@@ -40,7 +40,9 @@ class Health(L.Callback):
             return
         loss = outputs["cross_entropy"]
         if not torch.isfinite(loss):
-            raise Diverged(f"the loss is {loss.item()} at step {batch_idx // trainer.accumulate_grad_batches}")
+            raise Diverged(
+                f"the loss is {loss.item()} at step {batch_idx // trainer.accumulate_grad_batches}"
+            )
 
 
 class StopBetweenSteps(L.Callback):
@@ -66,7 +68,9 @@ class StopBetweenSteps(L.Callback):
     ) -> None:
         """Save and leave, if asked and if a whole optimizer step is done."""
         if self.asked and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            trainer.save_checkpoint(f"{trainer.checkpoint_callback.dirpath}/step-{trainer.global_step:08d}.ckpt")
+            trainer.save_checkpoint(
+                f"{trainer.checkpoint_callback.dirpath}/step-{trainer.global_step:08d}.ckpt"
+            )
             raise Interrupted(f"{self.asked} after step {trainer.global_step - 1}")
 
     def restore(self) -> None:

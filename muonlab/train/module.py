@@ -61,7 +61,9 @@ class LanguageModel(L.LightningModule):
 
     def probe(self) -> tuple[Tensor, Tensor]:
         """Loss and attention entropies (layers, heads) of one fixed held-out batch: free of data noise."""
-        ((tokens, targets),) = self.data.eval_batches(self.config["trainer"]["probe_batch_size"], self.context, 1)
+        ((tokens, targets),) = self.data.eval_batches(
+            self.config["trainer"]["probe_batch_size"], self.context, 1
+        )
         with self._evaluating():
             # forward() and not the call: the probe needs every attention weight, which a compiled step never holds.
             output = self.model.forward(tokens.to(self.device), targets.to(self.device), measure_entropy=True)

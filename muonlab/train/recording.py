@@ -44,7 +44,9 @@ class Recording(L.Callback):
         self.tokens_per_step = module.batch_size * module.context * trainer.accumulate_grad_batches
         self.flops_per_step = self.tokens_per_step * module.model.flops_per_token(module.context)
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: LanguageModel, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: LanguageModel, batch: Any, batch_idx: int
+    ) -> None:
         """At their cadences: validation; the probe, with a copy of the weights to know the update's size."""
         if batch_idx % trainer.accumulate_grad_batches:
             return
@@ -102,7 +104,9 @@ class Recording(L.Callback):
         """Root mean square of this step's change and of the weights, by optimizer group."""
         change, weight, count = defaultdict(list), defaultdict(list), defaultdict(int)
         groups = {route.name: route.group for route in module.optimizer.routing}
-        for (name, parameter), before in zip(module.model.named_parameters(), self.weights_before, strict=True):
+        for (name, parameter), before in zip(
+            module.model.named_parameters(), self.weights_before, strict=True
+        ):
             group = groups[name]
             change[group].append((parameter.detach() - before).square().sum())
             weight[group].append(parameter.detach().square().sum())
@@ -125,7 +129,9 @@ class Recording(L.Callback):
             self.mlflow_run.log_folder(self.record.folder)
             self.mlflow_run.finish(status, cause, metrics)
 
-    def on_save_checkpoint(self, trainer: L.Trainer, module: LanguageModel, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, module: LanguageModel, checkpoint: dict[str, Any]
+    ) -> None:
         """A checkpoint and the record on disk always agree: both hold the steps before `global_step`."""
         self.flush()
         checkpoint["muonlab"] = {
@@ -133,7 +139,9 @@ class Recording(L.Callback):
             "random_state": torch.get_rng_state(),
         }
 
-    def on_load_checkpoint(self, trainer: L.Trainer, module: LanguageModel, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, module: LanguageModel, checkpoint: dict[str, Any]
+    ) -> None:
         """Rows written after the checkpoint are dropped: they will be computed again, to the same bits."""
         self.record.truncate(checkpoint["global_step"] - 1)
         self.seconds_before = checkpoint["muonlab"]["seconds"]

@@ -25,7 +25,9 @@ def open_store(config: dict[str, Any]) -> tuple[str, str] | None:
     return uri, tracking["experiment"]
 
 
-def open_study_run(config: dict[str, Any], name: str, folder: Path, params: dict[str, Any]) -> MlflowRun | None:
+def open_study_run(
+    config: dict[str, Any], name: str, folder: Path, params: dict[str, Any]
+) -> MlflowRun | None:
     """The parent run of a study, the same one every time: its id is kept in the study's folder."""
     store = open_store(config)
     if store is None:

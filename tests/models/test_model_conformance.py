@@ -92,7 +92,10 @@ def test_flops_are_those_that_torch_counts(model):
     from torch.utils.flop_counter import FlopCounterMode
 
     x = tokens(2)
-    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+    ):
         model(x, x, measure_entropy=True).loss.backward()
     # The counter sees no gradient flow into the tokens, and so skips nothing: every product has two backward products.
     assert counter.get_total_flops() == pytest.approx(model.flops_per_token(16) * x.numel(), rel=1e-6)
