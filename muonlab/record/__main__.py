@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders that hold run folders")
     runs = [load_run(folder) for path in parser.parse_args(arguments).folders for folder in _runs_in(path)]
     print("Spike scores: percentage of steps flagged, by definition and series.")
-    print(pd.DataFrame([_row(run) for run in runs]).to_string(index=False, float_format="{:.4g}".format))
+    print(_table(runs).to_string(index=False, float_format="{:.4g}".format))
     for run in runs:
         if len(run.events):
             print(f"\n{run.folder.name}: {len(run.events)} events")
@@ -34,14 +34,19 @@ def _runs_in(path: Path) -> list[Path]:
     return below if below and not (path / "config.yaml").exists() else [path]
 
 
-def _row(run: Run) -> dict[str, object]:
-    return {
-        "run": run.folder.name,
-        "status": run.status,
-        "steps": len(run.steps),
-        **run.spike_scores,
-        "events": len(run.events),
-    }
+def _table(runs: list[Run]) -> pd.DataFrame:
+    """One line a run, under a header of two lines: definition, series."""
+    rows = [
+        {
+            ("", "run"): run.folder.name,
+            ("", "status"): run.status,
+            ("", "steps"): len(run.steps),
+            **{tuple(name.split("/")): score for name, score in run.spike_scores.items()},
+            ("", "events"): len(run.events),
+        }
+        for run in runs
+    ]
+    return pd.DataFrame(rows, columns=pd.MultiIndex.from_tuples(rows[0]))
 
 
 if __name__ == "__main__":

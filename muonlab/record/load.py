@@ -27,10 +27,8 @@ class Run:
         self.status: str = state["status"]
         self.cause: str = state["cause"]
         # Infinities and NaN are kept as text, since JSON has no numbers for them.
-        self.metrics: dict[str, float] = {
-            name: float(value) if isinstance(value, str) else value
-            for name, value in state["metrics"].items()
-        }
+        metrics = state["metrics"].items()
+        self.metrics: dict[str, float] = {k: float(v) if isinstance(v, str) else v for k, v in metrics}
         if self.status == "running" and writer_alive(state) is False:
             self.status, self.cause = "interrupted", f"process {state['sessions'][-1]['pid']} was killed"
 

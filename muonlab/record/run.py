@@ -64,7 +64,9 @@ class RunRecord:
         new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
         text = yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
         write_atomic(new / "config.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
-        write_json(new / "environment.json", dict(environment or collect_environment()))
+        write_json(
+            new / "environment.json", collect_environment() if environment is None else dict(environment)
+        )
         write_json(new / "routing.json", routing)
         cls(new)._open_session()
         try:

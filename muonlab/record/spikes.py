@@ -48,8 +48,8 @@ class Measure(NamedTuple):
 
 @DEFINITIONS.register("olmo2")
 def olmo2(x: np.ndarray, window: int | None = None, sigmas: float = 7.0) -> Measure:
-    """At least `sigmas` standard deviations away, up or down, from the mean of the `window` values before: the
-    spike score of OLMo 2 (arXiv:2501.00656) with seven and 1,000.
+    """At least `sigmas` standard deviations away, up or down, from the mean of the `window` values before:
+    the spike score of OLMo 2 (arXiv:2501.00656) with seven and 1,000.
 
     `window` None is 1,000, or a tenth of a shorter series but no less than 50; the first `window` values are
     not scored. The paper leaves open whether x_t belongs to its own window; here it does not, so that a lone
@@ -65,9 +65,8 @@ def olmo2(x: np.ndarray, window: int | None = None, sigmas: float = 7.0) -> Meas
 
 @DEFINITIONS.register("six_sigma")
 def six_sigma(x: np.ndarray, window: int = 128, sigmas: float = 6.0) -> Measure:
-    """More than `sigmas` unbiased standard deviations above the mean of the up to `window` values before, once
-    about half of them are there: when SkipStepOptimizer of OLMo-core (olmo_core/optim/skip_step_optimizer.py)
-    skips a step."""
+    """More than `sigmas` unbiased standard deviations above the mean of the up to `window` values before,
+    once about half of them are there: when OLMo-core's SkipStepOptimizer skips a step."""
     mean, deviation = trailing_moments(x, window, ddof=1)
     height = (x - mean) / deviation
     height[: max(2, window // 2) - 1] = np.nan
@@ -87,8 +86,9 @@ def rolling_2x(x: np.ndarray, window: int = 100, ratio: float = 2.0) -> Measure:
 
 @DEFINITIONS.register("zclip")
 def zclip(x: np.ndarray, decay: float = 0.97, sigmas: float = 2.5, warmup: int = 25) -> Measure:
-    """More than `sigmas` above a running mean: the gradient norms g that ZClip clips (arXiv:2504.02507, without
-    its fixed cap). The first `warmup` values give the first mean and variance and are not scored.
+    """More than `sigmas` standard deviations above a running mean: the gradient norms g that ZClip clips
+    (arXiv:2504.02507, without its fixed cap). The first `warmup` values give the first mean and variance and
+    are not scored.
 
         z = (g - mu) / (sigma + 1e-6)           g' = mu + sigmas^2 sigma / z  if z > sigmas, else g
         mu <- decay mu + (1 - decay) g'         sigma^2 <- decay sigma^2 + (1 - decay) (g' - mu)^2
@@ -148,7 +148,7 @@ def spike_score(series: Any, definition: str = "olmo2", upward_only: bool = Fals
 def trailing_moments(x: np.ndarray, window: int, ddof: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of the finite ones among the `window` values before each; NaN below two.
 
-    Every window is summed anew: running sums would carry the rounding of a spike of 1e30 into all that follow.
+    Every window is summed anew: running sums would carry the rounding of a spike of 1e30 into later ones.
     """
     if window < 2:
         raise MuonlabError(f"the window of a spike definition must be at least 2 steps, not {window}")
@@ -173,7 +173,7 @@ def _upward(height: np.ndarray, spiked: np.ndarray, normal: np.ndarray) -> Measu
 
 
 def _measure(x: np.ndarray, definition: str, settings: dict[str, Any]) -> Measure:
-    # A flat window divides by zero: a value that stays (0/0) is not scored, one that rises is infinitely high.
+    # A flat window divides by zero: a value that stays (0/0) is not scored, one that rises is infinitely far.
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         return DEFINITIONS.build(definition, x, **settings)
 

@@ -1,0 +1,58 @@
+import shutil
+
+import pytest
+import torch
+
+from muonlab.record import RunRecord, prepare_store, store_uri
+
+CONFIG = {
+    "seed": 1,
+    "optimizer": {"name": "muonclip", "lr": 1e-5, "tau": 30, "betas": [0.9, 0.95], "windows": None},
+    "trainer": {"max_steps": 700, "device": "cpu"},
+    "paths": {"runs": "somewhere"},
+}
+
+
+@pytest.fixture
+def config():
+    return {key: dict(value) if isinstance(value, dict) else value for key, value in CONFIG.items()}
+
+
+@pytest.fixture
+def record(tmp_path, config):
+    return RunRecord.create(tmp_path / "run", config, [{"name": "w", "shape": [3, 4]}], {"host": "here"})
+
+
+@pytest.fixture(scope="session")
+def append_steps():
+    """Appends steps with values that depend on the step alone, two layers of three heads."""
+
+    def append(record, steps):
+        for step in steps:
+            generator = torch.Generator().manual_seed(step)
+            logits = torch.randn(2, 3, generator=generator)
+            record.append(
+                step,
+                {"train_loss": torch.rand((), generator=generator), "lr": 0.1 * step, "seconds": float(step)},
+                {"max_logit": logits, "max_logit_abs": logits.abs(), "gamma": torch.ones(2, 3)},
+            )
+
+    return append
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """A migrated store: making one takes seconds, copying it does not."""
+    folder = tmp_path_factory.mktemp("store")
+    prepare_store(store_uri(None, folder), "template", folder)
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def store(tmp_path, empty_store, monkeypatch):
+    """The URI of a fresh store with the experiment "lab"."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    uri = store_uri(None, tmp_path)
+    prepare_store(uri, "lab", tmp_path / "artifacts")
+    return uri

@@ -1,0 +1,46 @@
+import subprocess
+import sys
+
+from muonlab.record import collect_environment
+from muonlab.record import environment as module
+
+
+def test_it_says_what_a_repetition_needs():
+    seen = collect_environment()
+    assert seen["packages"]["torch"]
+    assert seen["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert seen["command"].startswith(sys.orig_argv[0])
+    assert seen["cores"] >= 1
+    assert seen["memory_gib"] > 0
+
+
+def git(folder, *arguments):
+    subprocess.run(
+        ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
+        check=True,
+        capture_output=True,
+    )
+
+
+def test_the_commit_is_that_of_the_code_and_dirty_means_the_code(tmp_path, monkeypatch):
+    package = tmp_path / "muonlab" / "record"
+    package.mkdir(parents=True)
+    (tmp_path / "muonlab" / "errors.py").write_text("")
+    monkeypatch.setattr(module, "__file__", str(package / "environment.py"))
+    read = module.code_version.__wrapped__  # past the cache of one process
+    assert read() == {"commit": None, "dirty": None}
+
+    # Installed into somebody else's repository, which does not track it: not our commit.
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "commit", "-q", "--allow-empty", "-m", "theirs")
+    assert read() == {"commit": None, "dirty": None}
+
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "ours")
+    clean = read()
+    assert len(clean["commit"]) == 40
+    assert clean["dirty"] is False
+    (tmp_path / "results.csv").write_text("a result is not code")
+    assert read() == clean
+    (package / "new.py").write_text("")
+    assert read() == {"commit": clean["commit"], "dirty": True}

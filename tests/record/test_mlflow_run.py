@@ -1,0 +1,244 @@
+import math
+
+import pytest
+
+from muonlab.errors import MuonlabError
+from muonlab.record import MlflowRun, environment_tags
+from muonlab.record.mlflow_run import METRICS_PER_REQUEST, THINNED, metric_key
+from muonlab.record.store import connect
+
+
+@pytest.fixture
+def begin(store):
+    """Starts a run in the experiment "lab"."""
+
+    def start(params=None, tags=None, **settings):
+        return MlflowRun.start(store, "lab", "muon-lr1e-2-s1", params or {}, tags or {}, **settings)
+
+    return start
+
+
+def points(store, run, key):
+    history = connect(store).get_metric_history(run.run_id, key)
+    return sorted((point.step, point.value) for point in history)
+
+
+def test_a_run_has_its_parameters_tags_and_name(store, begin, config):
+    run = begin(config, {"study": "first", "seed": 1, "trial": None})
+    kept = connect(store).get_run(run.run_id)
+    assert kept.data.params == {
+        "seed": "1",
+        "optimizer.name": "muonclip",
+        "optimizer.lr": "1e-05",
+        "optimizer.tau": "30",
+        "optimizer.betas": "[0.9, 0.95]",
+        "optimizer.windows": "null",
+        "trainer.max_steps": "700",
+        "trainer.device": "cpu",
+        "paths.runs": "somewhere",
+    }
+    assert kept.info.run_name == "muon-lr1e-2-s1"
+    assert (kept.info.status, kept.data.tags["muonlab.status"]) == ("RUNNING", "running")
+    assert (kept.data.tags["study"], kept.data.tags["seed"]) == ("first", "1")
+    assert "trial" not in kept.data.tags
+
+
+def test_many_long_and_odd_parameters_are_taken(store, begin):
+    params = {f"key{i}": i for i in range(250)} | {"long": "x" * 7000, "k[0]@": 1, "a" * 300: 2, "none": {}}
+    kept = connect(store).get_run(begin(params).run_id).data.params
+    assert len(kept) == 254
+    assert kept["long"] == "x" * 6000
+    assert (kept["k_0__"], kept["a" * 250], kept["none"]) == ("1", "2", "{}")
+
+
+def test_a_trial_lies_below_its_study(store, begin):
+    study = begin()
+    trial = begin(parent_run_id=study.run_id)
+    tag = f"tags.mlflow.parentRunId = '{study.run_id}'"
+    client = connect(store)
+    found = client.search_runs([client.get_experiment_by_name("lab").experiment_id], tag)
+    assert [run.info.run_id for run in found] == [trial.run_id]
+
+
+def test_columns_stand_where_a_reader_looks_for_them():
+    assert [
+        metric_key(name) for name in ("train_loss", "val_loss", "grad_norm", "max_logit/layer_03", "seconds")
+    ] == [
+        "train/loss",
+        "val/loss",
+        "optim/grad_norm",
+        "attn/max_logit/layer_03",
+        "progress/seconds",
+    ]
+    assert metric_key("update_rms/query [h]") == "optim/update_rms/query _h_"
+
+
+def test_every_step_of_a_loss_is_charted_and_the_rest_thinned(store, begin):
+    run = begin()
+    rows = [
+        {"step": s, "train_loss": 1.0 * s, "max_logit/layer_00": 2.0 * s, "lr": 0.5, "seconds": 0.25 * s}
+        for s in range(35)
+    ]
+    for row in rows[12::12]:
+        row["entropy/layer_00"] = 3.0  # measured rarely: never thinned
+    run.log_rows(rows[:20])
+    run.log_rows(rows[20:])
+    assert points(store, run, "train/loss") == [(s, s) for s in range(35)]
+    assert points(store, run, "attn/max_logit/layer_00") == [(s, 2 * s) for s in range(35)]
+    assert points(store, run, "optim/lr") == [(s, 0.5) for s in range(0, 35, THINNED)]
+    assert points(store, run, "attn/entropy/layer_00") == [(12, 3.0), (24, 3.0)]
+    # The clock of a point is that of its step, not of the flush.
+    history = connect(store).get_metric_history(run.run_id, "train/loss")
+    first, last = (next(p.timestamp for p in history if p.step == step) for step in (0, 34))
+    assert last - first == 8500
+
+
+def test_more_rows_than_a_request_holds_arrive(store, begin):
+    run = begin()
+    run.log_rows({"step": s, "train_loss": 1.0, "grad_norm": 2.0} for s in range(METRICS_PER_REQUEST))
+    assert (
+        len(points(store, run, "train/loss"))
+        == len(points(store, run, "optim/grad_norm"))
+        == METRICS_PER_REQUEST
+    )
+    assert connect(store).get_run(run.run_id).data.tags["muonlab.logged_step"] == str(METRICS_PER_REQUEST - 1)
+
+
+def test_what_is_not_finite_is_flagged(store, begin):
+    run = begin()
+    rows = [{"step": s, "train_loss": 1.0, "lr": 0.1} for s in range(8)]
+    rows[5] |= {"train_loss": math.inf, "lr": -math.inf}
+    rows[7]["train_loss"] = math.nan
+    run.log_rows(rows)
+    assert points(store, run, "nonfinite") == [(5, 2.0), (7, 1.0)]
+    loss = dict(points(store, run, "train/loss"))
+    assert loss[5] > 1.7e308  # MLflow has no infinity
+    assert math.isnan(loss[7])
+    assert connect(store).get_run(run.run_id).data.tags["muonlab.nonfinite"] == "train/loss = inf at step 5"
+
+
+@pytest.mark.parametrize(
+    ("status", "theirs"),
+    [
+        ("finished", "FINISHED"),
+        ("diverged", "FINISHED"),
+        ("pruned", "KILLED"),
+        ("interrupted", "KILLED"),
+        ("out-of-memory", "FAILED"),
+        ("failed", "FAILED"),
+    ],
+)
+def test_every_ending_is_told_in_both_languages(store, begin, status, theirs):
+    run = begin()
+    run.log_rows([{"step": 9, "train_loss": 1.0}])
+    run.finish(status, "a cause", {"val_loss": 2.5})
+    kept = connect(store).get_run(run.run_id)
+    assert kept.info.status == theirs
+    assert (kept.data.tags["muonlab.status"], kept.data.tags["muonlab.cause"]) == (status, "a cause")
+    assert points(store, run, "final/val_loss") == [(9, 2.5)]
+
+
+def test_an_unknown_ending_is_refused(begin):
+    with pytest.raises(MuonlabError, match="unknown final status 'finish'; did you mean 'finished'"):
+        begin().finish("finish")
+
+
+def test_the_record_lies_in_the_artifacts_without_its_checkpoints(store, begin, record, append_steps):
+    append_steps(record, range(3))
+    record.finish("finished")
+    (record.folder / "checkpoints").mkdir()
+    (record.folder / "checkpoints" / "last.ckpt").write_text("large")
+    (record.folder / ".half.tmp").write_text("")
+    run = begin()
+    run.log_folder(record.folder)
+    client = connect(store)
+    top = {entry.path for entry in client.list_artifacts(run.run_id)}
+    assert top == {"config.yaml", "environment.json", "events.json", "routing.json", "status.json", "traces"}
+    below = {entry.path for entry in client.list_artifacts(run.run_id, "traces")}
+    assert below == {"traces/steps.parquet", "traces/max_logits.parquet"}
+
+
+def test_the_data_is_an_input_of_the_run(store, begin):
+    run = begin()
+    run.log_dataset("shakespeare", "f" * 64)
+    (entry,) = connect(store).get_run(run.run_id).inputs.dataset_inputs
+    assert (entry.dataset.name, entry.dataset.digest) == ("shakespeare", "f" * 36)
+
+
+def test_a_resumed_run_goes_on_where_it_was(store, begin, record, append_steps):
+    run = begin({"lr": 0.1})
+    append_steps(record, range(20))
+    run.log_rows(record.flush())
+    record.mlflow_run_id = run.run_id  # killed here, with a checkpoint of step 10
+
+    record.truncate(9)
+    resumed = begin({"lr": 0.1}, run_id=record.mlflow_run_id)
+    assert resumed.run_id == run.run_id
+    append_steps(record, range(10, 30))
+    resumed.log_rows(record.flush())
+    resumed.finish("finished")
+    assert [step for step, _ in points(store, resumed, "train/loss")] == list(range(30))
+    kept = connect(store).get_run(run.run_id)
+    assert kept.info.status == "FINISHED"
+    assert "muonlab.params_changed" not in kept.data.tags
+
+
+def test_what_a_killed_run_had_not_told_is_told_from_the_record(store, begin, record, append_steps):
+    run = begin()
+    append_steps(record, range(5))
+    run.log_rows(record.flush())
+    append_steps(record, range(5, 10))
+    record.flush()  # killed between the record and MLflow
+    resumed = begin(run_id=run.run_id)
+    resumed.log_rows(record.rows())
+    assert [step for step, _ in points(store, resumed, "train/loss")] == list(range(10))
+
+
+def test_parameters_that_differ_on_resume_are_a_tag_not_an_end(store, begin):
+    run = begin({"optimizer": {"lr": 0.1, "tau": 30}})
+    begin({"optimizer": {"lr": 0.2, "tau": 30}, "new": 1}, run_id=run.run_id)
+    kept = connect(store).get_run(run.run_id)
+    assert kept.data.tags["muonlab.params_changed"] == "optimizer.lr: 0.1 -> 0.2"
+    assert kept.data.params == {"optimizer.lr": "0.1", "optimizer.tau": "30", "new": "1"}
+
+
+@pytest.mark.parametrize("lost", ["never was", "deleted"])
+def test_a_run_that_the_store_has_lost_begins_anew(store, begin, lost):
+    run_id = "0" * 32
+    if lost == "deleted":
+        run_id = begin().run_id
+        connect(store).delete_run(run_id)
+    run = begin(run_id=run_id)
+    assert run.run_id != run_id
+    run.log_rows([{"step": 0, "train_loss": 1.0}])
+    assert points(store, run, "train/loss") == [(0, 1.0)]
+
+
+def test_a_store_that_fails_does_not_end_the_training_and_catches_up(store, begin, monkeypatch):
+    run = begin()
+    run.log_rows([{"step": 0, "train_loss": 1.0}])
+    with monkeypatch.context() as broken:
+
+        def refuse(*arguments, **settings):
+            raise ConnectionError("the disk is full")
+
+        broken.setattr(run._client, "log_batch", refuse)
+        with pytest.warns(
+            UserWarning, match=r"cannot use the MLflow store .*: the disk is full; the run goes on"
+        ):
+            run.log_rows([{"step": 1, "train_loss": 1.0}])
+    run.log_rows([{"step": 2, "train_loss": 1.0}])
+    assert [step for step, _ in points(store, run, "train/loss")] == [0, 1, 2]
+
+
+def test_an_experiment_that_nobody_prepared_is_told(store):
+    with pytest.raises(MuonlabError, match="no MLflow experiment 'other'"):
+        MlflowRun.start(store, "other", "name", {}, {})
+
+
+def test_tags_of_an_environment():
+    environment = {"commit": "c0ffee", "dirty": True, "host": "lab", "cpu": "Xeon", "command": "python -m x"}
+    tags = environment_tags(environment | {"accelerators": []})
+    assert tags["mlflow.source.git.commit"] == tags["commit"] == "c0ffee"
+    assert tags["device"] == "Xeon"
+    assert environment_tags(environment | {"accelerators": ["H100", "H100"]})["device"] == "H100, H100"

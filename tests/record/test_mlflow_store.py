@@ -1,0 +1,130 @@
+import multiprocessing
+import sqlite3
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from muonlab.errors import MuonlabError
+from muonlab.record import MlflowRun, prepare_store, store_uri
+from muonlab.record.store import connect, without_password
+
+
+def in_processes(count, target, *arguments):
+    """Run target(index, *arguments) in forked processes at once; their exit codes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads at a fork
+        context = multiprocessing.get_context("fork")
+        processes = [context.Process(target=target, args=(index, *arguments)) for index in range(count)]
+        for process in processes:
+            process.start()
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
+
+
+def prepare(index, folder):
+    prepare_store(store_uri(None, folder), "lab", folder / "artifacts")
+
+
+def log_some(index, uri):
+    run = MlflowRun.start(uri, "lab", f"run {index}", {"index": index}, {})
+    for begin in range(0, 60, 10):
+        run.log_rows([{"step": step, "train_loss": float(step)} for step in range(begin, begin + 10)])
+    run.finish("finished")
+
+
+def test_without_a_uri_the_store_is_mlflows_own_choice_or_a_file_here(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert store_uri(None, tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://lab:5000")
+    assert store_uri(None, tmp_path) == "http://lab:5000"
+    assert store_uri("https://other", tmp_path) == "https://other"
+
+
+def test_a_store_is_made_once_and_found_again(store, tmp_path):
+    client = connect(store)
+    experiment = client.get_experiment_by_name("lab")
+    assert experiment.artifact_location == (tmp_path / "artifacts" / "lab").as_uri()
+    assert prepare_store(store, "lab", tmp_path / "artifacts") == experiment.experiment_id
+    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
+
+
+def test_processes_that_begin_together_make_one_store(store, tmp_path):
+    # `store` has loaded MLflow, so the forked processes reach the migrations at the same moment.
+    assert in_processes(3, prepare, tmp_path / "fresh") == [0, 0, 0]
+    client = connect(store_uri(None, tmp_path / "fresh"))
+    assert sorted(experiment.name for experiment in client.search_experiments()) == ["Default", "lab"]
+
+
+def test_forked_processes_log_beside_their_parent(store):
+    parent = MlflowRun.start(store, "lab", "parent", {}, {})
+    parent.log_rows([{"step": 0, "train_loss": 1.0}])
+    assert in_processes(3, log_some, store) == [0, 0, 0]
+    parent.log_rows([{"step": 1, "train_loss": 1.0}])
+    client = connect(store)
+    runs = client.search_runs([client.get_experiment_by_name("lab").experiment_id])
+    points = {run.info.run_name: client.get_metric_history(run.info.run_id, "train/loss") for run in runs}
+    assert {name: len(history) for name, history in points.items()} == {
+        "parent": 2,
+        "run 0": 60,
+        "run 1": 60,
+        "run 2": 60,
+    }
+    assert {run.info.status for run in runs if run.info.run_name != "parent"} == {"FINISHED"}
+
+
+@pytest.mark.parametrize("uri", ["./mlruns", "file:///somewhere", "mlruns", "redis://host"])
+def test_stores_that_mlflow_cannot_use_are_told_in_one_sentence(tmp_path, uri):
+    with pytest.raises(
+        MuonlabError, match=f"MLflow cannot track to '{uri}'; allowed are URIs beginning with sqlite"
+    ):
+        prepare_store(uri, "lab", tmp_path)
+
+
+def test_an_unreachable_server_is_told_in_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(MuonlabError, match=r"store http://me:\*\*\*@127.0.0.1:9: .*refused"):
+        prepare_store("http://me:secret@127.0.0.1:9", "lab", tmp_path)
+
+
+def test_a_file_that_is_no_store_is_told_in_one_sentence(tmp_path):
+    (tmp_path / "mlflow.db").write_text("Shall I compare thee to a summer's day?" * 50)
+    with pytest.raises(MuonlabError, match="file is not a database"):
+        prepare_store(store_uri(None, tmp_path), "lab", tmp_path)
+
+
+def test_a_deleted_experiment_is_told_in_one_sentence(store, tmp_path):
+    client = connect(store)
+    client.delete_experiment(client.get_experiment_by_name("lab").experiment_id)
+    with pytest.raises(MuonlabError, match="experiment 'lab' was deleted"):
+        prepare_store(store, "lab", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("postgresql://me:secret@host/db", "postgresql://me:***@host/db"),
+        ("http://host:5000", "http://host:5000"),
+        ("sqlite:////a/b@c.db", "sqlite:////a/b@c.db"),
+    ],
+)
+def test_passwords_are_never_shown(uri, shown):
+    assert without_password(uri) == shown
+
+
+def test_nothing_is_printed_and_no_telemetry_begun(tmp_path):
+    code = """
+import os, sys
+from muonlab.record import prepare_store, store_uri
+assert "mlflow" not in sys.modules
+prepare_store(store_uri(None, sys.argv[1]), "lab", sys.argv[1])
+assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == done.stderr == ""

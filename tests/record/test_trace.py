@@ -1,0 +1,216 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from muonlab.errors import MuonlabError
+from muonlab.record.trace import SCALARS, TraceWriter, chart_rows, empty_trace, read_trace
+
+
+def frames(folder):
+    return tuple(read_trace(folder, name).to_pandas() for name in ("steps", "max_logits"))
+
+
+def assert_identical(ours, theirs):
+    for one, other in zip(ours, theirs, strict=True):
+        pd.testing.assert_frame_equal(one, other, check_exact=True)
+
+
+def test_append_never_touches_a_value(tmp_path):
+    # A meta tensor has no data: whatever read it, waited for it or copied it would raise.
+    writer = TraceWriter(tmp_path)
+    nothing = torch.empty((), device="meta", requires_grad=True)
+    writer.append(0, {"train_loss": nothing, "lr": 0.1}, {"max_logit": torch.empty(2, 3, device="meta")})
+    kept = writer._buffer[0][0]["train_loss"]
+    assert not kept.requires_grad  # the graph of the step can be freed
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        writer.flush()
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.floats(width=32), min_size=1, max_size=20))
+def test_float32_values_come_back_to_the_last_bit(tmp_path_factory, values):
+    folder = tmp_path_factory.mktemp("trace")
+    writer = TraceWriter(folder)
+    for step, value in enumerate(values):
+        tensor = torch.tensor(value, dtype=torch.float32)
+        writer.append(step, {"train_loss": tensor}, {"max_logit": tensor.expand(1, 2)})
+    writer.flush()
+    steps, heads = frames(folder)
+    np.testing.assert_array_equal(steps["train_loss"], np.float64(values))
+    np.testing.assert_array_equal(heads["value"], np.repeat(np.float64(values), 2))
+
+
+def test_tensors_of_every_dtype_and_numbers_share_a_column(tmp_path):
+    writer = TraceWriter(tmp_path)
+    exact = [torch.tensor(1.5, dtype=d) for d in (torch.float64, torch.bfloat16, torch.float16)]
+    for step, value in enumerate([*exact, torch.tensor(3), torch.tensor([2.5]), 7, 0.1, np.float32(0.5)]):
+        writer.append(step, {"train_loss": value})
+    writer.flush()
+    assert frames(tmp_path)[0]["train_loss"].tolist() == [1.5, 1.5, 1.5, 3.0, 2.5, 7.0, 0.1, 0.5]
+
+
+def test_infinite_nan_and_not_measured_are_three_things(tmp_path):
+    writer = TraceWriter(tmp_path)
+    values = [math.inf, -math.inf, math.nan]
+    for step, value in enumerate(values):
+        writer.append(step, {"train_loss": torch.tensor(value)}, {"max_logit": torch.full((1, 1), value)})
+    writer.append(3, {"val_loss": 1.0}, {"entropy": torch.ones(1, 1)})
+    writer.flush()
+    writer.merge()
+    for name, column in (("steps", "train_loss"), ("max_logits", "value")):
+        stored = pq.read_table(tmp_path / f"{name}.parquet")[column]
+        np.testing.assert_array_equal(stored.to_numpy()[:3], values)
+        assert stored.is_valid().to_pylist() == [True, True, True, False]
+
+
+def test_heads_are_tidy_and_may_miss_quantities(tmp_path):
+    writer = TraceWriter(tmp_path)
+    logits = torch.arange(6.0).reshape(2, 3)
+    writer.append(4, {}, {"max_logit": logits})
+    writer.append(5, {}, {"max_logit": logits, "entropy": -logits})
+    writer.append(6, {"lr": 1.0})
+    writer.flush()
+    _, heads = frames(tmp_path)
+    assert heads.columns.tolist() == ["step", "layer", "head", "value", "value_abs", "gamma", "entropy"]
+    row = heads.set_index(["step", "layer", "head"]).loc[(5, 1, 2)]
+    assert (row["value"], row["entropy"]) == (5.0, -5.0)
+    assert heads["step"].tolist() == [4] * 6 + [5] * 6
+    assert heads["entropy"].isna().tolist() == [True] * 6 + [False] * 6
+    assert heads["gamma"].isna().all()
+
+
+def test_a_misspelt_head_quantity_is_refused_at_once(tmp_path):
+    with pytest.raises(MuonlabError, match="'max_logits'; did you mean 'max_logit'"):
+        TraceWriter(tmp_path).append(0, {}, {"max_logits": torch.ones(1, 1)})
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    cuts=st.lists(st.integers(0, 11), max_size=4),
+    kill=st.integers(0, 11),
+    back=st.integers(0, 11),
+    merged=st.booleans(),
+)
+def test_any_flushes_and_any_resume_give_the_same_trace(
+    tmp_path_factory, append_steps, cuts, kill, back, merged
+):
+    whole, cut = (tmp_path_factory.mktemp(name) for name in ("whole", "cut"))
+    writer = TraceWriter(whole)
+    append_steps(writer, range(12))
+    writer.flush()
+    writer.merge()
+
+    writer = TraceWriter(cut)
+    for step in range(kill):
+        append_steps(writer, [step])
+        if step in cuts:
+            writer.flush()
+    if merged:  # it ended as `interrupted`, else it was killed with rows in its buffer
+        writer.flush()
+        writer.merge()
+    resumed = TraceWriter(cut)
+    first = min(back, len(read_trace(cut, "steps")))  # a checkpoint never runs ahead of the trace
+    resumed.truncate(first - 1)
+    append_steps(resumed, range(first, 12))
+    resumed.flush()
+    assert_identical(frames(cut), frames(whole))
+    resumed.merge()
+    assert_identical(frames(cut), frames(whole))
+
+
+def test_truncate_drops_rows_from_the_buffer_and_every_file(tmp_path, append_steps):
+    writer = TraceWriter(tmp_path)
+    for steps in (range(3), range(3, 6), range(6, 9)):
+        append_steps(writer, steps)
+        writer.flush()
+    append_steps(writer, range(9, 11))
+    writer.truncate(4)
+    writer.flush()
+    steps, heads = frames(tmp_path)
+    assert steps["step"].tolist() == [0, 1, 2, 3, 4]
+    assert sorted(heads["step"].unique()) == [0, 1, 2, 3, 4]
+    assert len(list(tmp_path.glob("steps-*.parquet"))) == 2
+    writer.truncate(-1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_later_call_for_a_step_adds_to_its_row(tmp_path):
+    writer = TraceWriter(tmp_path)
+    writer.append(0, {"train_loss": 2.0}, {"max_logit": torch.ones(1, 2)})
+    writer.append(0, {"grad_norm": 3.0})
+    writer.append(1, {"train_loss": math.nan})
+    writer.flush()
+    writer.append(0, {"val_loss": 4.0}, {"entropy": torch.zeros(1, 2)})
+    writer.append(1, {"val_loss": 5.0})
+    writer.flush()
+    for _ in range(2):
+        steps, heads = frames(tmp_path)
+        assert steps[["step", "train_loss", "grad_norm", "val_loss"]].iloc[0].tolist() == [0, 2.0, 3.0, 4.0]
+        assert heads[["value", "entropy"]].to_numpy().tolist() == [[1.0, 0.0]] * 2
+        assert read_trace(tmp_path, "steps")["train_loss"].is_valid().to_pylist() == [True, True]
+        writer.merge()
+
+
+def test_a_kill_during_merge_or_write_changes_nothing(tmp_path, append_steps):
+    writer = TraceWriter(tmp_path)
+    for steps in (range(3), range(3, 6)):
+        append_steps(writer, steps)
+        writer.flush()
+    before = frames(tmp_path)
+    parts = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    writer.merge()
+    for path, content in parts.items():  # killed after the merged file, before its parts went
+        path.write_bytes(content)
+    (tmp_path / ".steps-0003.parquet.123.tmp").write_bytes(b"PAR1 half")
+    assert_identical(frames(tmp_path), before)
+    writer.merge()
+    assert_identical(frames(tmp_path), before)
+    assert not list(tmp_path.glob("steps-*.parquet"))
+
+
+def test_columns_come_in_one_order_whatever_was_measured_first(tmp_path):
+    writer = TraceWriter(tmp_path)
+    writer.append(0, {"weight_rms/muon": 1.0, "val_loss": 1.0, "a": 0.0})
+    writer.flush()
+    writer.append(1, {"tokens": 64, "update_rms/muon": 1.0})
+    writer.flush()
+    columns = frames(tmp_path)[0].columns.tolist()
+    assert columns == ["step", *SCALARS, "a", "update_rms/muon", "weight_rms/muon"]
+
+
+def test_a_run_without_a_trace_has_empty_frames(tmp_path):
+    steps, heads = frames(tmp_path / "traces")
+    assert len(steps) == len(heads) == 0
+    assert steps.columns.tolist() == ["step", *SCALARS]
+    assert TraceWriter(tmp_path).flush() is None
+
+
+def test_chart_rows_reduce_heads_and_keep_what_was_measured(tmp_path):
+    writer = TraceWriter(tmp_path)
+    logits = torch.tensor([[1.0, 5.0], [-3.0, -2.0]])
+    writer.append(
+        0, {"train_loss": 2.0}, {"max_logit": logits, "gamma": torch.tensor([[1.0, 0.5], [1.0, 1.0]])}
+    )
+    writer.append(1, {"lr": 0.1}, {"max_logit": torch.tensor([[math.nan, 9.0], [math.inf, 0.0]])})
+    writer.append(2, {}, {"entropy": torch.tensor([[1.0, 3.0], [0.0, 1.0]])})
+    first, second, third = chart_rows(*writer.flush())
+    assert first == {
+        "step": 0,
+        "train_loss": 2.0,
+        "max_logit/layer_00": 5.0,
+        "max_logit/layer_01": -2.0,
+        "gamma": 0.5,
+    }
+    assert math.isnan(second.pop("max_logit/layer_00"))  # a NaN head is not hidden by a finite one
+    assert second == {"step": 1, "lr": 0.1, "max_logit/layer_01": math.inf}
+    assert third == {"step": 2, "entropy/layer_00": 2.0, "entropy/layer_01": 0.5}
+
+
+def test_chart_rows_need_neither_heads_nor_steps():
+    assert chart_rows(empty_trace("steps"), empty_trace("max_logits")) == []
