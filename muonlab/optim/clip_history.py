@@ -13,14 +13,14 @@ NEVER = -1
 class ClipHistory:
     """One entry per head, the heads of all layers in a row; no update waits for the device.
 
-    `max_logit`: the last maximum (NaN before the first). `gamma`: the last factor (1: not clipped).
+    `max_logit`: the last maximum observed (NaN before the first). `gamma`: the last factor (1: not clipped).
     `log_cumulative_gamma`: sum of log gamma over all steps (0: never clipped), a logarithm because the
     product of three thousand factors of 0.97 underflows. `first_trigger`, `last_trigger`: optimizer steps,
-    -1 for never. `triggers`: in how many steps the head was clipped.
+    -1 for never.
     Every update makes new tensors, so that a reference kept by a recorder stays what it was.
     """
 
-    fields = ("max_logit", "gamma", "log_cumulative_gamma", "first_trigger", "last_trigger", "triggers")
+    fields = ("max_logit", "gamma", "log_cumulative_gamma", "first_trigger", "last_trigger")
 
     def __init__(self, heads: int, dtype: torch.dtype):
         self.max_logit = torch.full((heads,), torch.nan, dtype=dtype)
@@ -28,24 +28,20 @@ class ClipHistory:
         self.log_cumulative_gamma = torch.zeros(heads, dtype=dtype)
         self.first_trigger = torch.full((heads,), NEVER)
         self.last_trigger = torch.full((heads,), NEVER)
-        self.triggers = torch.zeros(heads, dtype=torch.long)
 
     def record(self, step: int, max_logit: Tensor, gamma: Tensor) -> None:
         """Enter one optimizer step: its maxima and factors, (heads,)."""
-        clipped = gamma < 1
         self.max_logit = max_logit
         self.gamma = gamma
         self.log_cumulative_gamma = self.log_cumulative_gamma + gamma.log()
-        self.first_trigger = torch.where(clipped & (self.first_trigger == NEVER), step, self.first_trigger)
-        self.last_trigger = torch.where(clipped, step, self.last_trigger)
-        self.triggers = self.triggers + clipped
+        self.last_trigger = torch.where(gamma < 1, step, self.last_trigger)
+        self.first_trigger = torch.where(self.first_trigger == NEVER, self.last_trigger, self.first_trigger)
 
-    def record_again(self, step: int, max_logit: Tensor, gamma: Tensor) -> None:
-        """Enter a second clip of the same step: factors multiply, a head clipped twice was triggered once."""
+    def record_again(self, step: int, gamma: Tensor) -> None:
+        """Enter a second clip of the same step, whose factors (heads,) multiply those of the first."""
         product = self.gamma * gamma
-        triggers = self.triggers + ((gamma < 1) & (self.gamma == 1))
-        self.record(step, max_logit, gamma)
-        self.gamma, self.triggers = product, triggers
+        self.record(step, self.max_logit, gamma)
+        self.gamma = product
 
     def to(self, device: torch.device) -> None:
         """Move every tensor to `device`."""

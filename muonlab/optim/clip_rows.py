@@ -59,6 +59,7 @@ class RowBatch:
 class ClipRows:
     """All rows that QK-Clip may scale, and the way from a factor per head to a factor per row.
 
+    `parameters`: every declared weight, once.
     Raises MuonlabError where a row is declared twice, because it would be scaled twice.
     """
 
@@ -76,13 +77,14 @@ class ClipRows:
                 for block in declared:
                     self._declare(layout.name, block.parameter, block.dim, block.row_indices(count), first)
             query, key = query + layout.num_heads, key + layout.num_kv_heads
+        self.parameters = [weight.parameter for weight in self._weights.values()]
         batches: dict[int, RowBatch] = {}
         for weight in self._weights.values():
             trailing = weight.parameter.ndim - 1 - weight.dim
             batches.setdefault(trailing, RowBatch(trailing)).add(weight)
         self._batches = list(batches.values())
         # A sharded weight (DTensor, FSDP2) knows its mesh; importing DTensor to ask costs half a second.
-        self._sharded = any(hasattr(weight.parameter, "device_mesh") for weight in self._weights.values())
+        self._sharded = any(hasattr(parameter, "device_mesh") for parameter in self.parameters)
 
     def _declare(self, layer: str, parameter: nn.Parameter, dim: int, rows: Tensor, first: int) -> None:
         dim %= parameter.ndim
@@ -98,11 +100,6 @@ class ClipRows:
             )
         weight.index[rows] = first + torch.arange(len(rows))[:, None]
         self._blocks.append(HeadBlock(weight, rows, first))
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """Every declared weight, once."""
-        return [weight.parameter for weight in self._weights.values()]
 
     def to(self, device: torch.device) -> None:
         """Move the indices. Raises MuonlabError if the weights are not all on `device`."""

@@ -26,19 +26,19 @@ from muonlab.optim.clip_rows import ClipRows, MomentumOf
 
 
 def head_gammas(max_logits: Tensor, tau: float) -> Tensor:
-    """gamma = min(1, tau / S): exactly 1 where S <= tau, so also for S <= 0, and where S is infinite or NaN.
+    """gamma = min(1, tau / S), as tau / max(tau, S): exactly 1 for every S <= tau, also for S <= 0.
 
-    A logit that is not finite says that training has diverged: no factor mends it, and none may hide it.
+    An S that is infinite or NaN gives 1 too: training has diverged, which no factor mends and none may hide.
     """
-    return torch.where((max_logits > tau) & (max_logits < math.inf), tau / max_logits, 1.0)
+    finite = max_logits.nan_to_num(nan=tau, posinf=tau, neginf=tau)
+    return torch.full_like(finite, tau) / finite.clamp(min=tau)
 
 
 class QKClip:
     """The clip, beside any optimizer: `observe` after each training forward, `apply` after the update.
 
     layouts: one AttentionLayout per attention layer; one that says why it is `inert` is refused.
-    tau: the logit above which a head is clipped; K2 uses 100, small models 30 to 100; inf keeps only the
-        trace.
+    tau: the logit above which a head is clipped; K2 uses 100, small models 30 to 100.
     alpha: in [0, 1], the share of gamma (as an exponent) on the query, the rest being on the key; K2 uses
         0.5. 0: all on the key where its whole group passed tau; 1: all on the query. Logits do not depend
         on it.
@@ -47,7 +47,7 @@ class QKClip:
     per: "head" (K2), or "layer": all heads of a layer take the factor of its largest logit, K2's first
         version.
     windows: the optimizer steps in which it acts, [[first, last), ...] counted from 0, last None for no
-        end. None: always; []: never.
+        end. None: always; []: never, which keeps the trace.
     momentum: what happens to a clipped head's momentum: "keep" (every published implementation), "scale" by
         the weight's factor, or "project" out its part along the head's weights.
     process_group: the ranks that hold the same heads (data and context parallel); None: all ranks.
@@ -72,8 +72,8 @@ class QKClip:
         for layout in self.layouts:
             if layout.inert:
                 raise MuonlabError(f"QK-Clip cannot act on {layout.name}: {layout.inert}")
-        if not tau > 0:
-            raise MuonlabError(f"tau is {tau}; the clip threshold must be above 0")
+        if not 0 < tau < math.inf:
+            raise MuonlabError(f"tau is {tau}; the clip threshold must be finite and above 0")
         if not 0 <= alpha <= 1:
             raise MuonlabError(f"alpha is {alpha}; the query's share of the clip must lie in [0, 1]")
         for name, value, known in (
@@ -173,7 +173,7 @@ class QKClip:
         self.forget()  # a model that reports its forwards by itself has just reported this one
         maxima = self._over_ranks(self._flatten(measured))
         if again and self.acts(self._step):
-            self._history.record_again(self._step, maxima, self._clip(maxima))
+            self._history.record_again(self._step, self._clip(maxima))
         return self._per_layer(maxima / self.tau)
 
     def gammas(self) -> dict[str, Tensor]:
