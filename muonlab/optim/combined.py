@@ -46,7 +46,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
         super().__init__(params, {})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters; raises MuonlabError for unknown rules and settings, and for what cannot be updated."""
+        """Add parameters; raises MuonlabError for unknown rules or settings and what cannot be updated."""
         rule = param_group.get("rule", self._rule)
         check_choice("rule of a parameter group", rule, self._rule_defaults)
         defaults = self._rule_defaults[rule]

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -79,9 +78,16 @@ class MatrixView:
         block = blocks[0].transpose(-2, -3) if self.col_blocks > 1 else blocks[0]
         return block.reshape(shape)
 
-    def block_shapes(self, shape: torch.Size) -> tuple[torch.Size, ...]:
+    def block_shapes(self, shape: torch.Size) -> list[tuple[int, ...]]:
         """The shapes of what `split` returns for a parameter of this shape."""
-        return _block_shapes(self, shape)
+        *stack, rows, cols = (shape[0], math.prod(shape[1:])) if self.flatten else shape
+        if isinstance(self.row_blocks, tuple):
+            return [(*stack, size, cols) for size in self.row_blocks]
+        if self.row_blocks > 1:
+            return [(*stack, self.row_blocks, rows // self.row_blocks, cols)]
+        if self.col_blocks > 1:
+            return [(*stack, self.col_blocks, rows, cols // self.col_blocks)]
+        return [(*stack, rows, cols)]
 
     def describe(self, shape: torch.Size) -> str:
         """The view in words for the routing table: "64 x 64", "8 of 32 x 64", "512 x 512 + 128 x 512"."""
@@ -90,8 +96,3 @@ class MatrixView:
             count = math.prod(stack)
             words.append(f"{rows} x {cols}" if count == 1 else f"{count} of {rows} x {cols}")
         return " + ".join(words)
-
-
-@lru_cache(maxsize=4096)
-def _block_shapes(view: MatrixView, shape: torch.Size) -> tuple[torch.Size, ...]:
-    return tuple(block.shape for block in view.split(torch.empty(shape, device="meta")))

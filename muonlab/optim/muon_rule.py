@@ -1,7 +1,6 @@
 """The Muon rule: momentum, orthogonalisation, scale, decay. The settings are explained at `Muon`."""
 
 from collections import defaultdict
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -73,10 +72,12 @@ def update(
     Matrices of one shape, or of one and its transpose, go through together. What a class of shapes needs is
     freed before the next begins, so the extra memory is that of the largest class.
     """
-    views = [_view(group) for group in groups]
+    view_of = {id(group): _view(group) for group in groups}
+    views = [view_of[id(group)] for group in groups]
     classes: dict[frozenset, list[int]] = defaultdict(list)
     for i, (param, view) in enumerate(zip(params, views, strict=True)):
-        classes[frozenset(frozenset(shape[-2:]) for shape in view.block_shapes(param.shape))].append(i)
+        shapes = frozenset(frozenset(block[-2:]) for block in view.block_shapes(param.shape))
+        classes[shapes].append(i)
     for members in classes.values():
         _update_class(
             [params[i] for i in members],
@@ -160,7 +161,4 @@ def _plain_schedule(schedule: Coefficients) -> str | tuple[Row, ...]:
 
 def _view(group: dict[str, Any]) -> MatrixView:
     """How the parameters of this group are seen as matrices."""
-    return _cached_view(group["row_blocks"], group["col_blocks"], group["flatten"])
-
-
-_cached_view = lru_cache(maxsize=256)(MatrixView)
+    return MatrixView(group["row_blocks"], group["col_blocks"], group["flatten"])
