@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 # The Gram form multiplies the rounding error of XᵀX by a² a step; it starts again from X before that passes
 # this.
-MAX_ERROR_GROWTH = 0.1
+MAX_ERROR_GROWTH = 0.05
 
 # Strips are narrower products, which cost more a multiplication than whole ones: what a strip product of
 # a symmetric n x n result costs, relative to the whole product, in fp32 on an AVX-512 core.

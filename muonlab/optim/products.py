@@ -1,8 +1,8 @@
-"""Products of stacks of matrices (batch, rows, cols) whose result is symmetric.
+"""Products of stacks (batch, rows, cols) that come out symmetric, which need only half of their entries.
 
-XᵀX and products of commuting symmetric matrices need only half of their entries. With `strip` > 0 the
-result is computed in horizontal strips from the diagonal to the right edge, and mirrored: n/strip strips
-need (1 + strip/n)/2 of the multiplications. With `strip` 0 the whole product is one batched call.
+XᵀX and products of commuting symmetric matrices are computed in horizontal strips from the diagonal to the
+right edge and mirrored: n / strip strips need (1 + strip / n) / 2 of the multiplications. With `strip` 0,
+or at least n, the product is computed whole, in one batched call.
 """
 
 import torch
@@ -10,29 +10,37 @@ from torch import Tensor
 
 
 def gram_matrix(X: Tensor, out: Tensor, strip: int) -> Tensor:
-    """out = XᵀX for X (batch, m, n)."""
-    return commuting_product(X.mT, X, out, strip)
+    """out = XᵀX for X (batch, m, n); out (batch, n, n) must not overlap X."""
+    n = X.shape[-1]
+    if not 0 < strip < n:
+        return torch.bmm(X.mT, X, out=out)
+    for x, c in zip(X, out, strict=True):
+        for top, bottom in _strips(n, strip):
+            torch.mm(x[:, top:bottom].mT, x[:, top:], out=c[top:bottom, top:])
+            _mirror(c, top, bottom)
+    return out
 
 
-def commuting_product(A: Tensor, B: Tensor, out: Tensor, strip: int) -> Tensor:
-    """out = A B where A B is known to be symmetric; out must not overlap A or B."""
+def symmetric_product(
+    C: Tensor, A: Tensor, B: Tensor, beta: float, alpha: float, out: Tensor, strip: int
+) -> Tensor:
+    """out = beta C + alpha A B, all symmetric (batch, n, n) and A B = B A; out must not overlap the
+    others."""
     n = out.shape[-1]
     if not 0 < strip < n:
-        return torch.bmm(A, B, out=out)
-    for a, b, c in zip(A, B, out, strict=True):
-        for top in range(0, n, strip):
-            bottom = min(top + strip, n)
-            torch.mm(a[top:bottom], b[:, top:], out=c[top:bottom, top:])
-            c[bottom:, top:bottom].copy_(c[top:bottom, bottom:].mT)
+        return torch.baddbmm(C, A, B, beta=beta, alpha=alpha, out=out)
+    for added, a, b, c in zip(C, A, B, out, strict=True):
+        for top, bottom in _strips(n, strip):
+            part = (slice(top, bottom), slice(top, n))
+            torch.addmm(added[part], a[top:bottom], b[:, top:], beta=beta, alpha=alpha, out=c[part])
+            _mirror(c, top, bottom)
     return out
 
 
-def quadratic(A: Tensor, row: tuple[float, float, float], out: Tensor, strip: int) -> Tensor:
-    """out = a I + b A + c A² for symmetric A (batch, n, n)."""
-    a, b, c = row
-    if c == 0:
-        torch.mul(A, b, out=out)
-    else:
-        commuting_product(A, A, out, strip).mul_(c).add_(A, alpha=b)
-    out.diagonal(dim1=-2, dim2=-1).add_(a)
-    return out
+def _strips(n: int, strip: int) -> list[tuple[int, int]]:
+    return [(top, min(top + strip, n)) for top in range(0, n, strip)]
+
+
+def _mirror(c: Tensor, top: int, bottom: int) -> None:
+    """Copy the strip right of the diagonal block to the columns below it."""
+    c[bottom:, top:bottom].copy_(c[top:bottom, bottom:].mT)

@@ -1,0 +1,371 @@
+"""Orthogonalisation against its exact fp64 oracle, its symmetries, and the defects of public code."""
+
+from functools import cache
+
+import pytest
+import torch
+import torch._dynamo.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from muonlab.errors import MuonlabError
+from muonlab.optim.backend import Backend
+from muonlab.optim.bands import scalar_map
+from muonlab.optim.newton_schulz import newton_schulz, newton_schulz_reference, orthogonalise
+from muonlab.optim.normalisation import aol_rescale_
+from muonlab.optim.schedules import SCHEDULES, list_schedules, resolve_schedule
+
+FROBENIUS = [name for name in list_schedules() if not resolve_schedule(name).row_rescaling]
+BACKENDS = ["auto", "plain", "gram", Backend("plain", stack=1, strip=2), Backend("gram", stack=2, strip=3)]
+
+shapes = st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9))
+
+
+def gaussian(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def with_spectrum(values: Tensor, rows: int, seed: int = 0) -> Tensor:
+    """A (rows, len(values)) fp64 matrix with these singular values and random singular vectors."""
+    U, _, Vh = torch.linalg.svd(gaussian(rows, len(values), seed=seed), full_matrices=False)
+    return (U * values) @ Vh
+
+
+def oracle(G: Tensor, schedule: str) -> Tensor:
+    """U f(S / ||G||) Vᵀ in fp64, for a schedule that normalises by the Frobenius norm."""
+    U, S, Vh = torch.linalg.svd(G.double(), full_matrices=False)
+    S = S / S.norm(dim=-1, keepdim=True)
+    return (U * scalar_map(schedule, S).unsqueeze(-2)) @ Vh
+
+
+@cache
+def rounding(schedule: str, dtype: torch.dtype = torch.float64) -> float:
+    """What rounding of X by eps can do to f(X): eps times the steepest slope of f on [0, 1].
+
+    485 eps for Jordan's rows, but 49,000 eps for CANS, which is steep where a rank-one matrix lies, at 1.
+    """
+    if schedule == "svd":
+        return 1e-12
+    x = torch.linspace(0, 1, 10_001, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(scalar_map(schedule, x).sum(), x)
+    return torch.finfo(dtype).eps * slope.abs().max().item()
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes, st.sampled_from(FROBENIUS), st.sampled_from(BACKENDS), st.integers(0, 2**16))
+def test_newton_schulz_is_the_polynomial_of_the_singular_values(shape, schedule, backend, seed):
+    G = gaussian(*shape, seed=seed)
+    plain = backend == "plain" or (isinstance(backend, Backend) and backend.form == "plain")
+    torch.testing.assert_close(
+        newton_schulz(G, schedule, backend=backend),
+        oracle(G, schedule),
+        atol=max(1e-12, (4 if plain else 32) * rounding(schedule)),
+        rtol=0,
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("schedule", ["aol", "aol_dion"])
+def test_an_aol_schedule_is_the_polynomial_of_the_rescaled_matrix(schedule, backend):
+    G = gaussian(2, 9, 6)
+    chosen = resolve_schedule(schedule)
+    U, S, Vh = torch.linalg.svd(aol_rescale_(G.clone(), chosen.margin), full_matrices=False)
+    expected = (U * scalar_map(chosen.rows, S).unsqueeze(-2)) @ Vh
+    torch.testing.assert_close(newton_schulz(G, schedule, backend=backend), expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        newton_schulz(G.mT, schedule, backend=backend), expected.mT, atol=1e-12, rtol=0
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(shapes, st.sampled_from(FROBENIUS), st.sampled_from(BACKENDS))
+def test_scale_invariance(shape, schedule, backend):
+    G = gaussian(*shape)
+    result = newton_schulz(G, schedule, backend=backend)
+    for scale in (1e-200, 3.7, 1e200):
+        torch.testing.assert_close(
+            newton_schulz(scale * G, schedule, backend=backend),
+            result,
+            atol=1e-12 + 40 * rounding(schedule),
+            rtol=0,
+        )
+    assert torch.equal(newton_schulz(G * 2.0**40, schedule, backend=backend), result)
+    assert torch.equal(newton_schulz(-G, schedule, backend=backend), -result)
+
+
+@settings(max_examples=30, deadline=None)
+@given(shapes, st.sampled_from(FROBENIUS), st.sampled_from(BACKENDS))
+def test_transpose_equivariance(shape, schedule, backend):
+    G = gaussian(*shape)
+    torch.testing.assert_close(
+        newton_schulz(G.mT, schedule, backend=backend),
+        newton_schulz(G, schedule, backend=backend).mT,
+        atol=1e-12 + 40 * rounding(schedule),
+        rtol=0,
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(shapes, st.sampled_from(FROBENIUS), st.sampled_from(BACKENDS))
+def test_orthogonal_equivariance(shape, schedule, backend):
+    G = gaussian(*shape)
+    Q = torch.linalg.qr(gaussian(shape[1], shape[1], seed=1)).Q
+    P = torch.linalg.qr(gaussian(shape[2], shape[2], seed=2)).Q
+    torch.testing.assert_close(
+        newton_schulz(Q @ G @ P, schedule, backend=backend),
+        Q @ newton_schulz(G, schedule, backend=backend) @ P,
+        atol=1e-12 + 40 * rounding(schedule),
+        rtol=0,
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(shapes, max_size=5), st.sampled_from(list_schedules()), st.sampled_from(BACKENDS))
+def test_a_list_is_the_same_as_its_matrices_one_by_one(list_of_shapes, schedule, backend):
+    matrices = [gaussian(*shape, seed=i) for i, shape in enumerate(list_of_shapes)]
+    matrices += [G.mT for G in matrices] + [G[0] for G in matrices]
+    before = [G.clone() for G in matrices]
+    results = orthogonalise(matrices, schedule, backend=backend)
+    assert len(results) == len(matrices)
+    for G, kept, result in zip(matrices, before, results, strict=True):
+        assert torch.equal(G, kept)
+        assert result.is_contiguous()
+        assert result.untyped_storage().data_ptr() != G.untyped_storage().data_ptr()
+        singles = [
+            newton_schulz(single, schedule, backend="plain") for single in G.reshape(-1, *G.shape[-2:])
+        ]
+        torch.testing.assert_close(
+            result, torch.stack(singles).view(G.shape), atol=1e-12 + 40 * rounding(schedule), rtol=0
+        )
+
+
+@pytest.mark.parametrize("shape", [(300, 300), (300, 700), (700, 300)])
+@pytest.mark.parametrize("backend", ["plain", "gram"])
+def test_sizes_whose_products_run_in_strips(shape, backend):
+    G = gaussian(*shape)
+    torch.testing.assert_close(newton_schulz(G, backend=backend), oracle(G, "jordan"), atol=1e-12, rtol=0)
+    assert_relative(newton_schulz(G.float(), backend=backend), oracle(G, "jordan"), 5e-5)
+
+
+def test_the_reference_is_the_published_iteration():
+    # zeropower of Keller Jordan's post for one step, written out by hand for a diagonal matrix
+    X = torch.diag(torch.tensor([0.8, 0.6, 0.0], dtype=torch.float64))
+    a, b, c = SCHEDULES["jordan"].rows[0]
+    expected = torch.diag(torch.tensor([a * x + b * x**3 + c * x**5 for x in (0.8, 0.6, 0.0)]))
+    torch.testing.assert_close(newton_schulz_reference(X, [(a, b, c)]), expected.double())
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 4), (4, 6), (2, 2, 5, 5)])
+def test_fast_forms_equal_the_reference(shape):
+    G = gaussian(*shape)
+    expected = newton_schulz_reference(G / G.norm(dim=(-2, -1), keepdim=True), resolve_schedule("you").rows)
+    for backend in BACKENDS:
+        torch.testing.assert_close(newton_schulz(G, "you", backend=backend), expected, atol=1e-12, rtol=0)
+
+
+def test_svd_is_the_polar_factor_also_of_rectangular_matrices():
+    # HeavyBall ignores its exact modes for rectangular matrices
+    for shape in ((6, 6), (6, 4), (4, 6), (3, 5, 4)):
+        P = newton_schulz(gaussian(*shape), "svd")
+        n = min(shape[-2:])
+        small = P @ P.mT if shape[-2] <= shape[-1] else P.mT @ P
+        torch.testing.assert_close(
+            small, torch.eye(n, dtype=torch.float64).expand_as(small), atol=1e-12, rtol=0
+        )
+        symmetric = P.mT @ gaussian(*shape)  # P is polar: Pᵀ G is symmetric positive
+        torch.testing.assert_close(symmetric, symmetric.mT, atol=1e-11, rtol=0)
+        assert torch.linalg.eigvalsh(symmetric).min() > -1e-11
+
+
+def test_svd_maps_missing_directions_to_zero():
+    G = with_spectrum(torch.tensor([1.0, 0.5, 0.0, 0.0], dtype=torch.float64), 7)
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+        values = torch.linalg.svdvals(newton_schulz(G.to(dtype), "svd").double())
+        torch.testing.assert_close(
+            values, torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64), atol=tolerance, rtol=0
+        )
+
+
+SPECTRA = {
+    "gaussian": None,
+    "decay to 1e-4": torch.logspace(0, -4, 48, dtype=torch.float64),
+    "decay to 1e-8": torch.logspace(0, -8, 48, dtype=torch.float64),
+    "nearly rank one": torch.cat([torch.ones(1), torch.full((47,), 1e-6)]).double(),
+    "half rank": torch.cat([torch.ones(24), torch.zeros(24)]).double(),
+    "one over k": 1 / torch.arange(1, 49, dtype=torch.float64),
+}
+
+
+def assert_relative(result: Tensor, expected: Tensor, tolerance: float) -> None:
+    assert (result.double() - expected).norm() <= tolerance * expected.norm()
+
+
+def spectral_error(result: Tensor, expected: Tensor) -> float:
+    return torch.linalg.matrix_norm(result.double() - expected, 2).item()
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("rows", [48, 144])
+@pytest.mark.parametrize(
+    "schedule", ["jordan", "you", "polar_express_1.01", "polar_express_1.02", "cans", "deepseek", "cubic"]
+)
+def test_fp32_error_is_rounding_in_both_forms_on_every_spectrum(schedule, rows, spectrum):
+    values = SPECTRA[spectrum]
+    G = gaussian(rows, 48) if values is None else with_spectrum(values, rows)
+    expected = oracle(G, schedule)
+    one = rounding(schedule, torch.float32)
+    assert spectral_error(newton_schulz(G.float(), schedule, backend="plain"), expected) < 2 * one
+    # XᵀX squares small singular values, so the Gram form loses more of them
+    assert spectral_error(newton_schulz(G.float(), schedule, backend="gram"), expected) < 1e-3 + 40 * one
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("schedule", ["jordan", "polar_express_1.02", "cans"])
+def test_half_precision_gram_form_restarts_often_enough(schedule, dtype, spectrum):
+    # without restarts the bf16 Gram form is off by factors up to 1e13 on these spectra
+    values = SPECTRA[spectrum]
+    G = gaussian(144, 48) if values is None else with_spectrum(values, 144)
+    expected = oracle(G, schedule)
+    plain = newton_schulz(G, schedule, dtype=dtype, backend="plain")
+    gram = newton_schulz(G, schedule, dtype=dtype, backend="gram")
+    tolerance = 2 * ((plain - expected).norm() / expected.norm()).item() + 0.05
+    assert gram.isfinite().all()
+    assert_relative(gram, expected, tolerance)
+
+
+@pytest.mark.parametrize("name", [name for name in list_schedules() if name != "svd"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_emerging_optimizers_defect_nearly_rank_one_update_is_reversed(name, dtype):
+    values = torch.cat([torch.ones(1), torch.full((63,), 2.5e-3)]).double()
+    G = with_spectrum(values, 96).mT
+    U, _, Vh = torch.linalg.svd(G, full_matrices=False)
+    gain = U[:, 0] @ newton_schulz(G, name, dtype=dtype) @ Vh[0]
+    # cubic comes down to 0.5 at 1
+    assert gain > 0.3
+
+
+def test_torch_defect_bf16_gradient_normalised_in_place():
+    for matrix in (gaussian(8, 6, dtype=torch.bfloat16), gaussian(6, 8, dtype=torch.bfloat16)):
+        kept, version = matrix.clone(), matrix._version
+        newton_schulz(matrix, dtype=torch.bfloat16)
+        assert torch.equal(matrix, kept)
+        assert matrix._version == version
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-30, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_torch_defect_epsilon_shrinks_the_update_of_small_gradients(scale, dtype):
+    G = gaussian(12, 8, dtype=torch.float32)
+    result = newton_schulz(G * scale, dtype=dtype)
+    assert torch.linalg.svdvals(result).min() > 0.5
+    torch.testing.assert_close(result, newton_schulz(G, dtype=dtype), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("work", [torch.float16, torch.bfloat16, torch.float32])
+def test_deepspeed_defect_fp16_overflows_before_normalisation(work):
+    G = (gaussian(64, 64, dtype=torch.float32).clamp(-1, 1) * 65_000).half()
+    tiny = (gaussian(64, 64, dtype=torch.float32) * 2.0**-20).half()
+    for matrix in (G, tiny):
+        result = newton_schulz(matrix, dtype=work)
+        assert result.dtype is torch.float16
+        assert_relative(result, oracle(matrix, "jordan"), 0.1)
+
+
+def test_heavyball_and_pytorch_optimizer_defect_expert_stacks_are_flattened():
+    stack = gaussian(4, 6, 5)
+    stack[2] *= 1e6
+    result = newton_schulz(stack, "svd")
+    for expert, alone in zip(result, stack, strict=True):
+        torch.testing.assert_close(expert, newton_schulz(alone, "svd"), atol=1e-12, rtol=0)
+
+
+def test_gram_newton_schulz_defect_instance_call_is_not_consulted():
+    # a compiled orthogonalisation is really compiled, whole, and gives the same numbers
+    matrices = [gaussian(6, 4, seed=i, dtype=torch.float32) for i in range(3)] + [gaussian(2, 4, 6)]
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(orthogonalise, backend=counter, fullgraph=True)
+    for result, expected in zip(compiled(matrices), orthogonalise(matrices), strict=True):
+        torch.testing.assert_close(result, expected, atol=1e-6, rtol=0)
+    assert counter.frame_count == 1
+    assert counter.op_count > 20
+
+
+@pytest.mark.parametrize("schedule", list_schedules())
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_zero_stays_zero_and_rank_deficient_stays_finite(schedule, dtype):
+    stack = gaussian(3, 6, 5)
+    stack[0] = 0
+    stack[1, :, 2:] = stack[1, :, :1]
+    result = newton_schulz(stack, schedule, dtype=torch.float32 if schedule == "svd" else dtype)
+    assert result[0].count_nonzero() == 0
+    assert result.isfinite().all()
+    assert (result[1:].norm(dim=(-2, -1)) > 0.5).all()
+
+
+def test_a_non_finite_matrix_spoils_itself_alone():
+    good = [gaussian(6, 4, seed=i, dtype=torch.float32) for i in range(3)]
+    bad = good[1].clone()
+    bad[0, 0] = torch.nan
+    results = orthogonalise([good[0], bad, good[2]])
+    expected = orthogonalise(good)
+    assert results[1].isnan().all()
+    assert torch.equal(results[0], expected[0])
+    assert torch.equal(results[2], expected[2])
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (96, 32), (32, 96)])
+def test_bf16_is_as_exact_as_torch_optim_muon(shape):
+    from torch.optim._muon import _zeropower_via_newtonschulz
+
+    G = gaussian(*shape, dtype=torch.float32)
+    expected = oracle(G, "jordan")
+    theirs = _zeropower_via_newtonschulz(G, (3.4445, -4.7750, 2.0315), 5, 1e-7)
+    ours = newton_schulz(G, dtype=torch.bfloat16)
+    assert spectral_error(ours, expected) < 1.5 * spectral_error(theirs, expected)
+    assert_relative(ours, theirs.double(), 0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_the_result_has_the_dtype_of_the_input(dtype):
+    G = gaussian(5, 3).to(dtype).requires_grad_()
+    result = newton_schulz(G)
+    assert result.dtype is dtype
+    assert not result.requires_grad
+    # the work dtype on a CPU is at least fp32
+    assert_relative(result, oracle(G.detach(), "jordan"), 20 * torch.finfo(dtype).eps)
+
+
+def test_layout_of_the_input_does_not_matter():
+    G = gaussian(4, 8, 6)
+    expected = newton_schulz(G.contiguous())
+    assert torch.equal(newton_schulz(G.mT.contiguous().mT), expected)
+    assert torch.equal(newton_schulz(G.repeat(1, 2, 2)[:, :8, :6]), expected)
+
+
+def test_an_empty_list_and_an_empty_stack_give_themselves():
+    assert orthogonalise([]) == []
+    assert newton_schulz(torch.empty(0, 4, 3)).shape == (0, 4, 3)
+
+
+@pytest.mark.parametrize(
+    "G",
+    [
+        torch.ones(3),
+        torch.ones(3, 3, dtype=torch.complex64),
+        torch.ones(3, 3, dtype=torch.int64),
+        torch.ones(3, 3).to_sparse(),
+        torch.ones(3, 0),
+    ],
+)
+def test_what_is_no_real_dense_matrix_is_refused(G):
+    with pytest.raises(MuonlabError, match="dense real floating-point"):
+        newton_schulz(G)
+
+
+def test_unknown_backends_and_work_dtypes_are_refused():
+    with pytest.raises(MuonlabError, match="did you mean 'gram'"):
+        newton_schulz(torch.ones(3, 3), backend="gramm")
+    with pytest.raises(MuonlabError, match="work dtype"):
+        newton_schulz(torch.ones(3, 3), dtype=torch.float8_e4m3fn)
