@@ -27,8 +27,8 @@ class Frames:
         warmup_steps, context, tokens, flops, seconds, initial_loss, val_loss, probe_loss, val_bits_per_byte
         (the last readings of a finished run; NaN for one that diverged or was cut short), loss
         (`settled_loss`), max_logit (largest of all steps and heads), end_max_logit, end_entropy (nats),
-        spike_score (OLMo 2's, of the training loss, percent), clipped_share (share of the (step, head) pairs
-        that the clip scaled down).
+        spike_score (OLMo 2's, upward only, of the training loss, percent), clipped_share (share of the
+        (step, head) pairs that the clip scaled down).
     steps: one row a step: the run's identity and its recorded columns, with max_logit (largest of all heads),
         gamma (smallest of all heads) and entropy (mean of all heads, nats) of that step, NaN where nothing
         was recorded, and loss_spikes and grad_spikes, the number of spikes that begin there. `lr` is the
@@ -101,7 +101,7 @@ def downsample(steps: pd.DataFrame, points: int = 400) -> pd.DataFrame:
     kept |= dict.fromkeys(("train_loss", "probe_loss", "val_loss", "entropy"), "mean")
     rules = {name: kept.get(name, "last") for name in steps.columns}
     parts = []
-    for _, run in steps.groupby("run", sort=False):
+    for _, run in steps.groupby([key for key in ("condition", "run") if key in steps], sort=False):
         width = math.ceil(len(run) / points)
         parts.append(run if width == 1 else run.groupby(np.arange(len(run)) // width).agg(rules))
     return pd.concat(parts, ignore_index=True)
@@ -166,7 +166,7 @@ def _summary(run: Run, steps: pd.DataFrame) -> dict[str, Any]:
         "max_logit": steps["max_logit"].max(),
         "end_max_logit": at_end(steps, "max_logit"),
         "end_entropy": at_end(steps, "entropy"),
-        "spike_score": _number(run.spike_scores.get("olmo2/train_loss")),
+        "spike_score": _number(run.spike_scores.get("olmo2_upward/train_loss")),
         "clipped_share": float((scaled < 1).mean()) if len(scaled) else 0.0,
     }
 

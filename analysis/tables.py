@@ -3,12 +3,16 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from analysis.palette import styles
-from analysis.statistics import compare, holm, t_interval
+from analysis.statistics import Comparison, compare, holm, t_interval
 from muonlab.errors import MuonlabError
+
+# The order of a verdict table's columns.
+ORDER = ["exploded", "capped", "recovered", "collapsed", "spiked", "diverged", "climbs", "falls"]
 
 
 def comparison_table(
@@ -56,7 +60,7 @@ def verdict_table(summary: pd.DataFrame) -> pd.DataFrame:
     summary: `judge.summarise`. A dash: not judged in any run.
     """
     labels = styles(summary["arm"])
-    names = list(dict.fromkeys(summary["name"]))
+    names = sorted(set(summary["name"]), key=ORDER.index)
     rows = []
     for (arm, lr), group in summary.groupby(["arm", "lr"], sort=False):
         cells = {row.name_: _cell(row) for row in group.rename(columns={"name": "name_"}).itertuples()}
@@ -67,22 +71,19 @@ def verdict_table(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def as_text(table: pd.DataFrame) -> str:
-    """The table in aligned columns, two spaces apart, for a terminal; numbers and headings to the right but
-    for the first column."""
+    """The table in aligned columns for a terminal: the first to the left, the rest to the right."""
     cells = [
         [str(name) for name in table.columns],
         *([str(cell) for cell in row] for row in table.to_numpy()),
     ]
     widths = [max(len(row[column]) for row in cells) for column in range(len(table.columns))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in cells
-    ]
-    rule = "-" * sum(widths, 2 * (len(widths) - 1))
-    return "\n".join([lines[0], rule, *lines[1:]])
+
+    def line(row: list[str]) -> str:
+        first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        return "  ".join([first.strip().ljust(widths[0]), *rest]).rstrip()
+
+    head, *body = (line(row) for row in cells)
+    return "\n".join([head, "-" * max(map(len, (head, *body))), *body])
 
 
 def as_markdown(table: pd.DataFrame) -> str:
@@ -110,12 +111,12 @@ def save_table(table: pd.DataFrame, folder: str | Path, name: str) -> dict[str, 
     return paths
 
 
-def _compared(runs: pd.DataFrame, arm: str, baseline: str, metric: str):
+def _compared(runs: pd.DataFrame, arm: str, baseline: str, metric: str) -> Comparison | None:
     seeds = [set(runs.loc[(runs["arm"] == name) & runs[metric].notna(), "seed"]) for name in (arm, baseline)]
     return compare(runs, arm, baseline, metric) if seeds[0] & seeds[1] else None
 
 
-def _against(comparison) -> str:
+def _against(comparison: Comparison | None) -> str:
     if comparison is None:
         return "no shared seed"
     d = comparison.difference
@@ -129,7 +130,7 @@ def _setting(run: pd.Series) -> str:
     return " ".join(part for part in parts if not part.endswith("nan"))
 
 
-def _cell(row) -> str:
+def _cell(row: Any) -> str:
     return f"{row.held}/{row.judged} ({row.value:.3g})" if row.judged else "-"
 
 

@@ -105,7 +105,7 @@ def recovered(max_logit: pd.Series, gamma: pd.Series, tau: float) -> Verdict:
 def spiked(loss: pd.Series) -> Verdict:
     """OLMo 2's spike score of the raw training loss, upward and with a window for short runs, is above
     zero."""
-    score = spike_score(loss, "olmo2")
+    score = float(spike_score(loss, "olmo2", upward_only=True))
     if math.isnan(score):
         return _unjudged("spiked", 0.0, f"{len(loss)} steps are too few to score")
     return Verdict(

@@ -32,7 +32,7 @@ def plot_lr_sensitivity(ax: Axes, frame: pd.DataFrame, title: str = "") -> None:
     arms = styles(judged["arm"])
     for rank, (arm, style) in enumerate(arms.items()):
         # Crosses of several arms at one rate stand side by side.
-        dodge = 1.07 ** (rank - (len(arms) - 1) / 2)
+        dodge = 1.12 ** (rank - (len(arms) - 1) / 2)
         _draw_arm(ax, judged[judged["arm"] == arm], ceiling, style, dodge)
     _draw_ceiling(ax, low, ceiling, len(arms))
     rates = judged["lr"]
@@ -68,7 +68,7 @@ def _draw_arm(ax: Axes, runs: pd.DataFrame, ceiling: float, style: Style, dodge:
 def _draw_ceiling(ax: Axes, low: float, ceiling: float, rows: int) -> None:
     """The dotted line at which the axis is cut, and room for `rows` of legend above it."""
     span = ceiling - low
-    ax.set_ylim(low - 0.08 * span, ceiling + (0.1 + 0.085 * rows) * span)
+    ax.set_ylim(low - 0.08 * span, ceiling + (0.17 + 0.09 * rows) * span)
     ax.axhline(ceiling, color="#8c8c8c", lw=0.6, ls=(0, (1, 2)), zorder=1, gid="ceiling")
     words = {"ha": "right", "va": "bottom", "fontsize": 6, "color": "#4d4d4d"}
     place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 4), "textcoords": "offset points"}

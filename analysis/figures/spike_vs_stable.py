@@ -47,23 +47,37 @@ def plot_spike_vs_stable(
 def draw_rug(ax: Axes, frame: pd.DataFrame, column: str) -> None:
     """A strip below the traces: how many spikes each arm had, and a row of ticks where they began."""
     arms = styles(frame["arm"])
-    rows = len(arms) + 1.5
-    transform = ax.yaxis.get_transform()
-    low, high = transform.transform(ax.get_ylim())
-    # In the axis's own (linear or log) scale: the strip takes `rows` twentieths of the panel.
-    floor = low - (high - low) * rows / (20 - rows)
-    row = (low - floor) / rows
-    bottom, edge = transform.inverted().transform([floor, low])
-    ax.set_ylim(bottom, ax.get_ylim()[1])
-    # Only ticks of the data's own range are kept.
+    # Heights are shares of the panel: the words, then a row an arm.
+    words, row = 0.1, 0.065
+    strip = words + row * len(arms)
+    scale = ax.yaxis.get_transform()
+    low, high = scale.transform(ax.get_ylim())
+    height = (high - low) / (1 - strip)
+
+    def at(share: float) -> float:
+        """The value of the axis, linear or logarithmic, at that share of the panel's height."""
+        return float(scale.inverted().transform(high - (1 - share) * height))
+
+    ax.set_ylim(at(0), at(1))
+    # Ticks outside the traces' range would label the strip.
     for minor in (False, True):
-        ax.set_yticks([tick for tick in ax.get_yticks(minor=minor) if edge <= tick], minor=minor)
+        ax.set_yticks(
+            [tick for tick in ax.get_yticks(minor=minor) if at(strip) <= tick <= at(1)], minor=minor
+        )
     counts = []
     for rank, (arm, style) in enumerate(arms.items()):
         spikes = frame[(frame["arm"] == arm) & (frame[column] > 0)]
-        height = transform.inverted().transform(np.full(len(spikes), floor + row * (len(arms) - rank - 0.45)))
-        ax.plot(spikes["step"], height, "|", color=style.colour, ms=3.5, mew=0.9, gid=f"rug {arm}")
+        place = np.full(len(spikes), at(row * (len(arms) - rank - 0.45)))
+        ax.plot(spikes["step"], place, "|", color=style.colour, ms=3.5, mew=0.9, gid=f"rug {arm}")
         counts.append(f"{style.label} {int(spikes[column].sum())}")
-    text = "7-sigma spikes: " + ", ".join(counts)
-    place = {"xycoords": ("axes fraction", "data"), "xytext": (0, -1), "textcoords": "offset points"}
-    ax.annotate(text, (0.998, edge), **place, ha="right", va="top", fontsize=6, color="#4d4d4d")
+    ax.annotate(
+        "7-sigma spikes: " + ", ".join(counts),
+        (0.998, at(strip)),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, -1),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        fontsize=6,
+        color="#4d4d4d",
+    )

@@ -59,8 +59,14 @@ def median_trace(traces: pd.DataFrame) -> pd.Series:
 
 
 def trailing_mean(readings: pd.Series, window: int) -> pd.Series:
-    """The mean of the last `window` readings up to each one, of fewer at the start."""
-    return readings.copy() if window == 1 else readings.rolling(window, min_periods=1).mean()
+    """The mean of the readings in the last `window` steps (the index) up to each one, itself included."""
+    if window == 1 or len(readings) < 2:
+        return readings.copy()
+    steps = readings.index.to_numpy()
+    first = np.searchsorted(steps, steps - window, side="right")
+    total = np.concatenate([[0.0], np.cumsum(readings.to_numpy(float))])
+    last = np.arange(1, len(steps) + 1)
+    return pd.Series((total[last] - total[first]) / (last - first), index=readings.index)
 
 
 def mark_divergence(ax: Axes, x: object, y: object, style: Style) -> None:
@@ -74,6 +80,7 @@ def set_steps_axis(ax: Axes, frame: pd.DataFrame) -> None:
     """Limits and label of a horizontal axis in optimizer steps, with the tokens of a step where they are
     known."""
     ax.set_xlim(0, frame["step"].max() + 1)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
     label = "optimizer step"
     if "tokens" in frame and frame["tokens"].notna().any():
         per_step = (frame["tokens"] / (frame["step"] + 1)).median()

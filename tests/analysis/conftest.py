@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.frames import collect
+
 TAU = 30.0
 CONTEXT = 64
 FLOOR = {"adamw": 1.90, "muon": 2.02, "muonclip": 1.88}
@@ -60,7 +62,7 @@ def made_up_run(
         pd.DataFrame(
             {
                 "step": step,
-                "layer": f"layer_{layer:02d}",
+                "layer": layer,
                 "head": head,
                 "value": logit * (1 if (layer, head) == (0, 1) else 0.3),
                 "value_abs": logit * (1 if (layer, head) == (0, 1) else 0.3),
@@ -94,13 +96,20 @@ def made_up_run(
                 "series": "train_loss",
             }
         ),
-        spike_scores={"olmo2/train_loss": 0.5 if optimizer == "muon" else 0.0},
+        spike_scores={"olmo2_upward/train_loss": 0.5 if optimizer == "muon" else 0.0},
     )
+
+
+@pytest.fixture(scope="session")
+def make_run():
+    """`made_up_run` for tests."""
+    return made_up_run
 
 
 @pytest.fixture
 def runs(monkeypatch, tmp_path):
-    """Register made-up runs under folder names: `runs(muon_1=made_up_run(...))` gives the folders."""
+    """Put made-up runs under folder names, as load_run would find them: `runs(muon_1=run)` gives the
+    folders."""
     known = {}
     monkeypatch.setattr("analysis.frames.load_run", lambda folder: known[folder.name])
 
@@ -109,3 +118,15 @@ def runs(monkeypatch, tmp_path):
         return [tmp_path / name for name in named]
 
     return register
+
+
+@pytest.fixture
+def frames(runs):
+    """Two seeds each of AdamW, Muon (the second diverged) and MuonClip."""
+    arms = {}
+    for optimizer in FLOOR:
+        for seed in (1, 2):
+            status = "diverged" if (optimizer, seed) == ("muon", 2) else "finished"
+            run = made_up_run(optimizer, seed, status=status)
+            arms.setdefault(optimizer, []).extend(runs(**{f"{optimizer}-s{seed}": run}))
+    return collect(arms)

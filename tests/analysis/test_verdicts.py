@@ -1,0 +1,200 @@
+"""Each verdict on traces made to satisfy it, to miss it by one condition, and to leave it open."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.verdicts import (
+    capped,
+    climbs,
+    collapsed,
+    diverged,
+    exploded,
+    falls,
+    harmless,
+    recovered,
+    spiked,
+)
+
+STEPS = np.arange(400)
+
+
+def trace(values):
+    return pd.Series(np.broadcast_to(np.asarray(values, float), STEPS.shape).copy(), index=STEPS)
+
+
+class TestExploded:
+    def test_a_growing_logit_explodes(self):
+        verdict = exploded(trace(2 * np.exp(STEPS / 80)), warmup_steps=20)
+        assert verdict.holds is True
+        # The end is the median of the last 20 steps, steps 380 to 399.
+        assert verdict.value == pytest.approx(np.exp((389.5 - 20) / 80), rel=1e-3)
+
+    def test_growth_that_stopped_is_no_explosion(self):
+        rising_then_falling = np.where(STEPS < 200, np.exp(STEPS / 40), np.exp(5 - (STEPS - 200) / 800))
+        verdict = exploded(trace(rising_then_falling), warmup_steps=0)
+        assert verdict.value > 10
+        assert verdict.holds is False
+
+    def test_slow_growth_is_no_explosion(self):
+        assert exploded(trace(2 * np.exp(STEPS / 400)), warmup_steps=20).holds is False
+
+    def test_growth_within_the_warmup_does_not_count(self):
+        s = trace(np.where(STEPS < 100, np.exp(STEPS / 20), np.exp(5) * (1 + STEPS / 4000)))
+        assert exploded(s, warmup_steps=0).holds is True
+        assert exploded(s, warmup_steps=100).holds is False
+
+    def test_infinite_logits_have_exploded(self):
+        assert exploded(trace(np.where(STEPS > 300, np.inf, 3.0)), warmup_steps=20).holds is True
+
+    @pytest.mark.parametrize("values", [trace(np.nan), trace(-1.0), trace(2.0).head(30)])
+    def test_not_judged(self, values):
+        verdict = exploded(values, warmup_steps=20)
+        assert verdict.holds is None
+        assert math.isnan(verdict.value)
+        assert verdict.sentence.startswith("not judged")
+
+
+class TestCapped:
+    def test_within_a_tenth_of_tau(self):
+        s = trace(np.minimum(np.exp(STEPS / 40), 32))
+        verdict = capped(s, tau=30)
+        assert (verdict.holds, verdict.value) == (True, 1.0)
+
+    @pytest.mark.parametrize(("beyond", "holds"), [(10, True), (11, False)])
+    def test_one_step_in_twenty_may_lie_beyond(self, beyond, holds):
+        # Contact at step 199, so 200 steps are judged: ten of them are the twentieth that is allowed.
+        s = trace(np.where(STEPS < 199, 10, 31))
+        s.iloc[300 : 300 + beyond] = 40
+        verdict = capped(s, tau=30)
+        assert verdict.holds is holds
+        assert verdict.value == pytest.approx(1 - beyond / 200)
+
+    def test_the_contact_itself_is_not_counted(self):
+        s = trace(np.where(STEPS == 100, 500, 20))
+        assert capped(s, tau=30).value == 1.0
+
+    def test_other_bounds(self):
+        s = trace(np.where(STEPS < 100, 10, 38))
+        assert capped(s, tau=30).holds is False
+        assert capped(s, tau=30, factor=1.3, share=0.99).holds is True
+
+    def test_an_explosion_is_not_capped(self):
+        assert capped(trace(np.exp(STEPS / 50)), tau=30).holds is False
+
+    def test_without_contact_there_is_nothing_to_cap(self):
+        assert capped(trace(29.9), tau=30).holds is None
+        assert capped(trace(np.where(STEPS < 395, 1, 31)), tau=30).holds is None
+
+
+class TestRecovered:
+    def test_below_tau_and_unclipped_to_the_end(self):
+        s = trace(np.where((STEPS > 100) & (STEPS < 310), 31, 25))
+        assert recovered(s, trace(1.0), tau=30).holds is True
+        assert recovered(s, trace(np.nan), tau=30).holds is True, "an arm without a clip has no gamma"
+
+    def test_one_clipped_or_one_high_step_is_enough_to_fail(self):
+        s = trace(np.where((STEPS > 100) & (STEPS < 310), 31, 25))
+        gamma = trace(1.0)
+        gamma[350] = 0.99
+        assert recovered(s, gamma, tau=30).holds is False
+        s[350] = 30.0
+        assert recovered(s, trace(1.0), tau=30).holds is False
+
+    def test_not_judged_without_contact_or_too_short(self):
+        assert recovered(trace(25), trace(1.0), tau=30).holds is None
+        assert recovered(trace(25).head(40), trace(1.0).head(40), tau=30).holds is None
+
+
+class TestSpikedAndDiverged:
+    def noise(self):
+        return trace(2.0) + 0.05 * np.random.default_rng(0).standard_normal(len(STEPS))
+
+    def test_noise_is_no_spike_and_a_jump_of_a_nat_is_one(self):
+        loss = self.noise()
+        assert spiked(loss).holds is False
+        loss[200] += 1.0
+        verdict = spiked(loss)
+        assert verdict.holds is True
+        # One of the 350 steps after the first window of 50.
+        assert verdict.value == pytest.approx(100 / 350)
+
+    def test_a_drop_is_no_spike(self):
+        loss = self.noise()
+        loss[200] -= 1.0
+        assert spiked(loss).holds is False
+
+    def test_too_short_to_score(self):
+        assert spiked(self.noise().head(40)).holds is None
+
+    def test_divergence_is_above_the_first_loss_or_not_finite(self):
+        falling = trace(np.linspace(5.5, 2, 400))
+        assert diverged(falling).holds is False
+        for last in (5.6, math.inf, math.nan):
+            loss = falling.copy()
+            loss.iloc[-1] = last
+            assert diverged(loss).holds is True
+        assert diverged(falling.head(1)).holds is None
+
+
+class TestCollapsed:
+    def heads(self, *entropies):
+        rows = [{"step": 10, "layer": 0, "head": h, "entropy": 3.0} for h in range(len(entropies))]
+        rows += [{"step": 20, "layer": 0, "head": h, "entropy": e} for h, e in enumerate(entropies)]
+        return pd.DataFrame([*rows, {"step": 30, "layer": 0, "head": 0, "entropy": math.nan}])
+
+    def test_half_of_the_heads_below_a_twentieth_of_uniform(self):
+        # Uniform attention over 64 positions: mean of log 1 .. log 64 = 3.206 nats; a twentieth is 0.1603.
+        assert collapsed(self.heads(0.16, 1.0), context=64).holds is True
+        assert collapsed(self.heads(0.161, 1.0), context=64).holds is False
+        assert collapsed(self.heads(0.01, 1.0, 1.0), context=64).value == pytest.approx(1 / 3)
+
+    def test_without_readings_nothing_is_said(self):
+        assert collapsed(self.heads(math.nan).assign(entropy=math.nan), context=64).holds is None
+        assert collapsed(self.heads(0.1), context=math.nan).holds is None
+
+
+class TestHarmless:
+    baseline = (2.00, 2.01, 2.02)  # interval half-width 4.303 x 0.01 / sqrt(3) = 0.0248
+
+    def test_inside_the_seed_interval(self):
+        verdict = harmless([2.02, 2.03, 2.04], self.baseline, clipped_share=0.1)
+        assert verdict.holds is True
+        assert verdict.threshold == pytest.approx(0.02484, abs=1e-5)
+        assert "no different" in verdict.sentence
+
+    def test_outside_it_in_either_direction(self):
+        worse = harmless([2.03, 2.04, 2.05], self.baseline, clipped_share=0.1)
+        assert worse.holds is False
+        assert "worse" in worse.sentence
+        assert "better" in harmless([1.9, 1.9, 1.9], self.baseline, clipped_share=0.1).sentence
+
+    def test_three_thousandths_are_always_allowed(self):
+        assert harmless([2.0029] * 3, [2.0] * 3, clipped_share=0.1).holds is True
+        assert harmless([2.0031] * 3, [2.0] * 3, clipped_share=0.1).holds is False
+
+    def test_a_clip_that_never_acted_and_too_few_seeds_are_no_evidence(self):
+        assert harmless(self.baseline, self.baseline, clipped_share=0.0).holds is None
+        assert harmless([2.0, 2.0], [2.0, 2.0], clipped_share=0.5).holds is None
+
+
+class TestSwitch:
+    def test_the_logit_climbs_within_reach(self):
+        s = trace(np.where(STEPS <= 200, 30, 30 * np.exp((STEPS - 200) / 50)))
+        assert climbs(s, at=200, within=50).holds is True
+        assert climbs(s, at=200, within=50).value == pytest.approx(math.e)
+        assert climbs(s, at=200, within=15).holds is False
+        assert climbs(s, at=100, within=50).holds is False
+
+    def test_the_loss_falls_within_reach(self):
+        loss = trace(np.where(STEPS <= 300, 2.0, 1.9)).where(STEPS % 25 == 0)
+        verdict = falls(loss, at=300, within=50)
+        assert verdict.holds is True
+        assert verdict.value == pytest.approx(-0.1)
+        assert falls(loss, at=200, within=50).holds is False
+
+    def test_not_judged_at_the_edges_or_between_readings(self):
+        assert climbs(trace(30), at=397, within=50).holds is None
+        assert falls(trace(2).where(STEPS % 100 == 0), at=210, within=20).holds is None
