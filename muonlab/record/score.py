@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from muonlab.record.spikes import DEFINITIONS, SCORED, detect_spikes, spike_score
+from muonlab.record.spikes import DEFINITIONS, SCORED, events_of, measure, score_of
 
 
 def score_run(steps: pa.Table) -> tuple[pd.DataFrame, dict[str, float]]:
@@ -20,10 +20,11 @@ def score_run(steps: pa.Table) -> tuple[pd.DataFrame, dict[str, float]]:
     for definition, columns in SCORED.items():
         for column in columns:
             series = _series(steps, column)
-            events.append(detect_spikes(series, definition).assign(series=column))
-            scores[f"{definition}/{column}"] = spike_score(series, definition)
+            measured = measure(series, definition)
+            events.append(events_of(series, measured, definition).assign(series=column))
+            scores[f"{definition}/{column}"] = score_of(measured)
             if definition == "olmo2":
-                scores[f"olmo2_upward/{column}"] = spike_score(series, definition, upward_only=True)
+                scores[f"olmo2_upward/{column}"] = score_of(measured, upward_only=True)
     found = pd.concat(events, ignore_index=True)
     return found.sort_values("step", kind="stable", ignore_index=True), scores
 

@@ -5,6 +5,7 @@ never spikes and are left out of what later values are measured against: a NaN l
 run's status. An infinity is a spike of infinite height, and is left out likewise.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -118,18 +119,7 @@ def detect_spikes(series: Any, definition: str = "olmo2", **settings: Any) -> pd
     the steps until it is over (see RECOVERED_SIGMAS), NaN if it never is. What is flagged in between belongs
     to the same spike. Raises MuonlabError for an unknown definition or setting.
     """
-    steps, x = _steps_and_values(series)
-    measure = _measure(x, definition, settings)
-    events, over = [], 0
-    for start in np.flatnonzero(measure.spiked):
-        if start < over:
-            continue
-        back = np.flatnonzero(x[start + 1 :] <= measure.normal[start])
-        over = start + 1 + back[0] if len(back) else len(x)
-        duration = steps[over] - steps[start] if len(back) else np.nan
-        peak = np.nanmax(x[start:over])
-        events.append((steps[start], x[start], definition, measure.height[start], peak, duration))
-    return pd.DataFrame(events, columns=list(EVENT_COLUMNS)).astype(EVENT_COLUMNS)
+    return events_of(series, measure(series, definition, **settings), definition)
 
 
 def spike_score(series: Any, definition: str = "olmo2", upward_only: bool = False, **settings: Any) -> float:
@@ -138,11 +128,39 @@ def spike_score(series: Any, definition: str = "olmo2", upward_only: bool = Fals
     With the definition `olmo2` this is OLMo 2's spike score, which counts both directions; `upward_only`
     leaves the drops out. The other definitions know none. 0: scored, and quiet. NaN: too short to score.
     """
-    _, x = _steps_and_values(series)
-    measure = _measure(x, definition, settings)
-    scored = np.count_nonzero(~np.isnan(measure.height))
-    flagged = measure.spiked if upward_only else measure.spiked | measure.dropped
-    return 100.0 * np.count_nonzero(flagged) / scored if scored else np.nan
+    return score_of(measure(series, definition, **settings), upward_only)
+
+
+def measure(series: Any, definition: str, **settings: Any) -> Measure:
+    """Every value of a series against a definition; raises MuonlabError for an unknown name or setting."""
+    x = np.asarray(series, dtype=np.float64)
+    if x.ndim != 1:
+        raise MuonlabError(f"spikes are found in one series, not in an array of shape {x.shape}")
+    # A flat window divides by zero: a value that stays (0/0) is not scored, one that rises is infinitely far.
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return DEFINITIONS.build(definition, x, **settings)
+
+
+def events_of(series: Any, measured: Measure, definition: str) -> pd.DataFrame:
+    """The rows of `detect_spikes` for a series that has been measured."""
+    x = np.asarray(series, dtype=np.float64)
+    steps = series.index.to_numpy() if isinstance(series, pd.Series) else np.arange(len(x))
+    events, over = [], 0
+    for start in np.flatnonzero(measured.spiked):
+        if start < over:
+            continue
+        over = _first_at_or_below(x, start + 1, measured.normal[start])
+        duration = steps[over] - steps[start] if over < len(x) else np.nan
+        peak = np.nanmax(x[start:over])
+        events.append((steps[start], x[start], definition, measured.height[start], peak, duration))
+    return pd.DataFrame(events, columns=list(EVENT_COLUMNS)).astype(EVENT_COLUMNS)
+
+
+def score_of(measured: Measure, upward_only: bool = False) -> float:
+    """The percentage of `spike_score` for a series that has been measured."""
+    scored = np.count_nonzero(~np.isnan(measured.height))
+    flagged = measured.spiked if upward_only else measured.spiked | measured.dropped
+    return 100.0 * int(np.count_nonzero(flagged)) / int(scored) if scored else math.nan
 
 
 def trailing_moments(x: np.ndarray, window: int, ddof: int) -> tuple[np.ndarray, np.ndarray]:
@@ -152,35 +170,30 @@ def trailing_moments(x: np.ndarray, window: int, ddof: int) -> tuple[np.ndarray,
     """
     if window < 2:
         raise MuonlabError(f"the window of a spike definition must be at least 2 steps, not {window}")
-    padded = np.concatenate([np.full(window, np.nan), np.where(np.isfinite(x), x, np.nan)])
-    windows = np.lib.stride_tricks.sliding_window_view(padded, window)[: len(x)]
-    mean, deviation = np.full(len(x), np.nan), np.full(len(x), np.nan)
-    rows = max(1, 2**20 // window)  # 8 MB at a time
-    for begin in range(0, len(x), rows):
-        part = windows[begin : begin + rows]
-        finite = ~np.isnan(part)
-        count = finite.sum(axis=1)
-        count = np.where(count >= 2, count, np.nan)
-        centre = np.where(finite, part, 0.0).sum(axis=1) / count
-        squares = np.where(finite, (part - centre[:, None]) ** 2, 0.0).sum(axis=1)
-        mean[begin : begin + rows] = centre
-        deviation[begin : begin + rows] = np.sqrt(squares / (count - ddof))
+    finite = np.concatenate([np.zeros(window), np.isfinite(x)])
+    value = np.concatenate([np.zeros(window), np.where(np.isfinite(x), x, 0.0)])
+    finite, value = (np.lib.stride_tricks.sliding_window_view(a, window)[: len(x)] for a in (finite, value))
+    mean, deviation = np.empty(len(x)), np.empty(len(x))
+    rows = max(1, 2**17 // window)  # 1 MB at a time: it stays in the cache
+    for part in (slice(begin, begin + rows) for begin in range(0, len(x), rows)):
+        count = finite[part].sum(axis=1)
+        count[count < 2] = np.nan
+        mean[part] = value[part].sum(axis=1) / count
+        off = (value[part] - mean[part, None]) * finite[part]
+        deviation[part] = np.sqrt(np.einsum("ij,ij->i", off, off) / (count - ddof))
     return mean, deviation
+
+
+def _first_at_or_below(x: np.ndarray, begin: int, level: float) -> int:
+    """The first place from `begin` on where x <= level, or len(x); looks ahead in doubling strides."""
+    width = 64
+    while begin < len(x):
+        found = np.flatnonzero(x[begin : begin + width] <= level)
+        if len(found):
+            return begin + int(found[0])
+        begin, width = begin + width, 2 * width
+    return len(x)
 
 
 def _upward(height: np.ndarray, spiked: np.ndarray, normal: np.ndarray) -> Measure:
     return Measure(height, spiked, np.zeros_like(spiked), normal)
-
-
-def _measure(x: np.ndarray, definition: str, settings: dict[str, Any]) -> Measure:
-    # A flat window divides by zero: a value that stays (0/0) is not scored, one that rises is infinitely far.
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return DEFINITIONS.build(definition, x, **settings)
-
-
-def _steps_and_values(series: Any) -> tuple[np.ndarray, np.ndarray]:
-    values = np.asarray(series, dtype=np.float64)
-    if values.ndim != 1:
-        raise MuonlabError(f"spikes are found in one series, not in an array of shape {values.shape}")
-    steps = series.index.to_numpy() if isinstance(series, pd.Series) else np.arange(len(values))
-    return steps, values

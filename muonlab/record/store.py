@@ -23,7 +23,7 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # MLflow's own: 120 s and 7 retries, so that a server which is gone holds a run for many minutes.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     # No connection outlives its session, so trial processes forked from one that logs cannot share one.
     "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",
 }
