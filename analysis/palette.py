@@ -1,7 +1,7 @@
 """One colour, dash and marker for every arm, the same in every figure.
 
-Colours are Okabe and Ito's (2008), told apart under the common colour-blindnesses; the dashes and markers
-tell arms apart in grey. A heavy solid line is the method under question; the baseline is grey and dashed.
+The four optimizers have colours of Okabe and Ito's (2008), told apart under the common colour-blindnesses; the
+dashes and markers tell arms apart in grey. The solid line is plain Muon; the baseline is grey with short dashes.
 """
 
 from collections.abc import Iterable
@@ -28,9 +28,9 @@ ARMS = {
     "muon": Style("Muon", "#d55e00", "-", "o"),
     "muonclip": Style("MuonClip", "#0072b2", (0, (6, 1.4)), "^"),
     "weight-decay": Style("Muon, weight decay", "#cc79a7", (0, (1.2, 1.2)), "v"),
-    "qk-norm": Style("Muon, QK-norm", "#56b4e9", (0, (3, 1, 1, 1, 1, 1)), "P"),
+    "qk-norm": Style("Muon, QK-norm", "#7b3294", (0, (3, 1, 1, 1, 1, 1)), "P"),
     "soft-cap": Style("Muon, soft-cap", "#e69f00", (0, (2.5, 1.2)), "X"),
-    "qk-lr": Style("Muon, Q/K lr / 10", "#8c6bb1", (0, (7, 1.5, 3, 1.5)), "<"),
+    "qk-lr": Style("Muon, Q/K lr / 10", "#999933", (0, (7, 1.5, 3, 1.5)), "<"),
     "per-head": Style("Muon, per head", "#7a3b00", (0, (5, 1, 1, 1)), ">"),
     "adamw-on-qk": Style("AdamW on Q and K", "#1b7837", (0, (2, 2)), "h"),
 }
