@@ -115,7 +115,7 @@ def spiked(loss: pd.Series) -> Verdict:
 
 def diverged(loss: pd.Series) -> Verdict:
     """The last loss is above the loss at step 0, or is not finite."""
-    if len(loss) < 2:
+    if len(loss) == 0 or (len(loss) == 1 and math.isfinite(loss.iloc[0])):
         return _unjudged("diverged", math.nan, f"{len(loss)} steps are too few")
     first, last = float(loss.iloc[0]), float(loss.iloc[-1])
     sentence = f"the loss went from {first:.3f} to {last:.3f} at step {loss.index[-1]}"

@@ -137,6 +137,8 @@ class TestSpikedAndDiverged:
             loss.iloc[-1] = last
             assert diverged(loss).holds is True
         assert diverged(falling.head(1)).holds is None
+        assert diverged(falling.head(0)).holds is None
+        assert diverged(trace(math.nan).head(1)).holds is True, "the very first loss was not a number"
 
 
 class TestCollapsed:
