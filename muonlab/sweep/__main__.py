@@ -6,6 +6,7 @@ import sys
 # Read when torch loads OpenMP, so it must stand before any import of torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from pathlib import Path
 from typing import Any
 
 from muonlab.cli import hydra_command, run_command
@@ -18,32 +19,45 @@ def main() -> int:
 
 
 def sweep(plan: Plan) -> int:
-    """Carry out what is left of a plan and report."""
-    from muonlab.sweep.pool import Pool, default_slots
-    from muonlab.sweep.report import report
-    from muonlab.sweep.search import open_studies, remaining, replicate, search
+    """Carry out what is left of a plan, report, and end with the exit code; a complete study is told in seconds."""
+    from muonlab.sweep.search import open_studies, remaining, replicate_jobs
 
     studies = open_studies(plan)
-    left, trials = remaining(studies, plan.search["trials"]), plan.search["trials"]
-    print(
-        f"study {plan.name}: {trials * len(studies) - left} of {trials * len(studies)} trials done",
-        flush=True,
-    )
-    print(plan.fairness(), flush=True)
+    left, total = remaining(studies, plan.search["trials"]), plan.search["trials"] * len(studies)
+    jobs, folders = replicate_jobs(plan, studies, None)
+    told = plan.folder / "report.txt"
+    if not left and not jobs and told.exists():
+        print(f"study {plan.name} is complete: {total} trials; search.trials=N asks for more\n{told.read_text()}", end="")
+        return 0 if all(folders.values()) else 3
+    print(f"study {plan.name}: {total - left} of {total} trials done\n{plan.fairness()}", flush=True)
+    told.unlink(missing_ok=True)
+    folders = carry_out(plan, studies, left)
+    return 0 if all(folders.values()) else 3
+
+
+def carry_out(plan: Plan, studies: list, left: int) -> dict[str, list[Path]]:
+    """Search, replicate and report; the folders of the replicates by optimizer."""
+    from muonlab.sweep.pool import Pool, default_slots
+    from muonlab.sweep.report import report
+    from muonlab.sweep.search import replicate, replicate_jobs, search
+
     pool = Pool(plan.search["workers"] or default_slots(), plan.folder / "logs")
     parent = open_parent(plan)
+    parent_run_id = parent and parent.run_id
     if left:
-        search(plan, studies, pool, parent and parent.run_id)
-    replicates = replicate(plan, studies, pool, parent and parent.run_id)
-    files = report(plan, studies, replicates)
+        search(plan, studies, pool, parent_run_id)
+    jobs, folders = replicate_jobs(plan, studies, parent_run_id)
+    if jobs:
+        replicate(plan, jobs, folders, pool)
+    text = report(plan, studies, folders)
+    if plan.config["tracking"]["name"] == "mlflow":
+        text += f"\nlook at every run: make ui, or {ui_command(plan.config)}\n"
+    (plan.folder / "report.txt").write_text(text)
+    print(text, end="")
     if parent is not None:
         parent.log_folder(plan.folder)
         parent.finish("finished")
-    for path in files:
-        print(f"  {path}")
-    if plan.config["tracking"]["name"] == "mlflow":
-        print(f"look at every run: make ui  (or {ui_command(plan.config)})")
-    return 0 if all(replicates.values()) else 3
+    return folders
 
 
 def open_parent(plan: Plan) -> Any:

@@ -16,6 +16,7 @@ from muonlab.train.run import OVER, run_folder
 
 # A killed trial is run once more, since a kill may come from outside; killed again, it is a failed trial.
 ATTEMPTS = 2
+Folders = dict[str, list[Path]]
 
 
 @dataclass(frozen=True)
@@ -71,32 +72,36 @@ def search(plan: Plan, studies: list[OptimizerStudy], pool: Pool, parent_run_id:
     pool.run(next_job, on_result, "search", remaining(studies, plan.search["trials"]), _steps(plan))
 
 
-def replicate(
-    plan: Plan, studies: list[OptimizerStudy], pool: Pool, parent_run_id: str | None
-) -> dict[str, list[Any]]:
-    """Repeat every optimizer's best setting on the fresh seeds; {optimizer: run folders}, finished ones reused."""
-    jobs, folders = [], {study.optimizer: [] for study in studies}
+def replicate_jobs(plan: Plan, studies: list[OptimizerStudy], parent_run_id: str | None) -> tuple[list[Job], Folders]:
+    """The best setting of every optimizer on the fresh seeds: the runs still to do, and {optimizer: finished folders}."""
+    jobs: list[Job] = []
+    folders: Folders = {study.optimizer: [] for study in studies}
     for seed in plan.search["replicate_seeds"]:
         for study in studies:
             best = study.best()
             if best is None:
                 continue
-            settings, tags = best.params, {"role": "replicate", "parent_run_id": parent_run_id}
-            config = plan.run_config(study.optimizer, settings, seed, **tags)
+            tags = {"role": "replicate", "parent_run_id": parent_run_id}
+            config = plan.run_config(study.optimizer, best.params, seed, **tags)
             if done := finished_run(config):
                 folders[study.optimizer].append(done)
             else:
                 jobs.append(Job(config, f"{study.optimizer}-best-s{seed}", study.optimizer))
+    return jobs, folders
+
+
+def replicate(plan: Plan, jobs: list[Job], folders: Folders, pool: Pool) -> None:
+    """Run `jobs` and add their folders; a failed one is told and left out."""
     waiting = iter(jobs)
 
     def on_result(job: Job, result: Result) -> None:
         pool.say(f"{job.label}  {_ending(result)}")
-        if result.folder is not None:
+        if result.status in OVER:
             folders[job.about].append(result.folder)
 
-    if jobs:
-        pool.run(lambda: next(waiting, None), on_result, "fresh seeds", len(jobs), _steps(plan))
-    return {name: sorted(paths) for name, paths in folders.items()}
+    pool.run(lambda: next(waiting, None), on_result, "fresh seeds", len(jobs), _steps(plan))
+    for paths in folders.values():
+        paths.sort()
 
 
 def finished_run(config: dict[str, Any]) -> Path | None:

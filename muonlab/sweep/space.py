@@ -43,7 +43,8 @@ def _distribution(name: str, text: str) -> BaseDistribution:
     if isinstance(sweep, ChoiceSweep):
         return CategoricalDistribution([getattr(v, "text", v) for v in sweep.list])
     if isinstance(sweep, RangeSweep):
-        return IntDistribution(int(sweep.start), int(sweep.stop) - 1, step=int(sweep.step))
+        low, stop, step = int(sweep.start), int(sweep.stop), int(sweep.step)
+        return IntDistribution(low, low + step * ((stop - 1 - low) // step), step=step)
     raise MuonlabError(f"search space of {name}: '{text}' is one value; {allowed}")
 
 

@@ -1,0 +1,48 @@
+"""python -m analysis.redraw FOLDER: draw every figure of the experiments kept there from their tables alone."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import yaml
+
+from analysis.archive import load_frames
+from analysis.compose import draw
+from muonlab.errors import MuonlabError
+
+
+def redraw(folder: Path) -> list[Path]:
+    """Draw the figures of one experiment's folder; their PNG files."""
+    spec = yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8"))
+    made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
+    frames = load_frames(folder)
+    return [draw(figure, frames, folder, made_by(made))["png"] for figure in spec["figures"]]
+
+
+def made_by(made: dict) -> str:
+    """The caption's last sentence: how to repeat it, and with which code it was made."""
+    commit = (made.get("commit") or "unknown")[:9] + ("+changes" if made.get("dirty") else "")
+    return f"Repeat: {made['command']} (commit {commit})."
+
+
+def main() -> int:
+    """Exit code 0, or 2 where there is nothing to draw."""
+    parser = argparse.ArgumentParser(prog="python -m analysis.redraw", description=__doc__.partition(": ")[2])
+    parser.add_argument("folder", type=Path, help="results/, or one experiment's folder in it")
+    folder = parser.parse_args().folder
+    experiments = sorted(path.parent for path in folder.rglob("experiment.yaml"))
+    try:
+        if not experiments:
+            raise MuonlabError(f"no experiment is kept in {folder}; make ablation makes the first")
+        for experiment in experiments:
+            for path in redraw(experiment):
+                print(path)
+    except MuonlabError as error:
+        print(f"muonlab: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
