@@ -58,6 +58,17 @@ bench-optim: setup  ## time of a Muon step against the public implementations an
 bench-step: setup  ## cost of recording, of exact max logits, of compiling and of the allocator
 	@$(RUN) benchmarks/bench_step.py
 
+# Layered over .venv, so that only what is compared with is installed again.
+.cache/parity/installed: benchmarks/parity-requirements.txt $(VENV)/installed
+	@$(RUN) -m venv .cache/parity
+	@$(RUN) -c "import glob, sysconfig; open(glob.glob('.cache/parity/lib/python*/site-packages')[0] + '/main.pth', 'w') \
+	  .write(sysconfig.get_path('purelib') + '\n$(CURDIR)\n')"
+	@.cache/parity/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/parity-requirements.txt
+	@touch $@
+
+parity: .cache/parity/installed  ## our Muon against the public packages, in their own environment
+	@.cache/parity/bin/python benchmarks/parity.py
+
 clean:  ## remove the virtual environment and caches; runs, studies and results stay
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""What one optimizer object keeps and restores: state across dtypes and copies, one schedule and step count."""
+"""What one optimizer object keeps and restores: state over dtypes and copies, one schedule and step count."""
 
 import copy
 import io
