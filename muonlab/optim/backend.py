@@ -70,18 +70,24 @@ def blocks(rows: Sequence[Row], form: str, dtype: torch.dtype) -> list[tuple[Row
     return [*found, tuple(current)]
 
 
+def count_products(rows: Sequence[Row], form: str, dtype: torch.dtype) -> tuple[int, int]:
+    """How many products one matrix needs: of the long side (XᵀX and X Q, in equal parts), and of n x n
+    matrices."""
+    cut = blocks(rows, form, dtype)
+    squares = sum(c != 0 for _, _, c in rows)
+    return 2 * len(cut), squares + 3 * (
+        len(rows) - len(cut)
+    )  # R², and Q W and R W W of the later rows of a block
+
+
 def cost(n: int, m: int, rows: Sequence[Row], form: str, dtype: torch.dtype, symmetric: float = 1.0) -> float:
     """Floating-point operations on one matrix with short side n and long side m.
 
     `symmetric` is what a product with a symmetric result costs relative to a general one. At symmetric = 1
     the plain form needs steps (4 n² m + 2 n³), the Gram form without restart 4 n² m + (8 steps - 6) n³.
     """
-    total = 0.0
-    for block in blocks(rows, form, dtype):
-        squares = sum(c != 0 for _, _, c in block)
-        total += 2 * n * n * m * (symmetric + 1)  # XᵀX and X Q
-        total += 2 * n**3 * symmetric * (squares + 3 * (len(block) - 1))  # R², Q W and R W W
-    return total
+    long, short = count_products(rows, form, dtype)
+    return n * n * m * long * (1 + symmetric) + 2 * n**3 * short * symmetric
 
 
 def choose_backend(n: int, m: int, rows: tuple[Row, ...], dtype: torch.dtype, device_type: str) -> Backend:

@@ -73,91 +73,73 @@ def orthogonalise(
         _check(G)
         short, long = sorted(G.shape[-2:])
         buckets[short, long, G.dtype, G.device].append(index)
-    results: list[Tensor] = [torch.empty(0)] * len(matrices)
-    for indices in buckets.values():
-        # tall first: in the stack they are themselves, wide ones are transposed
-        indices.sort(key=lambda index: matrices[index].shape[-2] < matrices[index].shape[-1])
-        bucket = [matrices[index] for index in indices]
-        for index, result in zip(indices, _orthogonalise_bucket(bucket, chosen, dtype, backend), strict=True):
-            results[index] = result
-    return results
-
-
-def _orthogonalise_bucket(
-    bucket: Sequence[Tensor], schedule: Schedule, dtype: torch.dtype | None, backend: str | Backend
-) -> list[Tensor]:
-    """Orthogonalise tensors (..., m, n) followed by tensors (..., n, m), m >= n, of one dtype and device."""
-    first = bucket[0]
-    n, m = sorted(first.shape[-2:])
-    dtype = work_dtype(first) if dtype is None else dtype
-    if dtype not in WORK_DTYPES:
-        raise MuonlabError(f"the work dtype must be one of {', '.join(map(str, WORK_DTYPES))}, not {dtype}")
-    chosen = _resolve_backend(backend, n, m, schedule, dtype, first.device.type)
-
-    # views of (batch, m, n), tall ones first
-    members, tall = [], 0
-    for G in bucket:
-        stack = G.reshape(-1, *G.shape[-2:])
-        if G.shape[-2] >= G.shape[-1]:
-            tall += len(stack)
-            members.extend(stack)
+    results: dict[int, Tensor] = {}
+    for (n, m, dtype_in, device), indices in buckets.items():
+        work = work_dtype(dtype_in, device) if dtype is None else dtype
+        if work not in WORK_DTYPES:
+            raise MuonlabError(
+                f"the work dtype must be one of {', '.join(map(str, WORK_DTYPES))}, not {work}"
+            )
+        tall = [i for i in indices if matrices[i].shape[-2] >= matrices[i].shape[-1]]
+        wide = [i for i in indices if matrices[i].shape[-2] < matrices[i].shape[-1]]
+        parts = [part for part in (tall, wide) if part]
+        stacks = [_normalised_stack([matrices[i] for i in part], chosen) for part in parts]
+        if chosen.exact:
+            stacks = [_polar_factor(X) for X in stacks]
         else:
-            members.extend(stack.mT)
-    out_tall = first.new_empty(tall, m, n)
-    out_wide = first.new_empty(len(members) - tall, n, m)
-
-    row_blocks = blocks(schedule.rows, chosen.form, dtype)
-    size = chosen.stack or max(1, len(members))
-    for start in range(0, len(members), size):
-        end = min(start + size, len(members))
-        X = _normalised_stack(members[start:end], schedule, dtype)
-        k = min(max(tall - start, 0), end - start)
-        here_tall, here_wide = out_tall[start : start + k], out_wide[start + k - tall : end - tall]
-        if schedule.exact:
-            P = _polar_factor(X)
-            here_tall.copy_(P[:k])
-            here_wide.copy_(P[k:].mT)
-        else:
-            X, s, Q = _iterate(X, row_blocks, chosen.strip)
-            _finish(X[:k], X[:k], Q[:k], s, here_tall)
-            _finish(X[k:].mT, Q[k:], X[k:].mT, s, here_wide)  # (s X + X Q)ᵀ
-
-    results, used = [], {True: 0, False: 0}
-    for G in bucket:
-        is_tall = G.shape[-2] >= G.shape[-1]
-        out = out_tall if is_tall else out_wide
-        count = G.shape[:-2].numel()
-        results.append(out[used[is_tall] : used[is_tall] + count].view(G.shape))
-        used[is_tall] += count
-    return results
+            how = _resolve_backend(backend, n, m, chosen, work, device.type)
+            short_sides = [X.mT if part is tall else X for part, X in zip(parts, stacks, strict=True)]
+            _iterate_in_chunks(short_sides, blocks(chosen.rows, how.form, work), work, how)
+        for part, X in zip(parts, stacks, strict=True):
+            counts = [matrices[i].shape[:-2].numel() for i in part]
+            for i, result in zip(part, X.to(dtype_in).split(counts), strict=True):
+                results[i] = result.view(matrices[i].shape)
+    return [results[i] for i in range(len(matrices))]
 
 
-def _normalised_stack(members: Sequence[Tensor], schedule: Schedule, dtype: torch.dtype) -> Tensor:
-    """A new stack (batch, m, n) in the work dtype, normalised in at least fp32 before it is rounded to it."""
-    wide = torch.float64 if members[0].dtype is torch.float64 else torch.float32
-    X = members[0].new_empty(len(members), *members[0].shape, dtype=wide)
-    for x, G in zip(X, members, strict=True):
-        x.copy_(G)
+def _normalised_stack(matrices: Sequence[Tensor], schedule: Schedule) -> Tensor:
+    """One new stack (batch, rows, cols) of all tensors (..., rows, cols), normalised in at least fp32."""
+    X = torch.cat([G.reshape(-1, *G.shape[-2:]) for G in matrices])
+    X = X if X.dtype is torch.float64 else X.float()
     normalise_ = aol_rescale_ if schedule.row_rescaling else frobenius_normalise_
-    return normalise_(X, schedule.margin).to(dtype)
+    return normalise_(X, schedule.margin)
 
 
-def _iterate(X: Tensor, row_blocks: Sequence[Sequence[Row]], strip: int) -> tuple[Tensor, float, Tensor]:
-    """(X, s, Q) of which s X + X Q is the iterate of X (batch, m, n) after all rows; X is overwritten.
+def _iterate_in_chunks(
+    stacks: Sequence[Tensor], row_blocks: Sequence[Sequence[Row]], dtype: torch.dtype, how: Backend
+) -> None:
+    """Replace normalised stacks X (batch, n, m), n <= m, by their iterates, at most `how.stack` at a time."""
+    total = sum(map(len, stacks))
+    chunks = max(1, -(-total // how.stack)) if how.stack else 1
+    size = max(1, -(-total // chunks))  # equal chunks: a short last one would cost as many calls
+    for start in range(0, total, size):
+        parts, first = [], 0
+        for X in stacks:
+            part = X[max(0, start - first) : max(0, start + size - first)]
+            first += len(X)
+            if len(part):
+                parts.append(part)
+        for X, result in zip(
+            parts, _iterate([X.to(dtype) for X in parts], row_blocks, how.strip), strict=True
+        ):
+            X.copy_(result)
 
-    One step is X <- a X + X B with B = b R + c R² and R = XᵀX. R, B and every product of steps Q are
+
+def _iterate(parts: list[Tensor], row_blocks: Sequence[Sequence[Row]], strip: int) -> list[Tensor]:
+    """The iterates of stacks X (batch, n, m), n <= m, after all rows; the stacks are overwritten.
+
+    One step is X <- a X + B X with B = b R + c R² and R = X Xᵀ. R, B and every product of steps Q are
     polynomials of one symmetric matrix and commute, so within a block the steps act on R and Q alone, R <-
-    (aI + B) R (aI + B) and Q <- Q (aI + B); X is multiplied by Q between blocks. Blocks of one row are the
+    (aI + B) R (aI + B) and Q <- (aI + B) Q; X is multiplied by Q between blocks. Blocks of one row are the
     plain form, one block is the Gram form. The identity is added inside the products, never stored: in bf16
     that halves the error.
     """
-    R, B, Q, T = (X.new_empty(X.shape[0], X.shape[2], X.shape[2]) for _ in range(4))
-    Y = torch.empty_like(X) if len(row_blocks) > 1 else X
-    s = 0.0
-    for index, block in enumerate(row_blocks):
-        if index:
-            X, Y = torch.baddbmm(X, X, Q, beta=s, out=Y), X
-        gram_matrix(X, R, strip)
+    sizes, n = [len(X) for X in parts], parts[0].shape[-2]
+    R, B, Q, T = (parts[0].new_empty(sum(sizes), n, n) for _ in range(4))
+    others = [torch.empty_like(X) for X in parts]
+    for block in row_blocks:
+        for X, X_gram in zip(parts, R.split(sizes), strict=True):
+            gram_matrix(X, X_gram, strip)
         s, b, c = block[0]
         symmetric_product(R, R, R, b, c, Q, strip)
         if len(block) > 1:
@@ -169,13 +151,25 @@ def _iterate(X: Tensor, row_blocks: Sequence[Sequence[Row]], strip: int) -> tupl
             symmetric_product(R, R, R, b, c, B, strip)
             Q, T = symmetric_product(Q, Q, B, a_next, 1.0, T, strip), Q
             s = 0.0
-    return X, s, Q
+        for X, factor, Y in zip(parts, Q.split(sizes), others, strict=True):
+            _apply(X, factor, s, Y)
+        parts, others = others, parts
+    return parts
+
+
+def _apply(X: Tensor, Q: Tensor, s: float, out: Tensor) -> None:
+    """out = s X + Q X for symmetric Q, computed in the memory order of X and out, which a transposed view
+    swaps."""
+    if X.stride(-1) == 1:
+        torch.baddbmm(X, Q, X, beta=s, out=out)
+    else:
+        torch.baddbmm(X.mT, X.mT, Q, beta=s, out=out.mT)
 
 
 def _polar_factor(X: Tensor) -> Tensor:
-    """U Vᵀ of a tall stack; directions below m eps σ_max are taken for rank deficiency and mapped to 0."""
+    """U Vᵀ of a stack; directions below max(rows, cols) eps σ_max are rank deficiency and go to 0."""
     U, S, Vh = torch.linalg.svd(X, full_matrices=False)
-    negligible = S[..., :1] * X.shape[-2] * torch.finfo(X.dtype).eps
+    negligible = S[..., :1] * max(X.shape[-2:]) * torch.finfo(X.dtype).eps
     return (U * S.gt(negligible).unsqueeze(-2)) @ Vh
 
 
@@ -187,11 +181,11 @@ def _finish(X: Tensor, A: Tensor, B: Tensor, s: float, out: Tensor) -> None:
         out.copy_(torch.baddbmm(X, A, B, beta=s))
 
 
-def work_dtype(G: Tensor) -> torch.dtype:
-    """The default: float64 for float64, float32 on a CPU, bfloat16 elsewhere."""
-    if G.dtype is torch.float64:
+def work_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The default for matrices of `dtype`: float64 for float64, float32 on a CPU, bfloat16 elsewhere."""
+    if dtype is torch.float64:
         return torch.float64
-    return torch.float32 if G.device.type == "cpu" else torch.bfloat16
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
 def _resolve_backend(

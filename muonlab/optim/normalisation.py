@@ -27,12 +27,15 @@ def scale_to_unit_(X: Tensor) -> Tensor:
 
 
 def aol_rescale_(X: Tensor, margin: float = 1.0) -> Tensor:
-    """Almost-orthogonal rescaling of the columns of a tall stack (..., m, n), m >= n, in place, fp32 or fp64.
+    """Almost-orthogonal rescaling of the short side of a stack (..., rows, cols), in place, fp32 or fp64.
 
-    X <- X diag(s) with s_j = (Σ_i |XᵀX|_ij)^(-1/2), after which no singular value exceeds 1 (Prach and
-    Lampert, arXiv 2208.03160; as a start for Newton-Schulz: Turbo-Muon, arXiv 2512.04632). This is not a
-    multiple of X: the iteration goes to the polar factor of the rescaled matrix. Zero columns stay zero.
+    X <- diag(s) X for a wide X, s_i = (Σ_j |X Xᵀ|_ij)^(-1/2), and the same on columns for a tall one; after
+    it no singular value exceeds 1 / margin (Prach and Lampert, arXiv 2208.03160; as a start for
+    Newton-Schulz: Turbo-Muon, arXiv 2512.04632). This is not a multiple of X: the iteration goes to the
+    polar factor of the rescaled matrix. A square matrix is rescaled by columns. Zero rows stay zero.
     """
     scale_to_unit_(X)
-    sums = (X.mT @ X).abs_().sum(-2, keepdim=True)
-    return X.mul_((sums.where(sums > 0, 1.0) * margin**2).rsqrt_())
+    short = X.mT if X.shape[-2] >= X.shape[-1] else X
+    sums = (short @ short.mT).abs_().sum(-1, keepdim=True)
+    short.mul_((sums.where(sums > 0, 1.0) * margin**2).rsqrt_())
+    return X

@@ -1,6 +1,6 @@
 """Products of stacks (batch, rows, cols) that come out symmetric, which need only half of their entries.
 
-XᵀX and products of commuting symmetric matrices are computed in horizontal strips from the diagonal to the
+X Xᵀ and products of commuting symmetric matrices are computed in horizontal strips from the diagonal to the
 right edge and mirrored: n / strip strips need (1 + strip / n) / 2 of the multiplications. With `strip` 0,
 or at least n, the product is computed whole, in one batched call.
 """
@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 def gram_matrix(X: Tensor, out: Tensor, strip: int) -> Tensor:
-    """out = XᵀX for X (batch, m, n); out (batch, n, n) must not overlap X."""
-    n = X.shape[-1]
+    """out = X Xᵀ for X (batch, n, m); out (batch, n, n) must not overlap X."""
+    n = X.shape[-2]
     if not 0 < strip < n:
-        return torch.bmm(X.mT, X, out=out)
+        return torch.bmm(X, X.mT, out=out)
     for x, c in zip(X, out, strict=True):
         for top, bottom in _strips(n, strip):
-            torch.mm(x[:, top:bottom].mT, x[:, top:], out=c[top:bottom, top:])
+            torch.mm(x[top:bottom], x[top:].mT, out=c[top:bottom, top:])
             _mirror(c, top, bottom)
     return out
 

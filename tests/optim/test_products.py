@@ -16,9 +16,9 @@ from muonlab.optim.products import gram_matrix, symmetric_product
     st.sampled_from([0.0, -4.775]),
 )
 def test_strips_equal_the_whole_product(batch, m, n, strip, beta):
-    X = torch.randn(batch, m, n, dtype=torch.float64, generator=torch.Generator().manual_seed(m * n))
+    X = torch.randn(batch, n, m, dtype=torch.float64, generator=torch.Generator().manual_seed(m * n))
     A = gram_matrix(X, torch.full((batch, n, n), torch.nan, dtype=torch.float64), strip)
-    torch.testing.assert_close(A, X.mT @ X, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(A, X @ X.mT, atol=1e-12, rtol=1e-12)
     A = (A + A.mT) / 2
     square = A @ A
     result = symmetric_product(A, A, square, beta, 2.0315, torch.full_like(A, torch.nan), strip)
