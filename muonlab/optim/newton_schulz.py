@@ -99,7 +99,8 @@ def orthogonalise(
 
 def _normalised_stack(matrices: Sequence[Tensor], schedule: Schedule) -> Tensor:
     """One new stack (batch, rows, cols) of all tensors (..., rows, cols), normalised in at least fp32."""
-    X = torch.cat([G.reshape(-1, *G.shape[-2:]) for G in matrices])
+    rows, cols = matrices[0].shape[-2:]
+    X = torch.cat([G if G.ndim == 2 else G.reshape(-1, cols) for G in matrices]).view(-1, rows, cols)
     X = X if X.dtype is torch.float64 else X.float()
     normalise_ = aol_rescale_ if schedule.row_rescaling else frobenius_normalise_
     return normalise_(X, schedule.margin)
