@@ -9,6 +9,18 @@ import pandas as pd
 from analysis.frames import Frames, downsample
 from muonlab.errors import MuonlabError
 
+DRAWN = ["run", "condition", "arm", "optimizer", "lr", "seed", "status", "step", "tokens"]
+DRAWN += [
+    "train_loss",
+    "probe_loss",
+    "max_logit",
+    "gamma",
+    "entropy",
+    "grad_norm",
+    "loss_spikes",
+    "grad_spikes",
+]
+
 
 def stack(conditions: Mapping[str, Frames]) -> Frames:
     """The frames of several conditions under one another, with the column `condition` in each table."""
@@ -43,14 +55,14 @@ def choose(frames: Frames, conditions: Iterable[str] = (), arms: Iterable[str] =
 
 
 def save_frames(frames: Frames, folder: Path) -> None:
-    """Write runs.csv and steps.parquet (at most 400 rows a run, single precision) into `folder`.
+    """Write runs.csv and steps.parquet (the columns that figures draw, at most 1,000 rows a run, single precision).
 
     Paths of this machine are left out; what needs every head or every step is judged before.
     """
     folder.mkdir(parents=True, exist_ok=True)
     runs = frames.runs.drop(columns="folder")
     runs.to_csv(folder / "runs.csv", index=False, float_format="%.9g", lineterminator="\n")
-    steps = downsample(frames.steps)
+    steps = downsample(frames.steps[DRAWN], points=1000)
     wide = steps.select_dtypes("float64").columns
     steps.astype(dict.fromkeys(wide, "float32")).to_parquet(
         folder / "steps.parquet", compression="zstd", index=False

@@ -34,7 +34,8 @@ def draw_spike_vs_stable(
     fig, axes = new_figure(3, 1, width=PAGE, height=5.2, sharex=True)
     plot_spike_vs_stable(axes[:, 0], frames.steps, tau, window=window, title=title)
     note = f"Loss and gradient norm: trailing mean of {window} steps over the raw trace; spikes found in the raw trace."
-    return fig, frames.steps[[*TRACE_COLUMNS, "train_loss", "max_logit", "grad_norm", "loss_spikes"]], note
+    drawn = ["train_loss", "max_logit", "grad_norm", "loss_spikes", "grad_spikes"]
+    return fig, frames.steps[[*TRACE_COLUMNS, *drawn]], note
 
 
 def draw_lr_sensitivity(frames: Frames, title: str = "") -> Drawing:
@@ -90,4 +91,5 @@ def _sample(runs: pd.DataFrame) -> str:
     tokens = sorted({f"{t:,.0f}" for t in runs["tokens"].dropna()}, key=len)
     diverged = int((runs["status"] == "diverged").sum())
     lost = f", {diverged} diverged" if diverged else ""
-    return f"{len(runs)} runs, n = {count} {plural} each{lost}; {' to '.join([tokens[0], tokens[-1]][: len(tokens)])} tokens a run."
+    spent = tokens[0] if len(tokens) == 1 else f"{tokens[0]} to {tokens[-1]}"
+    return f"{len(runs)} runs, n = {count} {plural} each{lost}; {spent} tokens a run."

@@ -9,6 +9,7 @@ from analysis.figures.switch import off_windows
 from analysis.frames import Frames
 from analysis.verdicts import (
     Verdict,
+    bounded,
     capped,
     climbs,
     collapsed,
@@ -27,8 +28,8 @@ def judge_runs(frames: Frames, tau: float | None = None) -> pd.DataFrame:
     """Every per-run verdict: run, arm, lr, seed, name, holds (True, False or None), value, threshold,
     sentence.
 
-    tau: the threshold that arms without one are measured against in `capped` and `recovered`; None: their own
-    alone, and no such verdict for arms without a clip.
+    tau: the threshold that arms without one are measured against in `capped`, `bounded` and `recovered`;
+    None: their own alone, and no such verdict for arms without a clip.
     """
     heads, rows = dict(list(frames.heads.groupby("run"))), []
     steps = {run: trace.set_index("step") for run, trace in frames.steps.groupby("run")}
@@ -42,8 +43,11 @@ def judge_runs(frames: Frames, tau: float | None = None) -> pd.DataFrame:
         ]
         threshold = tau if pd.isna(run.tau) else run.tau
         if threshold is not None:
-            verdicts.insert(1, capped(trace["max_logit"], threshold))
-            verdicts.insert(2, recovered(trace["max_logit"], trace["gamma"], threshold))
+            verdicts[1:1] = [
+                capped(trace["max_logit"], threshold),
+                bounded(trace["max_logit"], threshold),
+                recovered(trace["max_logit"], trace["gamma"], threshold),
+            ]
         rows += [_row(run, verdict) for verdict in verdicts]
     return pd.DataFrame(rows)
 

@@ -12,7 +12,7 @@ from analysis.statistics import Comparison, compare, holm, t_interval
 from muonlab.errors import MuonlabError
 
 # The order of a verdict table's columns.
-ORDER = ["exploded", "capped", "recovered", "collapsed", "spiked", "diverged", "climbs", "falls"]
+ORDER = ["exploded", "capped", "bounded", "recovered", "collapsed", "spiked", "diverged", "climbs", "falls"]
 
 
 def comparison_table(

@@ -7,7 +7,7 @@ that never acted is no evidence that clipping is harmless.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -60,28 +60,44 @@ def exploded(max_logit: pd.Series, warmup_steps: float, factor: float = 10.0) ->
     return Verdict("exploded", bool(ratio > factor and slope > 0), ratio, factor, sentence)
 
 
-def capped(max_logit: pd.Series, tau: float, factor: float = 1.1, share: float = 0.95) -> Verdict:
-    """S_max stays within `factor` tau in at least `share` of the steps after it first reached tau.
+def capped(max_logit: pd.Series, tau: float) -> Verdict:
+    """S_max stays within 1.1 tau in at least 95 % of the steps after it first reached tau.
 
     The first contact itself is not counted: the clip can only act after it.
     """
+    return _contained("capped", max_logit, tau, factor=1.1, share=0.95)
+
+
+def bounded(max_logit: pd.Series, tau: float) -> Verdict:
+    """S_max stays within 1.3 tau in at least 99 % of the steps after first contact, and always under 1.5 tau.
+
+    Looser than `capped`: the clip acts on the weights after a step, so the next step's forward may exceed tau by what
+    one update adds, which at raised learning rates of small models is a tenth or more.
+    """
+    verdict = _contained("bounded", max_logit, tau, factor=1.3, share=0.99)
+    if verdict.holds:
+        s = max_logit.dropna()
+        after = s[s.index > s.index[s >= tau][0]]
+        return replace(verdict, holds=bool(after.max() < 1.5 * tau))
+    return verdict
+
+
+def _contained(name: str, max_logit: pd.Series, tau: float, factor: float, share: float) -> Verdict:
     s = max_logit.dropna()
     contact = s.index[s >= tau]
     if not len(contact):
         return _unjudged(
-            "capped", share, f"the max logit never reached tau = {tau:g}, so there was nothing to cap"
+            name, share, f"the max logit never reached tau = {tau:g}, so there was nothing to cap"
         )
     after = s[s.index > contact[0]]
     if len(after) < MIN_STEPS:
-        return _unjudged(
-            "capped", share, f"only {len(after)} steps after the first contact with tau = {tau:g}"
-        )
+        return _unjudged(name, share, f"only {len(after)} steps after the first contact with tau = {tau:g}")
     within = float((after <= factor * tau).mean())
     sentence = (
         f"{100 * within:.1f} % of the {len(after)} steps after first contact (step {contact[0]}) are within "
         f"{factor:g} tau; the largest is {after.max() / tau:.3g} tau"
     )
-    return Verdict("capped", within >= share, within, share, sentence)
+    return Verdict(name, within >= share, within, share, sentence)
 
 
 def recovered(max_logit: pd.Series, gamma: pd.Series, tau: float) -> Verdict:

@@ -1,7 +1,6 @@
 """python -m muonlab.experiment NAME [overrides]: run or resume the runs of experiments/NAME.yaml, judge, draw."""
 
 import os
-import sys
 
 # Read when torch loads OpenMP, so it must stand before any import of torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -59,7 +58,9 @@ def cells(name: str, spec: dict[str, Any], overrides: list[str]) -> list[Cell]:
             groups = [o for o in arm_overrides if "." not in o.partition("=")[0]]
             values = [o for o in arm_overrides if o not in groups]
             shared = [*spec["common"], *section.get("common", ())]
-            config = plain(compose_config("train", [*groups, *shared, *values, "trainer.progress=false", *overrides]))
+            config = plain(
+                compose_config("train", [*groups, *shared, *values, "trainer.progress=false", *overrides])
+            )
             tracking = {"study": name, "role": f"{condition}/{arm}"}
             if config["tracking"]["name"] != "none":
                 config["tracking"] |= tracking
@@ -92,11 +93,15 @@ def train_cells(todo: list[Cell], workers: int | None, logs: Path) -> dict[int, 
         steps = max(cell.config["trainer"]["max_steps"] for cell in missing)
         pool.run(lambda: next(waiting, None), on_result, "experiment", len(missing), steps)
     if failed:
-        raise MuonlabError(f"{len(failed)} runs failed; the same command tries them again: {'; '.join(failed)}")
+        raise MuonlabError(
+            f"{len(failed)} runs failed; the same command tries them again: {'; '.join(failed)}"
+        )
     return {index: folders[id(cell)] for index, cell in enumerate(todo)}
 
 
-def judge_and_draw(name: str, spec: dict[str, Any], todo: list[Cell], folders: Any, out: Path, command: str) -> None:
+def judge_and_draw(
+    name: str, spec: dict[str, Any], todo: list[Cell], folders: Any, out: Path, command: str
+) -> None:
     """Write tables, verdicts and figures of the finished runs into `out`, and print the answers."""
     import pandas as pd
 
@@ -125,10 +130,16 @@ def judge_and_draw(name: str, spec: dict[str, Any], todo: list[Cell], folders: A
         verdict = judge_harmless(runs, pair["arm"], pair["baseline"])
         words = {True: "reproduced", False: "not reproduced", None: "not testable"}
         row = {"claim": f"The clip is harmless at a {pair['condition']} learning rate", "source": "K2 App. D"}
-        answers.loc[len(answers)] = row | {"n": runs["seed"].nunique(), "effect": verdict.sentence, "verdict": words[verdict.holds]}
+        answers.loc[len(answers)] = row | {
+            "n": runs["seed"].nunique(),
+            "effect": verdict.sentence,
+            "verdict": words[verdict.holds],
+        }
 
     save_frames(frames, out)
-    (out / "experiment.yaml").write_text(yaml.safe_dump(spec, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    (out / "experiment.yaml").write_text(
+        yaml.safe_dump(spec, sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
     environment = collect_environment() | {"command": command}
     made = {key: environment[key] for key in MADE} | {"date": datetime.now(UTC).date().isoformat()}
     (out / "made.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
@@ -147,10 +158,14 @@ def judge_and_draw(name: str, spec: dict[str, Any], todo: list[Cell], folders: A
 
 def main() -> int:
     """Exit code: 0 done, 2 a mistake in the command or failed runs, 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m muonlab.experiment", description=__doc__.partition(": ")[2])
+    parser = argparse.ArgumentParser(
+        prog="python -m muonlab.experiment", description=__doc__.partition(": ")[2]
+    )
     parser.add_argument("name", help="a file of experiments/, without .yaml")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides of every run, e.g. trainer.device=cuda")
-    parser.add_argument("--workers", type=int, default=None, help="runs at once (default: GPUs, or else cores)")
+    parser.add_argument(
+        "--workers", type=int, default=None, help="runs at once (default: GPUs, or else cores)"
+    )
     parser.add_argument("--results", type=Path, default=Path("results"), help="where NAME/ is written")
     arguments = parser.parse_args()
     spec = load_experiment(arguments.name)

@@ -46,8 +46,12 @@ def test_a_schedule_config_has_exactly_the_builders_settings(option):
 
 
 @pytest.mark.parametrize(
-    "override", [f"{group}={option}" for group in ("model", "optimizer", "schedule", "trainer", "tracking", "data")
-                 for option in options(group)]
+    "override",
+    [
+        f"{group}={option}"
+        for group in ("model", "optimizer", "schedule", "trainer", "tracking", "data")
+        for option in options(group)
+    ],
 )
 def test_every_option_composes_and_resolves(override):
     assert resolve(plain(compose_config("train", [override])))["seed"] == 1

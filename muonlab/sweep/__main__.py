@@ -27,7 +27,10 @@ def sweep(plan: Plan) -> int:
     jobs, folders = replicate_jobs(plan, studies, None)
     told = plan.folder / "report.txt"
     if not left and not jobs and told.exists():
-        print(f"study {plan.name} is complete: {total} trials; search.trials=N asks for more\n{told.read_text()}", end="")
+        print(
+            f"study {plan.name} is complete: {total} trials; search.trials=N asks for more\n{told.read_text()}",
+            end="",
+        )
         return 0 if all(folders.values()) else 3
     print(f"study {plan.name}: {total - left} of {total} trials done\n{plan.fairness()}", flush=True)
     told.unlink(missing_ok=True)

@@ -56,12 +56,13 @@ class Plan:
         )
         searched = {name: ", ".join(section["space"]) for name, section in search["optimizers"].items()}
         settings = "; ".join(f"{name}: {keys}" for name, keys in searched.items())
-        same = len(set(searched.values())) == 1
+        if len(set(searched.values())) == 1:
+            settings = next(iter(searched.values()))
+        seeds = ", ".join(map(str, search["replicate_seeds"]))
         return (
             f"Fairness: {search['trials']} trials of each optimizer ({search['sampler']}, published setting first), "
-            f"{tokens:,} tokens each, searched settings {next(iter(searched.values())) if same else settings}; the best by "
-            f"validation loss repeated on the fresh seeds {', '.join(map(str, search['replicate_seeds']))}, which alone "
-            "enter the comparison."
+            f"{tokens:,} tokens each, searched settings {settings}; the best by validation loss repeated on the "
+            f"fresh seeds {seeds}, which alone enter the comparison."
         )
 
     def save(self) -> None:

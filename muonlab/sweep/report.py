@@ -37,10 +37,17 @@ def trials_table(studies: list[OptimizerStudy]) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for study in studies:
         for trial in study.study.get_trials(deepcopy=False):
-            about = {key: trial.user_attrs.get(key) for key in ("role", "attempt", "status", "cause", "folder")}
+            about = {
+                key: trial.user_attrs.get(key) for key in ("role", "attempt", "status", "cause", "folder")
+            }
             value = trial.value if trial.state == TrialState.COMPLETE else None
             rows.append(
-                {"optimizer": study.optimizer, "number": trial.number, "state": trial.state.name, "value": value}
+                {
+                    "optimizer": study.optimizer,
+                    "number": trial.number,
+                    "state": trial.state.name,
+                    "value": value,
+                }
                 | about
                 | trial.params
             )
@@ -82,7 +89,11 @@ def figures(plan: Plan, replicates: Any, trials: pd.DataFrame) -> list[Path]:
     searched = trials[trials["folder"].notna()].groupby("optimizer", sort=False)["folder"].agg(list).to_dict()
     frames = collect(searched)
     if frames.runs["val_loss"].notna().any():
-        spec = {"name": "lr-sensitivity", "kind": "lr_sensitivity", "about": "Every search trial; other settings vary too."}
+        spec = {
+            "name": "lr-sensitivity",
+            "kind": "lr_sensitivity",
+            "about": "Every search trial; other settings vary too.",
+        }
         files = draw(spec, frames, plan.folder / "figures", made)
         paths += [files["png"], files["pdf"]]
     return paths

@@ -72,8 +72,10 @@ def search(plan: Plan, studies: list[OptimizerStudy], pool: Pool, parent_run_id:
     pool.run(next_job, on_result, "search", remaining(studies, plan.search["trials"]), _steps(plan))
 
 
-def replicate_jobs(plan: Plan, studies: list[OptimizerStudy], parent_run_id: str | None) -> tuple[list[Job], Folders]:
-    """The best setting of every optimizer on the fresh seeds: the runs still to do, and {optimizer: finished folders}."""
+def replicate_jobs(
+    plan: Plan, studies: list[OptimizerStudy], parent_run_id: str | None
+) -> tuple[list[Job], Folders]:
+    """The best setting of every optimizer on the fresh seeds: runs still to do, {optimizer: finished folders}."""
     jobs: list[Job] = []
     folders: Folders = {study.optimizer: [] for study in studies}
     for seed in plan.search["replicate_seeds"]:

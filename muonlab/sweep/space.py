@@ -19,8 +19,8 @@ from muonlab.errors import MuonlabError
 def parse_space(space: dict[str, str]) -> dict[str, BaseDistribution]:
     """{"lr": "tag(log, interval(3e-4, 3e-2))"} -> {"lr": FloatDistribution(log=True, ...)}.
 
-    interval(a, b) is a real number (`tag(log, ...)`: uniform in its logarithm; int(interval(...)) a whole one), choice(a, b)
-    one of the values, range(a, b, step) a whole number. Raises MuonlabError for anything else.
+    interval(a, b) is a real number (`tag(log, ...)`: uniform in its logarithm; int(interval(...)): a whole one),
+    choice(a, b) one of the values, range(a, b, step) a whole number. Raises MuonlabError for anything else.
     """
     return {name: _distribution(name, str(text)) for name, text in space.items()}
 

@@ -46,7 +46,7 @@ def test_summary_counts_what_could_not_be_judged(long_frames):
 def test_verdict_table_shows_counts_and_medians_in_a_fixed_order(long_frames):
     table = verdict_table(summarise(judge_runs(long_frames, tau=30.0)))
     assert list(table.columns) == [
-        "arm", "lr", "exploded", "capped", "recovered", "collapsed", "spiked", "diverged",
+        "arm", "lr", "exploded", "capped", "bounded", "recovered", "collapsed", "spiked", "diverged",
     ]  # fmt: skip
     assert table["arm"].tolist() == ["AdamW", "Muon", "MuonClip"]
     assert table["capped"].tolist()[0] == "-"

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from analysis.verdicts import (
+    bounded,
     capped,
     climbs,
     collapsed,
@@ -76,10 +77,13 @@ class TestCapped:
         s = trace(np.where(STEPS == 100, 500, 20))
         assert capped(s, tau=30).value == 1.0
 
-    def test_other_bounds(self):
+    def test_bounded_is_looser_but_has_a_ceiling(self):
         s = trace(np.where(STEPS < 100, 10, 38))
         assert capped(s, tau=30).holds is False
-        assert capped(s, tau=30, factor=1.3, share=0.99).holds is True
+        assert bounded(s, tau=30).holds is True
+        s.iloc[-1] = 46  # one step above 1.5 tau
+        assert bounded(s, tau=30).holds is False
+        assert bounded(trace(np.where(STEPS < 100, 10, 40)), tau=30).holds is False
 
     def test_an_explosion_is_not_capped(self):
         assert capped(trace(np.exp(STEPS / 50)), tau=30).holds is False

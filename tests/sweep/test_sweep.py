@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import threading
-import time
+from contextlib import contextmanager
 
 import pandas as pd
 import pytest
@@ -27,32 +27,45 @@ SWEEP = [
 @pytest.fixture
 def plan(tiny, tmp_path):
     def make(*overrides):
-        return make_plan(tiny(*SWEEP, f"paths.studies={tmp_path / 'studies'}", *overrides, config_name="sweep"))
+        return make_plan(
+            tiny(*SWEEP, f"paths.studies={tmp_path / 'studies'}", *overrides, config_name="sweep")
+        )
 
     return make
 
 
-def kill_first_trial(folder):
-    """SIGKILL the process of the first trial that has begun its record."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        for path in folder.glob("runs/*/status.json"):
-            os.kill(json.loads(path.read_text())["sessions"][0]["pid"], signal.SIGKILL)
-            return
-        time.sleep(0.01)
+@contextmanager
+def once_a_run_has_begun(folder, act):
+    """Call act(pid) from a thread as soon as some run under `folder` has begun its record."""
+    over = threading.Event()
+
+    def watch():
+        while not over.wait(0.01):
+            for path in folder.glob("runs/*/status.json"):
+                act(json.loads(path.read_text())["sessions"][0]["pid"])
+                return
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_a_sweep_survives_a_killed_trial_and_ends_with_the_full_number(plan, tmp_path, capsys):
     chosen = plan("trainer.max_steps=40")
-    killer = threading.Thread(target=kill_first_trial, args=(tmp_path,))
-    killer.start()
-    assert sweep(chosen) == 0
-    killer.join()
+    with once_a_run_has_begun(tmp_path, lambda pid: os.kill(pid, signal.SIGKILL)):
+        assert sweep(chosen) == 0
     printed = capsys.readouterr().out
     assert "SIGKILL; waits to be run again" in printed
     trials = pd.read_csv(chosen.folder / "trials.csv")
     assert (trials["state"] == "FAIL").sum() == 1
-    assert trials[trials["state"] == "COMPLETE"].groupby("optimizer").size().to_dict() == {"muon": 2, "muonclip": 2}
+    assert trials[trials["state"] == "COMPLETE"].groupby("optimizer").size().to_dict() == {
+        "muon": 2,
+        "muonclip": 2,
+    }
     assert "MuonClip" in printed
     assert (chosen.folder / "figures" / "spike-vs-stable.png").exists()
 
@@ -64,17 +77,10 @@ def test_a_sweep_survives_a_killed_trial_and_ends_with_the_full_number(plan, tmp
 
 def test_an_interrupted_search_goes_on_to_the_same_total(plan, tmp_path):
     chosen = plan("trainer.max_steps=200")
-    pool = Pool(2, tmp_path / "logs")
-    timer = threading.Timer(8.0, signal.raise_signal, (signal.SIGINT,))
-
-    def interrupt(job, start=Pool._start):
-        start(pool, job)
-        if not timer.is_alive() and not timer.finished.is_set():
-            timer.start()
-
-    pool._start = interrupt
     studies = open_studies(chosen)
-    with pytest.raises(KeyboardInterrupt):
+    interrupt = once_a_run_has_begun(tmp_path, lambda _: os.kill(os.getpid(), signal.SIGINT))
+    pool = Pool(2, tmp_path / "logs")
+    with pytest.raises(KeyboardInterrupt), interrupt:
         search(chosen, studies, pool, None)
     assert sum(len(s.counted()) for s in studies) < 4
     assert not pool.running
