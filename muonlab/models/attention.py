@@ -3,7 +3,6 @@
 Shape legend: B batch, T positions, D model width, H query heads, K key-value heads, d head_dim.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
