@@ -3,7 +3,7 @@
 from muonlab.record.environment import collect_environment
 from muonlab.record.identity import run_identity
 from muonlab.record.load import Run, load_run
-from muonlab.record.mlflow_run import MlflowRun, environment_tags
+from muonlab.record.mlflow_run import MlflowRun
 from muonlab.record.run import STATUSES, RunRecord
 from muonlab.record.spikes import detect_spikes, spike_score
 from muonlab.record.store import prepare_store, store_uri
@@ -15,7 +15,6 @@ __all__ = [
     "RunRecord",
     "collect_environment",
     "detect_spikes",
-    "environment_tags",
     "load_run",
     "prepare_store",
     "run_identity",

@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
 
 def _runs_in(path: Path) -> list[Path]:
     """`path` if it is a run, else the runs directly below it."""
-    below = sorted(config.parent for config in path.glob("*/config.yaml"))
+    below = sorted(config.parent for config in path.glob("[!.]*/config.yaml"))
     return below if below and not (path / "config.yaml").exists() else [path]
 
 

@@ -213,19 +213,6 @@ class MlflowRun:
             warnings.warn(f"{error}; the run goes on, recorded in its folder", stacklevel=3)
 
 
-def environment_tags(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Tags of a record's `environment`; MLflow's page shows the `mlflow.` ones as source and version."""
-    return {
-        "commit": environment["commit"],
-        "dirty": environment["dirty"],
-        "host": environment["host"],
-        "device": ", ".join(environment["accelerators"]) or environment["cpu"],
-        "mlflow.source.name": environment["command"],
-        "mlflow.source.type": "LOCAL",
-        "mlflow.source.git.commit": environment["commit"],
-    }
-
-
 def metric_key(column: str) -> str:
     """Where a trace column is charted: `train_loss` under `train/loss`, `max_logit/layer_00` under
     `attn/max_logit/layer_00`, `update_rms/query` under `optim/update_rms/query`."""

@@ -73,9 +73,10 @@ class RunRecord:
             os.replace(new, folder)
         except OSError as error:
             shutil.rmtree(new)
-            if folder.is_dir() and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                raise MuonlabError(f"{folder} holds files that are no run; choose another folder") from error
-            raise MuonlabError(f"cannot write {folder}: {error.strerror}") from error
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise MuonlabError(f"cannot write {folder}: {error.strerror}") from error
+            held = "this run already" if (folder / "config.yaml").exists() else "files that are no run"
+            raise MuonlabError(f"{folder} holds {held}; choose another folder") from error
         return cls(folder)
 
     @classmethod

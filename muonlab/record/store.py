@@ -24,6 +24,8 @@ ENVIRONMENT = {
     # MLflow's own: 120 s and 7 retries, so that a server which is gone holds a run for many minutes.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    # A server's client prints two lines at the end of a run.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # No connection outlives its session, so trial processes forked from one that logs cannot share one.
     "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",
 }

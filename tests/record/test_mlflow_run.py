@@ -3,7 +3,7 @@ import math
 import pytest
 
 from muonlab.errors import MuonlabError
-from muonlab.record import MlflowRun, environment_tags
+from muonlab.record import MlflowRun
 from muonlab.record.mlflow_run import METRICS_PER_REQUEST, THINNED, metric_key
 from muonlab.record.store import connect
 
@@ -175,7 +175,8 @@ def test_a_resumed_run_goes_on_where_it_was(store, begin, record, append_steps):
     resumed = begin({"lr": 0.1}, run_id=record.mlflow_run_id)
     assert resumed.run_id == run.run_id
     append_steps(record, range(10, 30))
-    resumed.log_rows(record.flush())
+    # Computed again, steps 10 to 19 differ in the clock alone; MLflow would keep both.
+    resumed.log_rows(row | {"seconds": row["seconds"] + 100} for row in record.flush())
     resumed.finish("finished")
     assert [step for step, _ in points(store, resumed, "train/loss")] == list(range(30))
     kept = connect(store).get_run(run.run_id)
@@ -192,6 +193,27 @@ def test_what_a_killed_run_had_not_told_is_told_from_the_record(store, begin, re
     resumed = begin(run_id=run.run_id)
     resumed.log_rows(record.rows())
     assert [step for step, _ in points(store, resumed, "train/loss")] == list(range(10))
+
+
+def test_a_kill_between_two_requests_loses_nothing(store, begin, monkeypatch):
+    run = begin()
+    rows = [{"step": s, "train_loss": 1.0, "grad_norm": 2.0, "val_loss": 3.0} for s in range(400)]
+    send, sent = run._client.log_batch, []
+
+    def first_only(*arguments, **settings):
+        if sent:
+            raise ConnectionError("killed")
+        sent.append(send(*arguments, **settings))
+
+    monkeypatch.setattr(run._client, "log_batch", first_only)
+    with pytest.warns(UserWarning, match="killed"):
+        run.log_rows(rows)
+    # 1,000 metrics end within step 333.
+    assert connect(store).get_run(run.run_id).data.tags["muonlab.logged_step"] == "332"
+    resumed = begin(run_id=run.run_id)
+    resumed.log_rows(rows)
+    for key in ("train/loss", "optim/grad_norm", "val/loss"):
+        assert {step for step, _ in points(store, resumed, key)} == set(range(400))
 
 
 def test_parameters_that_differ_on_resume_are_a_tag_not_an_end(store, begin):
@@ -234,11 +256,3 @@ def test_a_store_that_fails_does_not_end_the_training_and_catches_up(store, begi
 def test_an_experiment_that_nobody_prepared_is_told(store):
     with pytest.raises(MuonlabError, match="no MLflow experiment 'other'"):
         MlflowRun.start(store, "other", "name", {}, {})
-
-
-def test_tags_of_an_environment():
-    environment = {"commit": "c0ffee", "dirty": True, "host": "lab", "cpu": "Xeon", "command": "python -m x"}
-    tags = environment_tags(environment | {"accelerators": []})
-    assert tags["mlflow.source.git.commit"] == tags["commit"] == "c0ffee"
-    assert tags["device"] == "Xeon"
-    assert environment_tags(environment | {"accelerators": ["H100", "H100"]})["device"] == "H100, H100"
