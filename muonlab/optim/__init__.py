@@ -1,10 +1,14 @@
 """Optimizers for any PyTorch training loop: Muon, AdamW, QK-Clip and what is between them."""
 
+from muonlab.optim.bands import describe_schedule
+from muonlab.optim.designer import design_schedule
 from muonlab.optim.muon import AdamW, Muon, MuonClip
 from muonlab.optim.newton_schulz import newton_schulz, orthogonalise
+from muonlab.optim.parity import convert_lr, parity
 from muonlab.optim.qk_clip import QKClip
 from muonlab.optim.registry import build_optimizer, list_optimizers, register_optimizer
 from muonlab.optim.routing import Route, format_routing
+from muonlab.optim.schedules import list_schedules
 
 __all__ = [
     "AdamW",
@@ -13,9 +17,14 @@ __all__ = [
     "QKClip",
     "Route",
     "build_optimizer",
+    "convert_lr",
+    "describe_schedule",
+    "design_schedule",
     "format_routing",
     "list_optimizers",
+    "list_schedules",
     "newton_schulz",
     "orthogonalise",
+    "parity",
     "register_optimizer",
 ]

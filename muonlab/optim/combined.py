@@ -180,9 +180,10 @@ class CombinedOptimizer(torch.optim.Optimizer):
         for param in params:
             if not self.state[param]:
                 self.state[param] = rule.init_state(param, dtype)
-        work = [param.to(dtype) for param in params]  # the parameters themselves where the dtype is theirs
-        rule.update(work, [p.grad.to(dtype) for p in params], [self.state[p] for p in params], groups)
-        if dtype is not params[0].dtype:
+        grads = [p.grad if p.grad.dtype is dtype else p.grad.to(dtype) for p in params]
+        work = params if params[0].dtype is dtype else [param.to(dtype) for param in params]
+        rule.update(work, grads, [self.state[p] for p in params], groups)
+        if work is not params:
             torch._foreach_copy_(params, work)
 
     def _momentum_of(self, param: nn.Parameter) -> Tensor | None:

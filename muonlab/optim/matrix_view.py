@@ -76,7 +76,7 @@ class MatrixView:
         if isinstance(self.row_blocks, tuple):
             return torch.cat(blocks, dim=-2).reshape(shape)
         block = blocks[0].transpose(-2, -3) if self.col_blocks > 1 else blocks[0]
-        return block.reshape(shape)
+        return block if block.shape == shape else block.reshape(shape)
 
     def block_shapes(self, shape: torch.Size) -> list[tuple[int, ...]]:
         """The shapes of what `split` returns for a parameter of this shape."""

@@ -50,7 +50,11 @@ def prepare(group: dict[str, Any]) -> None:
 
 
 def check_parameter(param: Tensor, name: str, group: dict[str, Any]) -> None:
-    """Raise MuonlabError if the parameter has no such view as matrices."""
+    """Raise MuonlabError if the parameter has no such view as matrices, or only a shard of them is here."""
+    if hasattr(param, "placements"):
+        raise MuonlabError(
+            f"{name} is sharded (DTensor); Muon needs whole matrices on every rank, as under DDP"
+        )
     _view(group).check(param.shape, name)
 
 
@@ -118,7 +122,11 @@ def _update_class(
             for stack, (i, name) in zip(stacks, owners, strict=True)
         ]
     scales = [SCALE_RULES[settings["scale_rule"]](*stack.shape[-2:]) for stack in stacks]
-    torch._foreach_mul_(stacks, scales)
+    length = settings["lr"]
+    if len(set(scales)) == 1:  # one factor for all goes into the length, not into every entry
+        length = length * scales[0]
+    else:
+        torch._foreach_mul_(stacks, scales)
     rest = iter(stacks)
     updates = [
         view.join([next(rest) for _ in own], param.shape)
@@ -126,16 +134,15 @@ def _update_class(
     ]
 
     # W <- (1 - share) W - lr O
-    lr = settings["lr"]
     if settings["weight_decay"]:
         scale_of = {i: scale for (i, _), scale in zip(owners, scales, strict=True)}
-        kind, weight_decay, peak_lr = (settings[k] for k in ("weight_decay_kind", "weight_decay", "peak_lr"))
-        shares = [decay_share(kind, weight_decay, lr, peak_lr, scale_of[i]) for i in range(len(params))]
+        coupling = [settings[name] for name in ("weight_decay_kind", "weight_decay", "lr", "peak_lr")]
+        shares = [decay_share(*coupling, scale_of[i]) for i in range(len(params))]
         decay(params, updates, shares, settings["cautious"])
-    if isinstance(lr, Tensor):
-        torch._foreach_sub_(params, torch._foreach_mul(updates, lr))
+    if isinstance(length, Tensor):
+        torch._foreach_sub_(params, torch._foreach_mul(updates, length))
     else:
-        torch._foreach_add_(params, updates, alpha=-lr)
+        torch._foreach_add_(params, updates, alpha=-length)
 
 
 def _normalise(update: Tensor, state: dict[str, Any], name: str, beta2: float) -> Tensor:

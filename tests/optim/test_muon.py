@@ -264,3 +264,27 @@ def test_a_sparse_gradient_is_refused_by_name():
     embedding(torch.tensor([1, 2])).sum().backward()
     with pytest.raises(MuonlabError, match=r"the gradient of wte\.weight is sparse"):
         optimizer.step()
+
+
+def test_a_sharded_parameter_is_refused_by_name():
+    import torch.distributed as dist
+    from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        param = nn.Parameter(distribute_tensor(torch.zeros(4, 4), init_device_mesh("cpu", (1,)), [Shard(0)]))
+        with pytest.raises(MuonlabError, match=r"layers\.0\.weight is sharded \(DTensor\)"):
+            Muon([("layers.0.weight", param)])
+    finally:
+        dist.destroy_process_group()
+
+
+def test_a_gradient_of_another_dtype_is_converted():
+    low, high = parameters((4, 6), dtype=torch.float32), parameters((4, 6), dtype=torch.float32)
+    low[0].grad = None
+    low[0].grad_dtype = torch.bfloat16
+    low[0].grad = high[0].grad.bfloat16()
+    high[0].grad = low[0].grad.float()
+    for params in (low, high):
+        Muon(params).step()
+    assert torch.equal(low[0], high[0])
