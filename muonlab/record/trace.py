@@ -5,7 +5,7 @@ are written as numbered parts (`steps-0001.parquet`), which `merge` turns into o
 the files a null means "not measured at this step" and a NaN means "measured, and not a number".
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from muonlab.errors import unknown_name
+from muonlab.errors import MuonlabError, unknown_name
 from muonlab.record.files import write_atomic
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class TraceWriter:
     def merge(self) -> None:
         """Turn the parts of each trace into one file. A kill in between leaves both, which reads the same."""
         for name in KEYS:
-            files = list(_files(self.folder, name))
+            files = _files(self.folder, name)
             whole = self.folder / f"{name}.parquet"
             if files and files != [whole]:
                 self._write(name, whole, read_trace(self.folder, name))
@@ -124,7 +124,7 @@ def read_trace(folder: Path, name: str) -> pa.Table:
         except FileNotFoundError:  # the run was finishing while we read: its parts have just been merged
             continue
     else:
-        raise FileNotFoundError(f"the trace {name} in {folder} keeps changing")
+        raise MuonlabError(f"the trace {name} in {folder} changes whenever it is read; try again")
     empty = empty_trace(name)
     table = pa.concat_tables([empty, *tables], promote_options="default")
     table = table.select([*empty.column_names, *sorted(set(table.column_names) - set(empty.column_names))])
@@ -144,11 +144,11 @@ def empty_trace(name: str) -> pa.Table:
     return pa.schema(keys + [(column, pa.float64()) for column in columns]).empty_table()
 
 
-def _files(folder: Path, name: str) -> Iterator[Path]:
+def _files(folder: Path, name: str) -> list[Path]:
+    # The parts are listed first: a merge writes the whole file before it removes them.
+    parts = sorted(folder.glob(f"{name}-*.parquet"), key=lambda path: int(path.stem.rpartition("-")[2]))
     whole = folder / f"{name}.parquet"
-    if whole.exists():
-        yield whole
-    yield from sorted(folder.glob(f"{name}-*.parquet"), key=lambda path: int(path.stem.rpartition("-")[2]))
+    return [whole, *parts] if whole.exists() else parts
 
 
 def _steps_table(order: list[int], rows: list[dict[str, Any]]) -> pa.Table:

@@ -1,4 +1,6 @@
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -40,19 +42,29 @@ def append_steps():
     return append
 
 
+PREPARE = """
+import os, sys
+from muonlab.record import prepare_store
+assert "mlflow" not in sys.modules
+prepare_store(f"sqlite:///{sys.argv[1]}/mlflow.db", "template", sys.argv[1])
+assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+"""
+
+
 @pytest.fixture(scope="session")
-def empty_store(tmp_path_factory):
-    """A migrated store: making one takes seconds, copying it does not."""
+def first_store(tmp_path_factory):
+    """A store made by a process of its own, and what that printed. Making one takes seconds, copying does not."""
     folder = tmp_path_factory.mktemp("store")
-    prepare_store(store_uri(None, folder), "template", folder)
-    return folder / "mlflow.db"
+    command = [sys.executable, "-c", PREPARE, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return folder / "mlflow.db", done.stdout + done.stderr
 
 
 @pytest.fixture
-def store(tmp_path, empty_store, monkeypatch):
+def store(tmp_path, first_store, monkeypatch):
     """The URI of a fresh store with the experiment "lab"."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    shutil.copy(first_store[0], tmp_path / "mlflow.db")
     uri = store_uri(None, tmp_path)
     prepare_store(uri, "lab", tmp_path / "artifacts")
     return uri

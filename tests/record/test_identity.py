@@ -29,13 +29,13 @@ def test_it_is_ten_hex_digits_that_never_change():
     assert run_identity({"seed": 1, "optimizer": {"lr": 0.03, "tau": None}}) == "cdb7d2a3ca"
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(configs, st.integers())
 def test_the_order_of_keys_does_not_matter(config, seed):
     assert run_identity(shuffled(config, random.Random(seed))) == run_identity(config)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(configs, st.dictionaries(st.text(max_size=4), leaves, max_size=3), leaves)
 def test_paths_tracking_force_and_hardware_do_not_matter(config, elsewhere, value):
     trainer = {"max_steps": 10}
@@ -51,7 +51,7 @@ def test_paths_tracking_force_and_hardware_do_not_matter(config, elsewhere, valu
     assert run_identity(moved) == run_identity(plain)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(configs, st.integers(0, 9), st.integers(10, 19))
 def test_the_seed_and_the_settings_do_matter(config, one, other):
     assert run_identity({**config, "seed": one}) != run_identity({**config, "seed": other})
@@ -60,7 +60,7 @@ def test_the_seed_and_the_settings_do_matter(config, one, other):
     )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.integers(-(2**53), 2**53))
 def test_a_whole_number_is_the_same_written_with_a_point(number):
     assert run_identity({"lr": number}) == run_identity({"lr": float(number)})

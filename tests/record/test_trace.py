@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muonlab.errors import MuonlabError
+from muonlab.record import trace
 from muonlab.record.trace import SCALARS, TraceWriter, chart_rows, empty_trace, read_trace
 
 
@@ -214,3 +215,21 @@ def test_chart_rows_reduce_heads_and_keep_what_was_measured(tmp_path):
 
 def test_chart_rows_need_neither_heads_nor_steps():
     assert chart_rows(empty_trace("steps"), empty_trace("max_logits")) == []
+
+
+def test_a_run_that_ends_while_it_is_read_is_read_again(tmp_path, append_steps, monkeypatch):
+    writer = TraceWriter(tmp_path)
+    for steps in (range(3), range(3, 6)):
+        append_steps(writer, steps)
+        writer.flush()
+    before = frames(tmp_path)
+    list_files = trace._files
+
+    def listed_before_the_merge(folder, name):
+        found = list_files(folder, name)
+        monkeypatch.setattr(trace, "_files", list_files)
+        writer.merge()
+        return found
+
+    monkeypatch.setattr(trace, "_files", listed_before_the_merge)
+    assert_identical(frames(tmp_path), before)
