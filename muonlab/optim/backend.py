@@ -21,9 +21,9 @@ MAX_ERROR_GROWTH = 0.05
 
 # Strips are narrower products, which cost more a multiplication than whole ones: what a strip product of
 # a symmetric n x n result costs, relative to the whole product, in fp32 on an AVX-512 core.
-STRIP = 96
-STRIP_COST = 0.7
-STRIP_FROM = 256
+STRIP = 128
+STRIP_COST = 0.72
+STRIP_FROM = 320
 
 # Working set of a stack on a CPU, in bytes: it should stay in the second-level cache.
 CACHE_BYTES = 2 * 2**20
