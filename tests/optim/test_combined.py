@@ -124,6 +124,15 @@ def test_a_copy_keeps_the_step_count_and_trains_on_alike():
     assert all(torch.equal(a, b) for a, b in zip(params, twins, strict=True))
 
 
+def test_an_optimizer_can_be_made_from_the_groups_of_another():
+    """Also after a warm-up step: the peak learning rate, to which independent decay is relative, goes along."""
+    optimizer = Muon(groups(parameters()), lr=0.1, weight_decay=0.1, weight_decay_kind="independent")
+    LambdaLR(optimizer, lambda _: 0.5)
+    other = Muon(optimizer.param_groups)
+    assert_equal(other.state_dict()["param_groups"], optimizer.state_dict()["param_groups"])
+    assert other.param_groups[0]["peak_lr"] == 0.1
+
+
 def test_one_schedule_multiplies_every_groups_learning_rate():
     optimizer = Muon(groups(parameters()), lr=0.1, adamw_lr=0.01)
     scheduler = LambdaLR(optimizer, lambda step: 1 / (step + 1))
