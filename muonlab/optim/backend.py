@@ -25,8 +25,8 @@ STRIP = 128
 STRIP_COST = 0.72
 STRIP_FROM = 320
 
-# Working set of a stack on a CPU, in bytes: it should stay in the second-level cache.
-CACHE_BYTES = 2 * 2**20
+# Working set of a stack on a CPU, in bytes: it should stay in a second-level cache of 2 MiB.
+CACHE_BYTES = 3 * 2**19
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,9 @@ def choose_backend(n: int, m: int, rows: tuple[Row, ...], dtype: torch.dtype, de
     strip = STRIP if on_cpu and n >= STRIP_FROM and dtype in (torch.float32, torch.float64) else 0
     symmetric = STRIP_COST if strip else 1.0
     form = min(("plain", "gram"), key=lambda form: cost(n, m, rows, form, dtype, symmetric))
-    # A stack holds X twice and four n x n matrices.
-    stack = max(1, CACHE_BYTES // (dtype.itemsize * (2 * n * m + 4 * n * n))) if on_cpu else 0
+    # X twice, and R and Q; the Gram form has two more n x n matrices
+    numbers = 2 * n * m + (2 if form == "plain" else 4) * n * n
+    stack = max(1, CACHE_BYTES // (dtype.itemsize * numbers)) if on_cpu else 0
     chosen = Backend(form, stack, strip)
     if not torch.compiler.is_compiling():
         _log_once(f"{device_type} {dtype} {n} x {m}, {len(rows)} steps: {chosen}")

@@ -8,7 +8,7 @@ and for the tests.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -71,8 +71,8 @@ def orthogonalise(
     buckets: dict[tuple, list[int]] = defaultdict(list)
     for index, G in enumerate(matrices):
         _check(G)
-        short, long = sorted(G.shape[-2:])
-        buckets[short, long, G.dtype, G.device].append(index)
+        rows, cols = G.shape[-2:]
+        buckets[min(rows, cols), max(rows, cols), G.dtype, G.device].append(index)
     results: dict[int, Tensor] = {}
     for (n, m, dtype_in, device), indices in buckets.items():
         work = work_dtype(dtype_in, device) if dtype is None else dtype
@@ -135,12 +135,16 @@ def _iterate(parts: list[Tensor], row_blocks: Sequence[Sequence[Row]], strip: in
     plain form, one block is the Gram form. The identity is added inside the products, never stored: in bf16
     that halves the error.
     """
-    sizes, n = [len(X) for X in parts], parts[0].shape[-2]
-    R, B, Q, T = (parts[0].new_empty(sum(sizes), n, n) for _ in range(4))
+    n = parts[0].shape[-2]
+    ends = list(accumulate(map(len, parts)))
+    spans = [slice(end - len(X), end) for X, end in zip(parts, ends, strict=True)]
+    R, Q = (parts[0].new_empty(ends[-1], n, n) for _ in range(2))
+    if len(row_blocks) < sum(map(len, row_blocks)):
+        B, T = torch.empty_like(R), torch.empty_like(R)
     others = [torch.empty_like(X) for X in parts]
     for block in row_blocks:
-        for X, X_gram in zip(parts, R.split(sizes), strict=True):
-            gram_matrix(X, X_gram, strip)
+        for X, span in zip(parts, spans, strict=True):
+            gram_matrix(X, R[span], strip)
         s, b, c = block[0]
         symmetric_product(R, R, R, b, c, Q, strip)
         if len(block) > 1:
@@ -152,8 +156,8 @@ def _iterate(parts: list[Tensor], row_blocks: Sequence[Sequence[Row]], strip: in
             symmetric_product(R, R, R, b, c, B, strip)
             Q, T = symmetric_product(Q, Q, B, a_next, 1.0, T, strip), Q
             s = 0.0
-        for X, factor, Y in zip(parts, Q.split(sizes), others, strict=True):
-            _apply(X, factor, s, Y)
+        for X, span, Y in zip(parts, spans, others, strict=True):
+            _apply(X, Q[span], s, Y)
         parts, others = others, parts
     return parts
 

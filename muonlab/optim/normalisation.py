@@ -17,7 +17,8 @@ def frobenius_normalise_(X: Tensor, margin: float = 1.0) -> Tensor:
     """
     scale_to_unit_(X)
     norm = torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True)
-    return X.mul_((norm.where(norm > 0, 1.0) * margin).reciprocal_())
+    # no norm but that of a zero matrix lies below 2^-75 now: a denormal over _SMALLEST is at least that
+    return X.mul_(norm.mul_(margin).clamp_min_(2.0**-80).reciprocal_())
 
 
 def scale_to_unit_(X: Tensor) -> Tensor:
