@@ -70,7 +70,7 @@ def test_parity_with_torch_optim_muon_in_fp64(monkeypatch, shape, nesterov, adju
 
 @pytest.mark.parametrize("shape", [(32, 32), (48, 24), (24, 48)], ids=str)
 def test_parity_with_torch_optim_muon_in_its_bf16(shape):
-    """As both run, each within bf16's rounding of the exact update (torch 1-2 % of its norm, ours 4-6 %)."""
+    """As both run, each within bf16's rounding of the exact update: both are 1.2 to 1.6 % of its norm away."""
     weight, grads = matrices(shape, steps=1, dtype=torch.float32)
     settings = {**parity("torch"), "weight_decay": 0.0, "ns_dtype": "bfloat16"}
     exact = PUBLISHED["torch"](weight.double(), [g.double() for g in grads], 1.0, wd=0.0) - weight
@@ -78,7 +78,7 @@ def test_parity_with_torch_optim_muon_in_its_bf16(shape):
         train(weight, grads, lambda p: Muon(p, lr=1.0, **settings)) - weight,
         train(weight, grads, lambda p: torch.optim.Muon(p, lr=1.0, weight_decay=0.0)) - weight,
     ):
-        assert (update - exact).norm() < 0.08 * exact.norm()
+        assert (update - exact).norm() < 0.025 * exact.norm()
 
 
 def test_convert_lr_moves_a_matrix_as_far():
