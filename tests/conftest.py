@@ -29,6 +29,12 @@ TINY = [
 
 
 @pytest.fixture
+def tiny_overrides():
+    """The overrides that make a run tiny, for commands."""
+    return TINY
+
+
+@pytest.fixture
 def tiny(tmp_path):
     """compose(*overrides) -> a resolved config of a tiny run that keeps everything under tmp_path."""
     from muonlab.cli import compose_config, plain

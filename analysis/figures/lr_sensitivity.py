@@ -34,7 +34,7 @@ def plot_lr_sensitivity(ax: Axes, frame: pd.DataFrame, title: str = "") -> None:
         # Crosses of several arms at one rate stand side by side.
         dodge = 1.12 ** (rank - (len(arms) - 1) / 2)
         _draw_arm(ax, judged[judged["arm"] == arm], ceiling, style, dodge)
-    _draw_ceiling(ax, low, ceiling, len(arms))
+    _draw_ceiling(ax, low, ceiling, len(arms), cut=len(finished) < len(judged) or finished.max() > ceiling)
     rates = judged["lr"]
     ax.set_xscale("log")
     ax.set_xlim(rates.min() / 1.25, rates.max() * 1.25)
@@ -65,12 +65,14 @@ def _draw_arm(ax: Axes, runs: pd.DataFrame, ceiling: float, style: Style, dodge:
     ax.plot([], [], ls=style.dash, lw=1.0, label=label, **drawn)
 
 
-def _draw_ceiling(ax: Axes, low: float, ceiling: float, rows: int) -> None:
-    """The dotted line at which the axis is cut, and room for `rows` of legend above it."""
+def _draw_ceiling(ax: Axes, low: float, ceiling: float, rows: int, cut: bool) -> None:
+    """Room for `rows` of legend above the ceiling, and a dotted line there where it cuts runs off."""
     span = ceiling - low
     ax.set_ylim(low - 0.08 * span, ceiling + (0.17 + 0.09 * rows) * span)
+    ax.set_yticks([tick for tick in ax.get_yticks() if low - 0.08 * span <= tick < ceiling])
+    if not cut:
+        return
     ax.axhline(ceiling, color="#8c8c8c", lw=0.6, ls=(0, (1, 2)), zorder=1, gid="ceiling")
     words = {"ha": "right", "va": "bottom", "fontsize": 6, "color": "#4d4d4d"}
     place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 4), "textcoords": "offset points"}
     ax.annotate("diverged, or worse than this", (1, ceiling), **place, **words)
-    ax.set_yticks([tick for tick in ax.get_yticks() if low - 0.08 * span <= tick < ceiling])

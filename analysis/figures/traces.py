@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from analysis.palette import Style, styles
 from muonlab.errors import MuonlabError
@@ -80,6 +80,7 @@ def set_steps_axis(ax: Axes, frame: pd.DataFrame) -> None:
     """Limits and label of a horizontal axis in optimizer steps, with the tokens of a step where they are
     known."""
     ax.set_xlim(0, frame["step"].max() + 1)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 2.5, 5, 10], integer=True))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
     label = "optimizer step"
     if "tokens" in frame and frame["tokens"].notna().any():
@@ -92,7 +93,7 @@ def set_log_axis(axis: Axis, low: float, high: float) -> None:
     """Ticks of a logarithmic axis that say 30 or 1,000, not powers; thirds of a decade where it spans few."""
     axis.set_major_locator(LogLocator(subs=(1, 3) if high / low < 2000 else (1,), numticks=12))
     axis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=50))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:.3g}"))
     axis.set_minor_formatter(NullFormatter())
 
 

@@ -53,4 +53,5 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except MuonlabError as error:
-        sys.exit(f"muonlab: {error}")
+        print(f"muonlab: {error}", file=sys.stderr)
+        sys.exit(2)

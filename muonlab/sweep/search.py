@@ -1,5 +1,6 @@
 """The search of a study on this machine: take waiting trials in turn, run each in its own process, tell Optuna."""
 
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,13 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from muonlab.record import load_run
+from muonlab.record import RunRecord, load_run
 from muonlab.sweep.plan import Plan
 from muonlab.sweep.pool import Job, Pool, Result
 from muonlab.sweep.study import DIVERGED_LOSS, OptimizerStudy, open_storage, open_study
 from muonlab.train.config import resolve
 from muonlab.train.run import OVER, run_folder
+from muonlab.train.tracking import close_mlflow
 
 # A killed trial is run once more, since a kill may come from outside; killed again, it is a failed trial.
 ATTEMPTS = 2
@@ -126,6 +128,7 @@ def _job(plan: Plan, study: OptimizerStudy, trial: optuna.Trial, parent_run_id: 
         role="search",
         parent_run_id=parent_run_id,
     )
+    trial.set_user_attr("expected_folder", str(run_folder(resolve(config))))
     return Job(config, f"{study.optimizer}-trial{number}", TrialJob(study, trial))
 
 
@@ -146,7 +149,19 @@ def _tell(about: TrialJob, result: Result) -> str:
         return f"{settings}  {result.status}: {result.cause}; waits to be run again"
     else:
         study.study.tell(trial, state=TrialState.FAIL)
+        if result.killed:
+            _close_record(trial, result)
     return f"{settings}  {_ending(result)}"
+
+
+def _close_record(trial: optuna.Trial, result: Result) -> None:
+    """A killed process could not end its own record; the kernel's way out of memory is SIGKILL."""
+    folder = Path(trial.user_attrs["expected_folder"])
+    if (folder / "config.yaml").exists():
+        status = "out-of-memory" if result.killed == signal.SIGKILL else "failed"
+        record = RunRecord.reopen(folder)
+        record.finish(status, result.cause)
+        close_mlflow(load_run(folder).config, record, status, result.cause)
 
 
 def _ending(result: Result) -> str:

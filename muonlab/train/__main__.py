@@ -18,9 +18,11 @@ def main() -> int:
 
 def one_run(config: dict) -> int:
     """Train, say in one line how it ended and, last, where the record is."""
-    from muonlab.train.run import train
+    from muonlab.train.run import first_rank, train
 
     outcome = train(config)
+    if not first_rank():
+        return EXIT_CODES[outcome.status]
     ending = f"{outcome.status}: {outcome.cause}" if outcome.cause else outcome.status
     if not outcome.trained:
         ending += " (earlier; force=true trains it again)"

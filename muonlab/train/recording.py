@@ -3,12 +3,14 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from muonlab.data import bits_per_byte
 from muonlab.record import RunRecord
 from muonlab.record.mlflow_run import MlflowRun
 from muonlab.train.module import LanguageModel
@@ -19,11 +21,15 @@ class Recording(L.Callback):
 
     Row `step` (from 0) holds the loss, gradient norm, learning rate and max logits of that step's forward and
     backward, and the clip factors applied after its update; at their cadence `probe_loss`, `val_loss` and the
-    attention entropy of the weights before the update. `on_step` is told the number of finished steps.
+    attention entropy of the weights before the update. `on_step` is told the number of finished steps. `record` is None
+    on every rank but the first, which then only lends its losses and maxima.
     """
 
     def __init__(
-        self, record: RunRecord, mlflow_run: MlflowRun | None, on_step: Callable[[int], None] | None = None
+        self,
+        record: RunRecord | None,
+        mlflow_run: MlflowRun | None,
+        on_step: Callable[[int], None] | None = None,
     ):
         self.record, self.mlflow_run, self.on_step = record, mlflow_run, on_step
         self.seconds_before = 0.0
@@ -32,6 +38,7 @@ class Recording(L.Callback):
         self.losses: list[Tensor] = []
         self.weights_before: list[Tensor] = []
         self.latest: dict[str, Tensor] = {}
+        self.metrics: dict[str, float] = {}
         self._random_state: Tensor | None = None
 
     # ------------------------------------------------------------------ one step
@@ -91,7 +98,8 @@ class Recording(L.Callback):
             "seconds": self.seconds_before + time.monotonic() - self.started,
         }
         self.latest = {"loss": loss, "max_logit": self.heads["max_logit"]}
-        self.record.append(step - 1, self.row, self.heads)
+        if self.record is not None:
+            self.record.append(step - 1, self.row, self.heads)
         self.row, self.heads, self.losses = {}, {}, []
         if self.on_step:
             self.on_step(step)
@@ -117,14 +125,28 @@ class Recording(L.Callback):
     # ------------------------------------------------------------------ keeping it
     def flush(self) -> None:
         """Write what is buffered to the record and to MLflow."""
-        rows = self.record.flush()
+        rows = self.record.flush() if self.record is not None else []
         if self.mlflow_run is not None:
             self.mlflow_run.log_rows(rows)
 
-    def finish(self, status: str, cause: str, metrics: dict[str, float]) -> None:
+    def on_train_end(self, trainer: L.Trainer, module: LanguageModel) -> None:
+        """Final losses, while the model still is on its device, and a checkpoint of the last step."""
+        val_loss, (probe_loss, _) = module.validate().item(), module.probe()
+        self.metrics = {
+            "val_loss": val_loss,
+            "val_bits_per_byte": bits_per_byte(val_loss, module.data.bytes_per_token),
+            "probe_loss": probe_loss.item(),
+        }
+        path = Path(trainer.checkpoint_callback.dirpath) / f"step-{trainer.global_step:08d}.ckpt"
+        if not path.exists():
+            trainer.save_checkpoint(path, weights_only=False)
+
+    def finish(self, status: str, cause: str) -> None:
         """End the record and the MLflow run, whatever happened."""
         self.flush()
-        self.record.finish(status, cause, metrics)
+        metrics = self.metrics if status == "finished" else {}
+        if self.record is not None:
+            self.record.finish(status, cause, metrics)
         if self.mlflow_run is not None:
             self.mlflow_run.log_folder(self.record.folder)
             self.mlflow_run.finish(status, cause, metrics)
@@ -143,6 +165,9 @@ class Recording(L.Callback):
         self, trainer: L.Trainer, module: LanguageModel, checkpoint: dict[str, Any]
     ) -> None:
         """Rows written after the checkpoint are dropped: they will be computed again, to the same bits."""
-        self.record.truncate(checkpoint["global_step"] - 1)
+        if self.record is not None:
+            self.record.truncate(checkpoint["global_step"] - 1)
+        if self.mlflow_run is not None:
+            self.mlflow_run.log_rows(self.record.rows())  # what a kill kept from MLflow; it skips what it has
         self.seconds_before = checkpoint["muonlab"]["seconds"]
         self._random_state = checkpoint["muonlab"]["random_state"]

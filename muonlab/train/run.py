@@ -43,7 +43,7 @@ def train(config: Any, on_step: Callable[[int], None] | None = None) -> Outcome:
     """
     config = resolve(config)
     folder = run_folder(config)
-    if folder.exists():
+    if (folder / "config.yaml").exists() and first_rank():
         earlier = load_run(folder)
         if config["force"]:
             _set_aside(folder)
@@ -57,11 +57,11 @@ def train(config: Any, on_step: Callable[[int], None] | None = None) -> Outcome:
 def _train(config: dict[str, Any], folder: Path, on_step: Callable[[int], None] | None) -> Outcome:
     import torch
 
-    from muonlab.data import bits_per_byte, build_data
+    from muonlab.data import build_data
     from muonlab.train.callbacks import Diverged, Health, Interrupted, ProgressBar, StopBetweenSteps
     from muonlab.train.module import LanguageModel
     from muonlab.train.recording import Recording
-    from muonlab.train.tracking import open_mlflow
+    from muonlab.train.tracking import open_mlflow, open_store
 
     accelerator = _accelerator(config["trainer"])
     settings = dict(config["data"])
@@ -71,27 +71,22 @@ def _train(config: dict[str, Any], folder: Path, on_step: Callable[[int], None] 
     torch.manual_seed(config["seed"])
     module = LanguageModel(config, data)
 
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0 and folder.exists():
-        record = RunRecord.reopen(folder)
-    else:
-        routing = [asdict(route) for route in module.optimizer.routing]
-        record = RunRecord.create(folder, config, routing, environment)
-    recording = Recording(record, open_mlflow(config, record, environment), on_step)
-    health, stop = Health(recording), StopBetweenSteps()
-    progress = ProgressBar(recording, run_name(config)) if config["trainer"]["progress"] else None
-    trainer = _trainer(config["trainer"], accelerator, folder, [recording, health, stop, progress])
+    record = mlflow_run = None
     checkpoint = _latest_checkpoint(folder)
-    if checkpoint is None:
-        record.truncate(-1)
-    status, cause, metrics = "failed", "", {}
+    if first_rank():
+        store = open_store(config)  # a server that cannot be reached is told before anything is recorded
+        record = _open_record(folder, config, module, environment)
+        mlflow_run = open_mlflow(store, config, record, environment) if store else None
+        if checkpoint is None:
+            record.truncate(-1)
+    recording = Recording(record, mlflow_run, on_step)
+    health, stop = Health(recording), StopBetweenSteps()
+    shown = config["trainer"]["progress"] and first_rank()
+    progress = ProgressBar(recording, run_name(config)) if shown else None
+    trainer = _trainer(config["trainer"], accelerator, folder, [recording, health, stop, progress])
+    status, cause = "failed", ""
     try:
         trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
-        val_loss, (probe_loss, _) = module.validate().item(), module.probe()
-        metrics = {
-            "val_loss": val_loss,
-            "val_bits_per_byte": bits_per_byte(val_loss, data.bytes_per_token),
-            "probe_loss": probe_loss.item(),
-        }
         status = "finished"
     except Diverged as error:
         status, cause = "diverged", str(error)
@@ -109,8 +104,21 @@ def _train(config: dict[str, Any], folder: Path, on_step: Callable[[int], None] 
         if progress:
             progress.close()
         stop.restore()
-        recording.finish(status, cause, metrics)
+        recording.finish(status, cause)
     return Outcome(folder, status, cause)
+
+
+def first_rank() -> bool:
+    """Whether this process keeps the record: with several devices Lightning starts the command once for each."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
+
+
+def _open_record(folder: Path, config: dict[str, Any], module: Any, environment: dict[str, Any]) -> RunRecord:
+    if (folder / "config.yaml").exists():
+        return RunRecord.reopen(folder, config)
+    return RunRecord.create(
+        folder, config, [asdict(route) for route in module.optimizer.routing], environment
+    )
 
 
 def _trainer(settings: dict[str, Any], accelerator: str, folder: Path, callbacks: list[Any]) -> Any:

@@ -39,15 +39,15 @@ def open_study_run(
     return run
 
 
-def open_mlflow(config: dict[str, Any], record: RunRecord, environment: dict[str, Any]) -> MlflowRun | None:
-    """The MLflow run of a record, begun or gone on with; None where `tracking` is `none`.
+def open_mlflow(
+    store: tuple[str, str], config: dict[str, Any], record: RunRecord, environment: dict[str, Any]
+) -> MlflowRun:
+    """The MLflow run of a record in the store that `open_store` gave, begun or gone on with.
 
     The tags repeat what nesting shows (study, trial, role, seed), since a table sorted by a metric has no nesting.
     Raises MuonlabError for a tracking server that cannot be used.
     """
-    store, tracking = open_store(config), config["tracking"]
-    if store is None:
-        return None
+    tracking = config["tracking"]
     tags = {
         "optimizer": config["optimizer"]["name"],
         "model": config["model"]["name"],
@@ -70,3 +70,12 @@ def open_mlflow(config: dict[str, Any], record: RunRecord, environment: dict[str
     record.mlflow_run_id = run.run_id
     run.log_dataset(environment["data"]["name"], environment["data"]["digest"])
     return run
+
+
+def close_mlflow(config: dict[str, Any], record: RunRecord, status: str, cause: str) -> None:
+    """End the MLflow run of a record whose own process was killed."""
+    store = open_store(config)
+    if store is not None and record.mlflow_run_id is not None:
+        run = MlflowRun.start(*store, run_name(config), {}, {}, run_id=record.mlflow_run_id)
+        run.log_rows(record.rows())
+        run.finish(status, cause)

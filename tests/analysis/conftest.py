@@ -130,3 +130,15 @@ def frames(runs):
             run = made_up_run(optimizer, seed, status=status)
             arms.setdefault(optimizer, []).extend(runs(**{f"{optimizer}-s{seed}": run}))
     return collect(arms)
+
+
+@pytest.fixture
+def long_frames(runs, make_run):
+    """Three arms of three seeds with 400 steps: long enough for every verdict."""
+    arms = {}
+    for optimizer in ("adamw", "muon", "muonclip"):
+        for seed in (1, 2, 3):
+            arms.setdefault(optimizer, []).extend(
+                runs(**{f"{optimizer}{seed}": make_run(optimizer, seed, num_steps=400)})
+            )
+    return collect(arms)

@@ -7,17 +7,6 @@ from analysis.judge import judge_harmless, judge_runs, judge_switch, summarise
 from analysis.tables import verdict_table
 
 
-@pytest.fixture
-def long_frames(runs, make_run):
-    arms = {}
-    for optimizer in ("adamw", "muon", "muonclip"):
-        for seed in (1, 2, 3):
-            arms.setdefault(optimizer, []).extend(
-                runs(**{f"{optimizer}{seed}": make_run(optimizer, seed, num_steps=400)})
-            )
-    return collect(arms)
-
-
 def held(table, arm, name):
     rows = table[(table["arm"] == arm) & (table["name"] == name)]
     return [*rows["holds"]]

@@ -28,7 +28,8 @@ def assert_same_bits(one, other):
     for a, b in zip(traces(one), traces(other), strict=True):
         pd.testing.assert_frame_equal(a, b, check_exact=True)
     states = [
-        torch.load(sorted((folder / "checkpoints").iterdir())[-1], weights_only=True) for folder in (one, other)
+        torch.load(sorted((folder / "checkpoints").iterdir())[-1], weights_only=True)
+        for folder in (one, other)
     ]
     for name, value in states[0]["state_dict"].items():
         assert torch.equal(value, states[1]["state_dict"][name]), name
@@ -73,7 +74,9 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing of ours may handle it."""
 
 
-@pytest.mark.parametrize("settings", [[], ["trainer.accumulate=2"], ["schedule=cosine", "trainer.grad_clip=0.5"]])
+@pytest.mark.parametrize(
+    "settings", [[], ["trainer.accumulate=2"], ["schedule=cosine", "trainer.grad_clip=0.5"]]
+)
 def test_a_killed_run_goes_on_to_the_same_bits(tiny, tmp_path, settings, monkeypatch):
     from muonlab.train.recording import Recording
 

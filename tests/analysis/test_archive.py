@@ -1,0 +1,111 @@
+"""What results/ keeps: enough to redraw every figure to the same bytes, and to answer every claim."""
+
+import json
+
+import pandas as pd
+import pytest
+import yaml
+
+from analysis.archive import choose, load_frames, save_frames, stack
+from analysis.claims import answer
+from analysis.compose import KINDS, draw
+from analysis.judge import judge_runs
+from analysis.redraw import redraw
+from muonlab.errors import MuonlabError
+
+FIGURES = [
+    {"name": "traces", "kind": "traces", "conditions": ["raised"], "arms": ["muon", "muonclip"], "tau": 30},
+    {"name": "stable", "kind": "spike_vs_stable", "conditions": ["raised"], "tau": 30},
+    {"name": "rates", "kind": "lr_sensitivity"},
+    {
+        "name": "switch",
+        "kind": "switch",
+        "conditions": ["raised"],
+        "windows": [[0, 100], [200, 400]],
+        "tau": 30,
+    },
+]
+
+
+@pytest.fixture
+def stacked(long_frames):
+    return stack({"raised": long_frames})
+
+
+def test_every_kind_of_figure_is_redrawn_to_the_same_bytes(stacked, tmp_path):
+    assert {figure["kind"] for figure in FIGURES} == set(KINDS)
+    save_frames(stacked, tmp_path)
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump({"figures": FIGURES}))
+    (tmp_path / "made.json").write_text(
+        json.dumps({"command": "make it", "commit": "0123456789ab", "dirty": False})
+    )
+    first = {path: path.read_bytes() for path in redraw(tmp_path)}
+    assert len(first) == 4
+    for path in first:
+        path.with_suffix(".csv").unlink()
+    assert {path: path.read_bytes() for path in redraw(tmp_path)} == first
+    for path in first:
+        assert len(pd.read_csv(path.with_suffix(".csv"))) > 0
+        assert b"make it (commit 012345678)" in path.read_bytes()
+
+
+def test_kept_frames_lose_no_run_and_no_peak(stacked, tmp_path):
+    save_frames(stacked, tmp_path)
+    kept = load_frames(tmp_path)
+    assert kept.runs["run"].tolist() == stacked.runs["run"].tolist()
+    assert "folder" not in kept.runs
+    for column in ("max_logit", "grad_norm"):
+        peaks = [frames.steps.groupby("run")[column].max() for frames in (kept, stacked)]
+        pd.testing.assert_series_equal(*peaks, rtol=1e-6, check_dtype=False)
+
+
+def test_a_choice_keeps_the_order_of_its_arms_and_may_not_be_empty(stacked):
+    chosen = choose(stacked, ["raised"], ["muonclip", "adamw"])
+    assert list(dict.fromkeys(chosen.runs["arm"])) == ["muonclip", "adamw"]
+    assert set(chosen.steps["arm"]) == set(chosen.heads["arm"]) == {"muonclip", "adamw"}
+    with pytest.raises(MuonlabError, match="no run of condition"):
+        choose(stacked, ["calm"])
+
+
+def test_an_unknown_kind_of_figure_is_told(stacked, tmp_path):
+    with pytest.raises(MuonlabError, match="did you mean 'switch'"):
+        draw({"name": "x", "kind": "swich"}, stacked, tmp_path, "")
+
+
+def test_a_folder_without_an_experiment_is_told(tmp_path):
+    with pytest.raises(MuonlabError, match=r"it has no runs\.csv"):
+        load_frames(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("claim", "verdict"),
+    [
+        ({"arm": "muonclip", "verdict": "capped", "expect": True}, "reproduced"),
+        ({"arm": "muonclip", "verdict": "exploded", "expect": True}, "opposite"),
+        ({"arm": "muonclip", "verdict": "exploded", "expect": False}, "reproduced"),
+        ({"arm": "adamw", "verdict": "capped", "expect": True}, "not testable"),
+        ({"arm": "muonclip", "baseline": "muon", "metric": "max_logit", "expect": "lower"}, "reproduced"),
+        ({"arm": "muonclip", "baseline": "muon", "metric": "max_logit", "expect": "higher"}, "opposite"),
+        (
+            {
+                "arm": "muonclip",
+                "baseline": "muon",
+                "metric": "max_logit",
+                "expect": "lower",
+                "at_least": 1e9,
+            },
+            "not reproduced",
+        ),
+        ({"arm": "muonclip", "baseline": "muonclip", "metric": "loss", "expect": "lower"}, "tie"),
+    ],
+)
+def test_claims_are_answered_by_the_runs(stacked, claim, verdict):
+    verdicts = judge_runs(stacked, tau=30.0).assign(condition="raised")
+    row = answer({"claim": "c", "source": "s", "condition": "raised"} | claim, stacked, verdicts)
+    assert row["verdict"] == verdict
+    assert row["n"] == 3
+
+
+def test_a_claim_that_cannot_be_judged_is_told(stacked):
+    with pytest.raises(MuonlabError, match="neither a verdict nor a baseline"):
+        answer({"claim": "c", "source": "s", "condition": "raised", "arm": "muon"}, stacked, pd.DataFrame())
