@@ -68,39 +68,33 @@ def orthogonalise(
     stay as they were.
     """
     chosen = resolve_schedule(schedule, steps)
-    buckets: dict[tuple, list[int]] = defaultdict(list)
-    for index, G in enumerate(matrices):
-        _check(G)
-        rows, cols = G.shape[-2:]
-        buckets[min(rows, cols), max(rows, cols), G.dtype, G.device].append(index)
+    alike: dict[tuple, list[int]] = defaultdict(list)
+    for i, G in enumerate(matrices):
+        alike[G.shape, G.dtype, G.device, G.layout].append(i)
+    classes: dict[tuple, list[list[int]]] = defaultdict(list)
+    for (shape, dtype_in, device, _), group in alike.items():
+        _check(matrices[group[0]])
+        classes[min(shape[-2:]), max(shape[-2:]), dtype_in, device].append(group)
     results: dict[int, Tensor] = {}
-    for (n, m, dtype_in, device), indices in buckets.items():
-        work = work_dtype(dtype_in, device) if dtype is None else dtype
-        if work not in WORK_DTYPES:
-            raise MuonlabError(
-                f"the work dtype must be one of {', '.join(map(str, WORK_DTYPES))}, not {work}"
-            )
-        tall = [i for i in indices if matrices[i].shape[-2] >= matrices[i].shape[-1]]
-        wide = [i for i in indices if matrices[i].shape[-2] < matrices[i].shape[-1]]
-        parts = [part for part in (tall, wide) if part]
-        stacks = [_normalised_stack([matrices[i] for i in part], chosen) for part in parts]
+    for (n, m, dtype_in, device), groups in classes.items():
+        stacks = [_normalised_stack([matrices[i] for i in group], chosen) for group in groups]
         if chosen.exact:
             stacks = [_polar_factor(X) for X in stacks]
         else:
+            work = work_dtype(dtype_in, device) if dtype is None else dtype
             how = _resolve_backend(backend, n, m, chosen, work, device.type)
-            short_sides = [X.mT if part is tall else X for part, X in zip(parts, stacks, strict=True)]
+            short_sides = [X.mT if X.shape[-2] == m else X for X in stacks]
             _iterate_in_chunks(short_sides, blocks(chosen.rows, how.form, work), work, how)
-        for part, X in zip(parts, stacks, strict=True):
-            counts = [matrices[i].shape[:-2].numel() for i in part]
-            for i, result in zip(part, X.to(dtype_in).split(counts), strict=True):
-                results[i] = result.view(matrices[i].shape)
+        for group, X in zip(groups, stacks, strict=True):
+            together = X.to(dtype_in).view(len(group), *matrices[group[0]].shape)
+            results |= zip(group, together.unbind(), strict=True)
     return [results[i] for i in range(len(matrices))]
 
 
 def _normalised_stack(matrices: Sequence[Tensor], schedule: Schedule) -> Tensor:
-    """One new stack (batch, rows, cols) of all tensors (..., rows, cols), normalised in at least fp32."""
-    rows, cols = matrices[0].shape[-2:]
-    X = torch.cat([G if G.ndim == 2 else G.reshape(-1, cols) for G in matrices]).view(-1, rows, cols)
+    """One new stack (batch, rows, cols) of tensors of one shape (..., rows, cols), normalised in fp32 at
+    least."""
+    X = torch.stack(list(matrices)).view(-1, *matrices[0].shape[-2:])
     X = X if X.dtype is torch.float64 else X.float()
     normalise_ = aol_rescale_ if schedule.row_rescaling else frobenius_normalise_
     return normalise_(X, schedule.margin)
@@ -120,9 +114,8 @@ def _iterate_in_chunks(
             first += len(X)
             if len(part):
                 parts.append(part)
-        for X, result in zip(
-            parts, _iterate([X.to(dtype) for X in parts], row_blocks, how.strip), strict=True
-        ):
+        results = _iterate([X.to(dtype) for X in parts], row_blocks, how.strip)
+        for X, result in zip(parts, results, strict=True):
             X.copy_(result)
 
 
@@ -142,9 +135,10 @@ def _iterate(parts: list[Tensor], row_blocks: Sequence[Sequence[Row]], strip: in
     if len(row_blocks) < sum(map(len, row_blocks)):
         B, T = torch.empty_like(R), torch.empty_like(R)
     others = [torch.empty_like(X) for X in parts]
+    grams = [R[span] for span in spans]
     for block in row_blocks:
-        for X, span in zip(parts, spans, strict=True):
-            gram_matrix(X, R[span], strip)
+        for X, X_gram in zip(parts, grams, strict=True):
+            gram_matrix(X, X_gram, strip)
         s, b, c = block[0]
         symmetric_product(R, R, R, b, c, Q, strip)
         if len(block) > 1:
@@ -168,7 +162,8 @@ def _apply(X: Tensor, Q: Tensor, s: float, out: Tensor) -> None:
     if X.stride(-1) == 1:
         torch.baddbmm(X, Q, X, beta=s, out=out)
     else:
-        torch.baddbmm(X.mT, X.mT, Q, beta=s, out=out.mT)
+        X = X.mT
+        torch.baddbmm(X, X, Q, beta=s, out=out.mT)
 
 
 def _polar_factor(X: Tensor) -> Tensor:
@@ -196,6 +191,8 @@ def work_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 def _resolve_backend(
     backend: str | Backend, n: int, m: int, schedule: Schedule, dtype: torch.dtype, device_type: str
 ) -> Backend:
+    if dtype not in WORK_DTYPES:
+        raise MuonlabError(f"the work dtype must be one of {', '.join(map(str, WORK_DTYPES))}, not {dtype}")
     if isinstance(backend, Backend):
         return backend
     if backend not in ("auto", "plain", "gram"):
