@@ -7,6 +7,7 @@ makes the same choice everywhere. The constants are measurements; `make bench-op
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -93,6 +94,11 @@ def cost(n: int, m: int, rows: Sequence[Row], form: str, dtype: torch.dtype, sym
 def choose_backend(n: int, m: int, rows: tuple[Row, ...], dtype: torch.dtype, device_type: str) -> Backend:
     """The measured rule for matrices with short side n and long side m; each new choice is logged once
     (INFO)."""
+    rule = _rule if torch.compiler.is_compiling() else _remembered_rule
+    return rule(n, m, rows, dtype, device_type)
+
+
+def _rule(n: int, m: int, rows: tuple[Row, ...], dtype: torch.dtype, device_type: str) -> Backend:
     on_cpu = device_type == "cpu"
     strip = STRIP if on_cpu and n >= STRIP_FROM and dtype in (torch.float32, torch.float64) else 0
     symmetric = STRIP_COST if strip else 1.0
@@ -100,16 +106,13 @@ def choose_backend(n: int, m: int, rows: tuple[Row, ...], dtype: torch.dtype, de
     # X twice, and R and Q; the Gram form has two more n x n matrices
     numbers = 2 * n * m + (2 if form == "plain" else 4) * n * n
     stack = max(1, CACHE_BYTES // (dtype.itemsize * numbers)) if on_cpu else 0
-    chosen = Backend(form, stack, strip)
-    if not torch.compiler.is_compiling():
-        _log_once(f"{device_type} {dtype} {n} x {m}, {len(rows)} steps: {chosen}")
+    return Backend(form, stack, strip)
+
+
+@cache
+def _remembered_rule(n: int, m: int, rows: tuple[Row, ...], dtype: torch.dtype, device_type: str) -> Backend:
+    chosen = _rule(n, m, rows, dtype, device_type)
+    logger.info(
+        "orthogonalisation of %d x %d on %s in %s, %d steps: %s", n, m, device_type, dtype, len(rows), chosen
+    )
     return chosen
-
-
-_logged: set[str] = set()
-
-
-def _log_once(choice: str) -> None:
-    if choice not in _logged:
-        _logged.add(choice)
-        logger.info("orthogonalisation on %s", choice)

@@ -104,15 +104,15 @@ def _iterate_in_chunks(
     stacks: Sequence[Tensor], row_blocks: Sequence[Sequence[Row]], dtype: torch.dtype, how: Backend
 ) -> None:
     """Replace normalised stacks X (batch, n, m), n <= m, by their iterates, at most `how.stack` at a time."""
-    total = sum(map(len, stacks))
+    total = sum(X.shape[0] for X in stacks)
     chunks = max(1, -(-total // how.stack)) if how.stack else 1
     size = max(1, -(-total // chunks))  # equal chunks: a short last one would cost as many calls
     for start in range(0, total, size):
         parts, first = [], 0
         for X in stacks:
             part = X[max(0, start - first) : max(0, start + size - first)]
-            first += len(X)
-            if len(part):
+            first += X.shape[0]
+            if part.shape[0]:
                 parts.append(part)
         results = _iterate([X.to(dtype) for X in parts], row_blocks, how.strip)
         for X, result in zip(parts, results, strict=True):
@@ -129,8 +129,8 @@ def _iterate(parts: list[Tensor], row_blocks: Sequence[Sequence[Row]], strip: in
     that halves the error.
     """
     n = parts[0].shape[-2]
-    ends = list(accumulate(map(len, parts)))
-    spans = [slice(end - len(X), end) for X, end in zip(parts, ends, strict=True)]
+    ends = list(accumulate(X.shape[0] for X in parts))
+    spans = [slice(end - X.shape[0], end) for X, end in zip(parts, ends, strict=True)]
     R, Q = (parts[0].new_empty(ends[-1], n, n) for _ in range(2))
     if len(row_blocks) < sum(map(len, row_blocks)):
         B, T = torch.empty_like(R), torch.empty_like(R)

@@ -55,13 +55,13 @@ def test_stacks_on_a_cpu_shrink_with_the_matrix_and_elsewhere_hold_all():
     assert choose_backend(32, 32, JORDAN, torch.bfloat16, "cuda").stack == 0
 
 
-def test_a_choice_is_logged_once(caplog, monkeypatch):
-    monkeypatch.setattr(backend, "_logged", set())
+def test_a_choice_is_logged_once(caplog):
+    backend._remembered_rule.cache_clear()
     with caplog.at_level(logging.INFO, logger="muonlab.optim.backend"):
         for _ in range(3):
             choose_backend(48, 96, JORDAN, torch.float32, "cpu")
     assert len(caplog.messages) == 1
-    assert "48 x 96, 5 steps" in caplog.messages[0]
+    assert "48 x 96 on cpu in torch.float32, 5 steps: Backend(form='gram'" in caplog.messages[0]
 
 
 def test_a_backend_that_cannot_be_is_refused():
