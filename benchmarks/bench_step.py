@@ -29,7 +29,7 @@ from muonlab.runtime import settle
 
 def config(model: str, folder: str, *overrides: str) -> dict:
     """A run of `model` with muonclip and everything that is recorded by default."""
-    paths = [f"paths.runs={folder}", "trainer.progress=false"]
+    paths = [f"paths.runs={folder}", "trainer.progress=false", "trainer.val_every=0"]
     return plain(compose_config("train", [f"model={model}", *paths, *overrides]))
 
 
@@ -129,7 +129,7 @@ def bench_start() -> None:
     from muonlab.sweep.pool import Job, Pool
 
     with tempfile.TemporaryDirectory() as folder:
-        overrides = ["trainer=smoke", "trainer.max_steps=1", "tracking=none"]
+        overrides = ["trainer=smoke", "trainer.max_steps=1", "schedule.warmup=0", "tracking=none"]
         names = iter(range(1, 5))
         started, ends = time.perf_counter(), []
 

@@ -90,19 +90,21 @@ def explicit_attention(
     `soft_cap` c > 0 replaces each logit s by c tanh(s / c) (arXiv 2408.00118, section 2); the extremes are those
     before the cap. 0 means no cap.
     """
-    group = q.shape[1] // k.shape[1]
+    batch, heads, length, head_dim = q.shape
+    group = heads // k.shape[1]
     if group > 1:
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    scores = at_least_fp32((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2))
-    bias = causal_bias(q.shape[-2], k.shape[-2], scores)
-    visible = scores + bias
+    q, k = q.flatten(0, 1), k.flatten(0, 1)
+    # One product scales and masks too: at small sizes every further pass over the logits costs as much as it does.
+    bias = causal_bias(length, length, q)
+    scores = at_least_fp32(torch.baddbmm(bias, q, k.transpose(-1, -2), alpha=head_dim**-0.5))
     with torch.no_grad():
-        highest, lowest = visible.flatten(-2).amax(-1), (scores - bias).flatten(-2).amin(-1)
-        extremes = LogitRange(highest.amax(0), lowest.amin(0))
+        highest = scores.amax((-2, -1)).view(batch, heads).amax(0)
+        lowest = scores.nan_to_num(torch.nan, torch.inf, torch.inf).amin((-2, -1)).view(batch, heads).amin(0)
     if soft_cap:
-        visible = soft_cap * torch.tanh(scores / soft_cap) + bias
-    weights = visible.softmax(-1)
-    return weights.to(v.dtype) @ v, weights, extremes
+        scores = soft_cap * torch.tanh(scores / soft_cap) + bias  # the cap maps -inf to -c
+    weights = scores.softmax(-1).view(batch, heads, length, length)
+    return weights.to(v.dtype) @ v, weights, LogitRange(highest, lowest)
 
 
 def attention_entropy(weights: Tensor) -> Tensor:
