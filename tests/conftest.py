@@ -7,6 +7,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no failure, and main is not red by luck: the same examples every time.
+settings.register_profile("muonlab", deadline=None, derandomize=True)
+settings.load_profile("muonlab")
 
 TINY = [
     "data=synthetic",
