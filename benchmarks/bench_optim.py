@@ -138,6 +138,10 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def median_seconds(call: Callable[[], object], repeats: int) -> float:
+    return statistics.median(seconds(call) for _ in range(repeats))
+
+
 def floor(shapes: list[tuple[int, ...]], repeats: int) -> float:
     """Seconds that the products of our fp32 step take at this machine's rate for products of their shapes.
 
@@ -154,8 +158,8 @@ def floor(shapes: list[tuple[int, ...]], repeats: int) -> float:
         stack = min(chosen.stack or count, count)
         X, A = torch.randn(stack, m, n), torch.randn(stack, n, n)
         XA, AA = torch.empty_like(X), torch.empty_like(A)
-        per_long = min(seconds(lambda: torch.bmm(X, A, out=XA)) for _ in range(repeats)) / stack  # noqa: B023
-        per_short = min(seconds(lambda: torch.bmm(A, A, out=AA)) for _ in range(repeats)) / stack  # noqa: B023
+        per_long = median_seconds(lambda: torch.bmm(X, A, out=XA), repeats) / stack  # noqa: B023
+        per_short = median_seconds(lambda: torch.bmm(A, A, out=AA), repeats) / stack  # noqa: B023
         total += count * (per_long * long * (1 + share) / 2 + per_short * short * share)
     return total
 

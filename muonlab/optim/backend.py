@@ -30,6 +30,9 @@ STRIP_FROM = 320
 # 3 or 4 of 128 x 128, were fastest with a second-level cache of 2 MiB.
 CACHE_BYTES = 5 * 2**18
 
+# The same elsewhere: enough work to hide the calls, bounded for the sake of memory. Chosen, not measured.
+DEVICE_BYTES = 2**28
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -106,7 +109,7 @@ def _rule(n: int, m: int, rows: tuple[Row, ...], dtype: torch.dtype, device_type
     form = min(("plain", "gram"), key=lambda form: cost(n, m, rows, form, dtype, symmetric))
     # plain: X twice, R and Q; the Gram form has four n x n matrices, and meets X at its ends only
     numbers = 2 * n * m + 2 * n * n if form == "plain" else n * m + 4 * n * n
-    stack = max(1, CACHE_BYTES // (dtype.itemsize * numbers)) if on_cpu else 0
+    stack = max(1, (CACHE_BYTES if on_cpu else DEVICE_BYTES) // (dtype.itemsize * numbers))
     return Backend(form, stack, strip)
 
 

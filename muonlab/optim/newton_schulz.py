@@ -8,7 +8,7 @@ and for the tests.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 
 import torch
 from torch import Tensor
@@ -60,63 +60,63 @@ def orthogonalise(
     steps: int | None = None,
     dtype: torch.dtype | None = None,
     backend: str | Backend = "auto",
+    out: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
     """`newton_schulz` of every tensor (..., rows, cols) of a list, in few large products.
 
-    Matrices of one shape, transposed ones included, are worked on as stacks. The results keep order, shape
-    and dtype and are contiguous; they are new tensors (those of one stack share memory), and the inputs
-    stay as they were.
+    Matrices of one shape, transposed ones included, are worked on as stacks. Results keep order, shape and
+    dtype. The inputs stay as they were, unless `out` names them: results are then written to the tensors of
+    `out`, one a matrix and of its shape, which may be the matrices themselves. That takes no memory beyond
+    one stack, on a CPU a few matrices.
     """
     chosen = resolve_schedule(schedule, steps)
-    alike: dict[tuple, list[int]] = defaultdict(list)
+    for G in matrices:
+        _check(G)
+    if out is None:
+        out = [torch.empty_like(G, memory_format=torch.contiguous_format) for G in matrices]
+    else:
+        _check_targets(matrices, out)
+    classes: dict[tuple, list[int]] = defaultdict(list)
     for i, G in enumerate(matrices):
-        alike[G.shape, G.dtype, G.device, G.layout].append(i)
-    classes: dict[tuple, list[list[int]]] = defaultdict(list)
-    for (shape, dtype_in, device, _), group in alike.items():
-        _check(matrices[group[0]])
-        classes[min(shape[-2:]), max(shape[-2:]), dtype_in, device].append(group)
-    results: dict[int, Tensor] = {}
-    for (n, m, dtype_in, device), groups in classes.items():
-        stacks = [_normalised_stack([matrices[i] for i in group], chosen) for group in groups]
-        if chosen.exact:
-            stacks = [_polar_factor(X) for X in stacks]
-        else:
-            work = work_dtype(dtype_in, device) if dtype is None else dtype
-            how = _resolve_backend(backend, n, m, chosen, work, device.type)
-            short_sides = [X.mT if X.shape[-2] == m else X for X in stacks]
-            _iterate_in_chunks(short_sides, blocks(chosen.rows, how.form, work), work, how)
-        for group, X in zip(groups, stacks, strict=True):
-            together = X.to(dtype_in).view(len(group), *matrices[group[0]].shape)
-            results |= zip(group, together.unbind(), strict=True)
-    return [results[i] for i in range(len(matrices))]
+        rows, cols = G.shape[-2:]
+        classes[min(rows, cols), max(rows, cols), G.dtype, G.device].append(i)
+    for (n, m, dtype_in, device), members in classes.items():
+        work = work_dtype(dtype_in, device) if dtype is None else dtype
+        how = _resolve_backend(backend, n, m, chosen, work, device.type)
+        row_blocks = blocks(chosen.rows, how.form, work)
+        members.sort(key=lambda i: matrices[i].shape[-2])  # one shape after the other
+        inputs = [X for i in members for X in _each_matrix(matrices[i])]
+        targets = [X for i in members for X in _each_matrix(out[i])]
+        chunks = max(1, -(-len(inputs) // how.stack)) if how.stack else 1
+        size = max(1, -(-len(inputs) // chunks))  # equal chunks: a short last one would cost as many calls
+        for start in range(0, len(inputs), size):
+            shapes = groupby(inputs[start : start + size], key=lambda X: X.shape)
+            stacks = [_normalised_stack(list(alike), chosen) for _, alike in shapes]
+            if chosen.exact:
+                stacks = [_polar_factor(X) for X in stacks]
+            else:
+                # (batch, n, m): seen from the short side
+                tall = [X.shape[-2] == m for X in stacks]
+                parts = [(X.mT if turn else X).to(work) for X, turn in zip(stacks, tall, strict=True)]
+                parts = _iterate(parts, row_blocks, how.strip)
+                stacks = [P.mT if turn else P for P, turn in zip(parts, tall, strict=True)]
+            torch._foreach_copy_(targets[start : start + size], [x for X in stacks for x in X.unbind()])
+    return list(out)
 
 
-def _normalised_stack(matrices: Sequence[Tensor], schedule: Schedule) -> Tensor:
-    """One new stack (batch, rows, cols) of tensors of one shape (..., rows, cols), normalised in fp32 at
-    least."""
-    X = torch.stack(list(matrices)).view(-1, *matrices[0].shape[-2:])
+def _each_matrix(G: Tensor) -> Sequence[Tensor]:
+    """Views of the matrices of a tensor (..., rows, cols)."""
+    if G.ndim <= 3:
+        return (G,) if G.ndim == 2 else G.unbind()
+    return [X for part in G.unbind() for X in _each_matrix(part)]
+
+
+def _normalised_stack(matrices: list[Tensor], schedule: Schedule) -> Tensor:
+    """A new stack (batch, rows, cols) of matrices of one shape, normalised in fp32 at least."""
+    X = torch.stack(matrices)
     X = X if X.dtype is torch.float64 else X.float()
     normalise_ = aol_rescale_ if schedule.row_rescaling else frobenius_normalise_
     return normalise_(X, schedule.margin)
-
-
-def _iterate_in_chunks(
-    stacks: Sequence[Tensor], row_blocks: Sequence[Sequence[Row]], dtype: torch.dtype, how: Backend
-) -> None:
-    """Replace normalised stacks X (batch, n, m), n <= m, by their iterates, at most `how.stack` at a time."""
-    total = sum(X.shape[0] for X in stacks)
-    chunks = max(1, -(-total // how.stack)) if how.stack else 1
-    size = max(1, -(-total // chunks))  # equal chunks: a short last one would cost as many calls
-    for start in range(0, total, size):
-        parts, first = [], 0
-        for X in stacks:
-            part = X[max(0, start - first) : max(0, start + size - first)]
-            first += X.shape[0]
-            if part.shape[0]:
-                parts.append(part)
-        results = _iterate([X.to(dtype) for X in parts], row_blocks, how.strip)
-        for X, result in zip(parts, results, strict=True):
-            X.copy_(result)
 
 
 def _iterate(parts: list[Tensor], row_blocks: Sequence[Sequence[Row]], strip: int) -> list[Tensor]:
@@ -207,3 +207,9 @@ def _check(G: Tensor) -> None:
             "orthogonalisation takes dense real floating-point tensors (..., rows, cols) of at least 1 x 1, "
             f"not {G.dtype} ({G.layout}) of shape {tuple(G.shape)}"
         )
+
+
+def _check_targets(matrices: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+    shapes, given = [tuple(G.shape) for G in matrices], [tuple(target.shape) for target in out]
+    if given != shapes:
+        raise MuonlabError(f"matrices of shapes {shapes} need an out of the same shapes, not of {given}")

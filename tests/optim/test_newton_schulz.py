@@ -140,6 +140,25 @@ def test_a_list_is_the_same_as_its_matrices_one_by_one(list_of_shapes, schedule,
         )
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_results_can_replace_the_matrices_also_through_views(backend):
+    shapes_ = [(6, 4), (4, 6), (2, 6, 4), (2, 3, 4, 4), (4, 4)]
+    matrices = [gaussian(*shape, seed=i) for i, shape in enumerate(shapes_)]
+    matrices.append(gaussian(6, 8, seed=9).unflatten(-1, (2, 4)).transpose(0, 1))  # blocks of columns
+    expected = orthogonalise(matrices, backend=backend)
+    results = orthogonalise(matrices, backend=backend, out=matrices)
+    for G, result, right in zip(matrices, results, expected, strict=True):
+        assert result is G
+        assert torch.equal(G, right)
+
+
+def test_an_out_of_other_shapes_is_refused():
+    matrices = [torch.ones(3, 2), torch.ones(2, 2)]
+    for out in ([torch.ones(3, 2)], [torch.ones(2, 3), torch.ones(2, 2)]):
+        with pytest.raises(MuonlabError, match="same shapes"):
+            orthogonalise(matrices, out=out)
+
+
 @pytest.mark.parametrize("shape", [(300, 300), (300, 700), (700, 300)])
 @pytest.mark.parametrize("backend", ["plain", "gram"])
 def test_sizes_whose_products_run_in_strips(shape, backend):
