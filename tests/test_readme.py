@@ -14,7 +14,9 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_optimizer_that_the_readme_adds_trains():
-    (code,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "register_optimizer" in block]
+    (code,) = [
+        block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "register_optimizer" in block
+    ]
     exec(code, {})
     try:
         torch.manual_seed(0)

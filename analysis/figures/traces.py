@@ -93,7 +93,9 @@ def set_log_axis(axis: Axis, low: float, high: float) -> None:
     """Ticks of a logarithmic axis that say 30 or 1,000, not powers; thirds of a decade where it spans few."""
     axis.set_major_locator(LogLocator(subs=(1, 3) if high / low < 2000 else (1,), numticks=12))
     axis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=50))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:.3g}"))
+    axis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:.3g}")
+    )
     axis.set_minor_formatter(NullFormatter())
 
 

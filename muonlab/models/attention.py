@@ -3,7 +3,7 @@
 Shape legend: B batch, T positions, D model width, H query heads, K key-value heads, d head_dim.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from muonlab.errors import MuonlabError
 from muonlab.layout import AttentionLayout, HeadRows, ParameterRole
+from muonlab.models.norm import RMSNorm
 
 # Rows of logits held at once by the exact pass: 64 MiB of fp32 at most, whatever the context.
 EXACT_PASS_ELEMENTS = 1 << 24
@@ -49,9 +50,23 @@ def rotary_tables(head_dim: int, context: int, base: float) -> tuple[Tensor, Ten
     return torch.cat((cos, cos), 1).float(), torch.cat((-sin, sin), 1).float()
 
 
+class _Rotate(torch.autograd.Function):
+    """The gradient of a rotation is the rotation back: three passes, where autograd's own makes six."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return torch.addcmul(grad * cos, grad.roll(grad.shape[-1] // 2, -1), sin, value=-1), None, None
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate x (B, T, heads, d) by its positions; `cos` and `sin` are (T, 1, d)."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+    return _Rotate.apply(x, cos, sin)
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
@@ -148,8 +163,8 @@ class Attention(nn.Module):
         self.key = nn.Linear(d_model, num_kv_heads * self.head_dim, bias=bias)
         self.value = nn.Linear(d_model, num_kv_heads * self.head_dim, bias=bias)
         self.output = nn.Linear(num_heads * self.head_dim, d_model, bias=bias)
-        self.query_norm = nn.RMSNorm(self.head_dim) if qk_norm else None
-        self.key_norm = nn.RMSNorm(self.head_dim) if qk_norm else None
+        self.query_norm = RMSNorm(self.head_dim) if qk_norm else None
+        self.key_norm = RMSNorm(self.head_dim) if qk_norm else None
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, measure_entropy: bool = False) -> AttentionOutput:
         """x (B, T, D) with rotary tables (T, 1, d). Logit extremes are measured in training mode only."""

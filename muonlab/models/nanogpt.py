@@ -11,6 +11,7 @@ from muonlab.errors import MuonlabError
 from muonlab.layout import AttentionLayout, ParameterRole
 from muonlab.models.attention import Attention, AttentionOutput, LogitRange, at_least_fp32, rotary_tables
 from muonlab.models.mlp import MLP
+from muonlab.models.norm import RMSNorm
 
 
 class ModelOutput(NamedTuple):
@@ -30,9 +31,9 @@ class Block(nn.Module):
 
     def __init__(self, attention: Attention, mlp: MLP, d_model: int):
         super().__init__()
-        self.attention_norm = nn.RMSNorm(d_model)
+        self.attention_norm = RMSNorm(d_model)
         self.attention = attention
-        self.mlp_norm = nn.RMSNorm(d_model)
+        self.mlp_norm = RMSNorm(d_model)
         self.mlp = mlp
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, measure_entropy: bool) -> AttentionOutput:
@@ -99,7 +100,7 @@ class NanoGPT(nn.Module):
             )
             for _ in range(num_layers)
         )
-        self.final_norm = nn.RMSNorm(d_model)
+        self.final_norm = RMSNorm(d_model)
         self.head = nn.Linear(d_model, vocab_size, bias=False)
         cos, sin = rotary_tables(d_model // num_heads, context, rotary_base)
         self.register_buffer("cos", cos.unsqueeze(1), persistent=False)

@@ -96,6 +96,9 @@ def test_a_folder_without_an_experiment_is_told(tmp_path):
             },
             "not reproduced",
         ),
+        ({"arm": "muon", "metric": "max_logit", "above": 300}, "reproduced"),
+        ({"arm": "muonclip", "metric": "max_logit", "above": 300}, "opposite"),
+        ({"arm": "muonclip", "metric": "max_logit", "above": 3, "below": 45}, "reproduced"),
         ({"arm": "muonclip", "baseline": "muonclip", "metric": "loss", "expect": "lower"}, "tie"),
     ],
 )
@@ -107,5 +110,5 @@ def test_claims_are_answered_by_the_runs(stacked, claim, verdict):
 
 
 def test_a_claim_that_cannot_be_judged_is_told(stacked):
-    with pytest.raises(MuonlabError, match="neither a verdict nor a baseline"):
+    with pytest.raises(MuonlabError, match="no verdict, baseline or level"):
         answer({"claim": "c", "source": "s", "condition": "raised", "arm": "muon"}, stacked, pd.DataFrame())

@@ -104,6 +104,11 @@ def test_rotation_keeps_lengths_and_depends_on_distance_alone():
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=1e-5, atol=1e-6)
 
 
+def test_the_gradient_of_a_rotation_is_autograds():
+    cos, sin = (t.double().unsqueeze(1) for t in rotary_tables(6, 5, 100.0))
+    assert torch.autograd.gradcheck(rotate, (random(2, 5, 3, 6).requires_grad_(), cos, sin))
+
+
 def test_soft_cap_bounds_the_logits_and_reports_those_before_it():
     q, k, v = 30 * random(1, 2, 6, 4), 30 * random(1, 2, 6, 4, seed=1), random(1, 2, 6, 4, seed=2)
     capped, _, extremes = explicit_attention(q, k, v, soft_cap=2.0)
