@@ -16,7 +16,7 @@ from muonlab.optim.schedules import Row
 
 logger = logging.getLogger(__name__)
 
-# The Gram form multiplies the rounding error of XᵀX by a² a step; it starts again from X before that passes
+# The Gram form multiplies the rounding error of X Xᵀ by a² a step; it starts again from X before that passes
 # this.
 MAX_ERROR_GROWTH = 0.05
 
@@ -38,7 +38,7 @@ DEVICE_BYTES = 2**28
 class Backend:
     """One way to compute.
 
-    `form` is "plain" (every step multiplies X) or "gram" (steps act on XᵀX, X is multiplied once). `stack`
+    `form` is "plain" (every step multiplies X) or "gram" (steps act on X Xᵀ, X is multiplied once). `stack`
     is the largest number of matrices in one batched product; 0 means all. `strip` is the strip height of
     symmetric products; 0 computes them whole.
     """
@@ -55,9 +55,9 @@ class Backend:
 
 
 def blocks(rows: Sequence[Row], form: str, dtype: torch.dtype) -> list[tuple[Row, ...]]:
-    """The rows cut where X is multiplied out and XᵀX taken anew: after every row in the plain form.
+    """The rows cut where X is multiplied out and X Xᵀ taken anew: after every row in the plain form.
 
-    In the Gram form R = XᵀX carries rounding of one unit `eps`, and a tiny eigenvalue of R, right or wrong,
+    In the Gram form R = X Xᵀ carries rounding of one unit `eps`, and a tiny eigenvalue of R, right or wrong,
     grows by a² a step. A cut comes where that would exceed MAX_ERROR_GROWTH: never within five Jordan steps
     in fp32, after every second one in fp16.
     """
@@ -76,7 +76,7 @@ def blocks(rows: Sequence[Row], form: str, dtype: torch.dtype) -> list[tuple[Row
 
 
 def count_products(rows: Sequence[Row], form: str, dtype: torch.dtype) -> tuple[int, int]:
-    """How many products one matrix needs: of the long side (XᵀX and X Q, in equal parts), and of n x n
+    """How many products one matrix needs: of the long side (X Xᵀ and X Q, in equal parts), and of n x n
     matrices."""
     cut = blocks(rows, form, dtype)
     squares = sum(c != 0 for _, _, c in rows)

@@ -23,8 +23,7 @@ WORK_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def newton_schulz_reference(X: Tensor, rows: Sequence[Row]) -> Tensor:
-    """X <- a X + b (X Xᵀ) X + c (X Xᵀ)² X for every row (a, b, c); X (..., rows, cols) is already
-    normalised."""
+    """X <- a X + b (X Xᵀ) X + c (X Xᵀ)² X for every row (a, b, c), from a normalised X (..., rows, cols)."""
     for a, b, c in rows:
         A = X @ X.mT
         X = a * X + b * A @ X + c * A @ A @ X
@@ -157,8 +156,8 @@ def _iterate(parts: list[Tensor], row_blocks: Sequence[Sequence[Row]], strip: in
 
 
 def _apply(X: Tensor, Q: Tensor, s: float, out: Tensor) -> None:
-    """out = s X + Q X for symmetric Q, computed in the memory order of X and out, which a transposed view
-    swaps."""
+    """out = s X + Q X for symmetric Q; if X and out are transposed views, in the order that their memory
+    has."""
     if X.stride(-1) == 1:
         torch.baddbmm(X, Q, X, beta=s, out=out)
     else:
@@ -171,14 +170,6 @@ def _polar_factor(X: Tensor) -> Tensor:
     U, S, Vh = torch.linalg.svd(X, full_matrices=False)
     negligible = S[..., :1] * max(X.shape[-2:]) * torch.finfo(X.dtype).eps
     return (U * S.gt(negligible).unsqueeze(-2)) @ Vh
-
-
-def _finish(X: Tensor, A: Tensor, B: Tensor, s: float, out: Tensor) -> None:
-    """out = s X + A B, also when out has another dtype."""
-    if out.dtype is X.dtype:
-        torch.baddbmm(X, A, B, beta=s, out=out)
-    else:
-        out.copy_(torch.baddbmm(X, A, B, beta=s))
 
 
 def work_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:

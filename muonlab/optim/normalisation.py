@@ -33,10 +33,10 @@ def aol_rescale_(X: Tensor, margin: float = 1.0) -> Tensor:
     X <- diag(s) X for a wide X, s_i = (Σ_j |X Xᵀ|_ij)^(-1/2), and the same on columns for a tall one; after
     it no singular value exceeds 1 / margin (Prach and Lampert, arXiv 2208.03160; as a start for
     Newton-Schulz: Turbo-Muon, arXiv 2512.04632). This is not a multiple of X: the iteration goes to the
-    polar factor of the rescaled matrix. A square matrix is rescaled by columns. Zero rows stay zero.
+    polar factor of the rescaled matrix. A square matrix is rescaled by rows. Zero rows stay zero.
     """
     scale_to_unit_(X)
-    short = X.mT if X.shape[-2] >= X.shape[-1] else X
+    short = X.mT if X.shape[-2] > X.shape[-1] else X
     sums = (short @ short.mT).abs_().sum(-1, keepdim=True)
     short.mul_((sums.where(sums > 0, 1.0) * margin**2).rsqrt_())
     return X

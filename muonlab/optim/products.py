@@ -24,8 +24,7 @@ def gram_matrix(X: Tensor, out: Tensor, strip: int) -> Tensor:
 def symmetric_product(
     C: Tensor, A: Tensor, B: Tensor, beta: float, alpha: float, out: Tensor, strip: int
 ) -> Tensor:
-    """out = beta C + alpha A B, all symmetric (batch, n, n) and A B = B A; out must not overlap the
-    others."""
+    """out = beta C + alpha A B, all symmetric (batch, n, n), A B = B A; out must not overlap the others."""
     n = out.shape[-1]
     if not 0 < strip < n:
         return torch.baddbmm(C, A, B, beta=beta, alpha=alpha, out=out)
