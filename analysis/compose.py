@@ -9,7 +9,14 @@ from matplotlib.figure import Figure
 
 from analysis.archive import choose
 from analysis.canvas import PAGE, new_figure
-from analysis.figures import plot_loss, plot_lr_sensitivity, plot_max_logit, plot_spike_vs_stable, plot_switch
+from analysis.figures import (
+    plot_loss,
+    plot_lr_sensitivity,
+    plot_max_logit,
+    plot_polynomials,
+    plot_spike_vs_stable,
+    plot_switch,
+)
 from analysis.frames import Frames
 from analysis.save import save_figure
 from muonlab.errors import unknown_name
@@ -57,29 +64,41 @@ def draw_switch(
     return fig, frames.steps[[*TRACE_COLUMNS, "probe_loss", "max_logit"]], "Shaded: the clip is off."
 
 
+def draw_polynomials(table: pd.DataFrame, title: str = "") -> Drawing:
+    """Newton-Schulz schedules on a linear and on a logarithmic axis."""
+    fig, axes = new_figure(1, 2, width=PAGE, height=2.5)
+    plot_polynomials(axes[0, 0], table, legend=False)
+    plot_polynomials(axes[0, 1], table, log=True)
+    axes[0, 0].set_title(title)
+    return fig, table, "Shaded: Jordan's accepted band, 0.7 to 1.3."
+
+
 KINDS: dict[str, Callable[..., Drawing]] = {
     "traces": draw_traces,
     "spike_vs_stable": draw_spike_vs_stable,
     "lr_sensitivity": draw_lr_sensitivity,
     "switch": draw_switch,
+    "polynomials": draw_polynomials,
 }
 
 
-def draw(spec: Mapping[str, Any], frames: Frames, folder: Path, made_by: str) -> dict[str, Path]:
+def draw(spec: Mapping[str, Any], data: Frames | pd.DataFrame, folder: Path, made_by: str) -> dict[str, Path]:
     """Draw and save one figure.
 
     spec: `name` (of the files), `kind` (one of KINDS), `conditions` and `arms` (which runs; none: all), `about` (the
-    caption's first sentence), and the kind's own settings. made_by: the command and commit, the caption's last.
-    Returns the paths by file type.
+    caption's first sentence), and the kind's own settings. data: runs, or the table of a figure that shows none.
+    made_by: the command and commit, the caption's last. Returns the paths by file type.
     """
     settings = dict(spec)
     name, kind = settings.pop("name"), settings.pop("kind")
     if kind not in KINDS:
         raise unknown_name("kind of figure", kind, KINDS)
-    chosen = choose(frames, settings.pop("conditions", ()), settings.pop("arms", ()))
-    about = settings.pop("about", "")
-    fig, table, note = KINDS[kind](chosen, **settings)
-    caption = " ".join(f"{about} {note} {_sample(chosen.runs)} {made_by}".split())
+    about, sample = settings.pop("about", ""), ""
+    if isinstance(data, Frames):
+        data = choose(data, settings.pop("conditions", ()), settings.pop("arms", ()))
+        sample = _sample(data.runs)
+    fig, table, note = KINDS[kind](data, **settings)
+    caption = " ".join(f"{about} {note} {sample} {made_by}".split())
     return save_figure(fig, folder, name, table, caption=caption)
 
 

@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import pandas as pd
 import yaml
 
 from analysis.archive import load_frames
@@ -13,11 +14,19 @@ from muonlab.errors import MuonlabError
 
 
 def redraw(folder: Path) -> list[Path]:
-    """Draw the figures of one experiment's folder; their PNG files."""
+    """Draw the figures of one experiment's folder; their PNG files.
+
+    A figure with `table` shows that CSV file of the folder, any other the kept runs.
+    """
     spec = yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8"))
     made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
-    frames = load_frames(folder)
-    return [draw(figure, frames, folder, made_by(made))["png"] for figure in spec["figures"]]
+    paths = []
+    for figure in spec["figures"]:
+        figure = dict(figure)
+        table = figure.pop("table", None)
+        data = pd.read_csv(folder / table) if table else load_frames(folder)
+        paths.append(draw(figure, data, folder, made_by(made))["png"])
+    return paths
 
 
 def made_by(made: dict) -> str:

@@ -17,6 +17,7 @@ FIGURES = [
     {"name": "traces", "kind": "traces", "conditions": ["raised"], "arms": ["muon", "muonclip"], "tau": 30},
     {"name": "stable", "kind": "spike_vs_stable", "conditions": ["raised"], "tau": 30},
     {"name": "rates", "kind": "lr_sensitivity"},
+    {"name": "polynomials", "kind": "polynomials", "table": "curves.csv"},
     {
         "name": "switch",
         "kind": "switch",
@@ -36,11 +37,16 @@ def test_every_kind_of_figure_is_redrawn_to_the_same_bytes(stacked, tmp_path):
     assert {figure["kind"] for figure in FIGURES} == set(KINDS)
     save_frames(stacked, tmp_path)
     (tmp_path / "experiment.yaml").write_text(yaml.safe_dump({"figures": FIGURES}))
+    x = [0.01, 0.1, 1.0]
+    curves = [
+        pd.DataFrame({"schedule": n, "steps": 5, "x": x, "y": [0.5, 1.0, 1.1]}) for n in ("jordan", "you")
+    ]
+    pd.concat(curves).to_csv(tmp_path / "curves.csv", index=False)
     (tmp_path / "made.json").write_text(
         json.dumps({"command": "make it", "commit": "0123456789ab", "dirty": False})
     )
     first = {path: path.read_bytes() for path in redraw(tmp_path)}
-    assert len(first) == 4
+    assert len(first) == 5
     for path in first:
         path.with_suffix(".csv").unlink()
     assert {path: path.read_bytes() for path in redraw(tmp_path)} == first

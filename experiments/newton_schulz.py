@@ -1,0 +1,85 @@
+"""python experiments/newton_schulz.py: what each Newton-Schulz schedule does to a singular value, in milliseconds.
+
+Question: to which band does N steps of each published schedule map the singular values of a normalised matrix, and does
+any of them turn a direction round? Source: Jordan 2024 (phi^N and its accepted band 0.7 to 1.3), and the schedules' own.
+Writes the curves, the bands and the figure into results/newton_schulz/.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+
+from analysis.redraw import redraw
+from muonlab.optim import describe_schedule
+from muonlab.optim.bands import scalar_map
+from muonlab.record import collect_environment
+
+SCHEDULES = ["jordan", "you", "polar_express_1.02", "cans", "cubic", "deepseek"]
+FLOORS = (0.1, 0.01, 0.001)
+SPEC = {
+    "question": " ".join(__doc__.partition("Question: ")[2].partition(" Source:")[0].split()),
+    "figures": [
+        {
+            "name": "polynomials",
+            "kind": "polynomials",
+            "table": "curves.csv",
+            "about": "Composed polynomials of six schedules, each with its published number of steps, in exact arithmetic.",
+        }
+    ],
+}
+
+
+def curves() -> pd.DataFrame:
+    """schedule, steps, x (singular value over the norm), y (its image): 400 points a schedule, even in log x and in x."""
+    x = np.unique(np.concatenate([np.geomspace(1e-4, 1, 240), np.linspace(0.005, 1, 200)]))
+    tables = []
+    for name in SCHEDULES:
+        y = scalar_map(name, torch.from_numpy(x))
+        tables.append(
+            pd.DataFrame(
+                {"schedule": name, "steps": len(describe_schedule(name).schedule.rows), "x": x, "y": y}
+            )
+        )
+    return pd.concat(tables, ignore_index=True)
+
+
+def bands() -> pd.DataFrame:
+    """schedule, steps, whether it keeps its sign on (0, 1], slope at 0, and its band over [floor, 1] for each floor."""
+    rows = []
+    for name in SCHEDULES:
+        reports = {floor: describe_schedule(name, floor=floor) for floor in FLOORS}
+        report = reports[FLOORS[0]]
+        row = {
+            "schedule": name,
+            "steps": len(report.schedule.rows),
+            "keeps_sign": report.keeps_sign,
+            "slope": report.slope,
+        }
+        for floor, r in reports.items():
+            row |= {f"low_{floor:g}": r.band[0], f"high_{floor:g}": r.band[1]}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    """Write the tables and draw."""
+    out = Path("results/newton_schulz")
+    out.mkdir(parents=True, exist_ok=True)
+    curves().to_csv(out / "curves.csv", index=False, float_format="%.8g")
+    table = bands()
+    table.to_csv(out / "bands.csv", index=False, float_format="%.6g")
+    (out / "experiment.yaml").write_text(yaml.safe_dump(SPEC, sort_keys=False))
+    environment = collect_environment() | {"command": "python experiments/newton_schulz.py"}
+    made = {key: environment[key] for key in ("command", "commit", "dirty")}
+    (out / "made.json").write_text(json.dumps(made, indent=1) + "\n")
+    print(table.to_string(index=False, float_format="{:.4g}".format))
+    for path in redraw(out):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
