@@ -65,10 +65,10 @@ def draw_switch(
 
 
 def draw_polynomials(table: pd.DataFrame, title: str = "") -> Drawing:
-    """Newton-Schulz schedules on a linear and on a logarithmic axis."""
+    """Newton-Schulz schedules over all singular values (panel "whole") and over small ones ("small")."""
     fig, axes = new_figure(1, 2, width=PAGE, height=2.5)
-    plot_polynomials(axes[0, 0], table, legend=False)
-    plot_polynomials(axes[0, 1], table, log=True)
+    plot_polynomials(axes[0, 0], table[table["panel"] == "whole"])
+    plot_polynomials(axes[0, 1], table[table["panel"] == "small"], log=True)
     axes[0, 0].set_title(title)
     return fig, table, "Shaded: Jordan's accepted band, 0.7 to 1.3."
 

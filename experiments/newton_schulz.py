@@ -1,7 +1,7 @@
 """python experiments/newton_schulz.py: what each Newton-Schulz schedule does to a singular value, in milliseconds.
 
-Question: to which band does N steps of each published schedule map the singular values of a normalised matrix, and does
-any of them turn a direction round? Source: Jordan 2024 (phi^N and its accepted band 0.7 to 1.3), and the schedules' own.
+Question: to which band do the steps of each published schedule map the singular values of a normalised matrix, and
+does any of them turn a direction round? Source: Jordan 2024 (phi^N, accepted band 0.7 to 1.3), and the schedules' own.
 Writes the curves, the bands and the figure into results/newton_schulz/.
 """
 
@@ -19,6 +19,7 @@ from muonlab.optim.bands import scalar_map
 from muonlab.record import collect_environment
 
 SCHEDULES = ["jordan", "you", "polar_express_1.02", "cans", "cubic", "deepseek"]
+BASELINE = [(2.0, -1.5, 0.5)] * 5  # the untuned quintic of Jordan's first figure
 FLOORS = (0.1, 0.01, 0.001)
 SPEC = {
     "question": " ".join(__doc__.partition("Question: ")[2].partition(" Source:")[0].split()),
@@ -27,23 +28,24 @@ SPEC = {
             "name": "polynomials",
             "kind": "polynomials",
             "table": "curves.csv",
-            "about": "Composed polynomials of six schedules, each with its published number of steps, in exact arithmetic.",
+            "about": "Composed polynomials, each with its published number of steps.",
         }
     ],
 }
 
 
 def curves() -> pd.DataFrame:
-    """schedule, steps, x (singular value over the norm), y (its image): 400 points a schedule, even in log x and in x."""
-    x = np.unique(np.concatenate([np.geomspace(1e-4, 1, 240), np.linspace(0.005, 1, 200)]))
+    """panel, schedule, steps, x (singular value over the norm), y (its image): Jordan's tuning, and small values."""
     tables = []
-    for name in SCHEDULES:
-        y = scalar_map(name, torch.from_numpy(x))
-        tables.append(
-            pd.DataFrame(
-                {"schedule": name, "steps": len(describe_schedule(name).schedule.rows), "x": x, "y": y}
+    panels = {"whole": ({"baseline": BASELINE, "jordan": "jordan"}, np.linspace(0, 1, 1001)[1:])}
+    panels["small"] = ({name: name for name in SCHEDULES}, np.geomspace(1e-4, 0.1, 700))
+    for panel, (schedules, x) in panels.items():
+        for name, schedule in schedules.items():
+            steps, y = (
+                len(describe_schedule(schedule).schedule.rows),
+                scalar_map(schedule, torch.from_numpy(x)),
             )
-        )
+            tables.append(pd.DataFrame({"panel": panel, "schedule": name, "steps": steps, "x": x, "y": y}))
     return pd.concat(tables, ignore_index=True)
 
 

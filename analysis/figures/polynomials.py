@@ -6,15 +6,21 @@ from matplotlib.axes import Axes
 from analysis.canvas import styled
 from analysis.palette import ARMS
 
-LABELS = {"you": "You", "cans": "CANS", "cubic": "cubic", "deepseek": "DeepSeek", "jordan": "Jordan"}
+LABELS = {
+    "baseline": "untuned (2, -1.5, 0.5)",
+    "you": "You",
+    "cans": "CANS",
+    "cubic": "cubic",
+    "deepseek": "DeepSeek",
+    "jordan": "Jordan",
+}
 
 
 @styled
-def plot_polynomials(ax: Axes, frame: pd.DataFrame, log: bool = False, legend: bool = True) -> None:
+def plot_polynomials(ax: Axes, frame: pd.DataFrame, log: bool = False) -> None:
     """Image of a singular value under each schedule, with a dotted line at 1 and Jordan's accepted band shaded.
 
-    frame: schedule, steps, x in (0, 1], y. log: a logarithmic x axis from 1e-4, which shows where small singular values
-    are lost; otherwise x from 0 to 1 and y around 1.
+    frame: schedule, steps, x in (0, 1], y. log: a logarithmic x axis, which shows where small singular values are lost.
     """
     ax.axhspan(0.7, 1.3, color="#f3ead9", lw=0, zorder=0.5)
     ax.axhline(1, color="#8c8c8c", lw=0.6, ls=(0, (1, 2)), zorder=1)
@@ -26,10 +32,6 @@ def plot_polynomials(ax: Axes, frame: pd.DataFrame, log: bool = False, legend: b
     ax.set_ylabel("image after all steps")
     if log:
         ax.set_xscale("log")
-        ax.set_xlim(1e-4, 1)
-        ax.set_ylim(0, 1.4)
-    else:
-        ax.set_xlim(0, 1)
-        ax.set_ylim(0.6, 1.4)
-    if legend:
-        ax.legend(loc="lower right")
+    ax.set_xlim(frame["x"].min() if log else 0, frame["x"].max())
+    ax.set_ylim(0, 1.4)
+    ax.legend(loc="lower right")
