@@ -19,8 +19,8 @@ def answer(claim: Mapping[str, Any], frames: Frames, verdicts: pd.DataFrame) -> 
 
     claim: `claim` and `source` (sentences), `condition`, `arm`, and one of three tests. `verdict` with `expect` (true
     or false): a per-run verdict that must come out so in every judged seed. `metric` with `above` or `below`: a level
-    that every run's value must pass. `metric` with `baseline` and `expect` ("lower" or "higher"): the paired difference over
-    seeds, beyond the noise floor, and optionally `at_least`, a size that the mean difference must reach.
+    that every run's value must pass. `metric` with `baseline` and `expect` ("lower" or "higher"): the paired
+    difference over seeds, beyond the noise floor, and optionally `at_least`, a size that its mean must reach.
     verdicts: `judge.judge_runs` and the like, with `condition`.
     """
     head = {"claim": claim["claim"], "source": claim["source"]}

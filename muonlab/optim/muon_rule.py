@@ -111,8 +111,10 @@ def _update_class(
     if settings["equilibrate_rows"]:
         stacks = [equilibrate_rows(stack) for stack in stacks]
     dtype = None if settings["ns_dtype"] is None else getattr(torch, settings["ns_dtype"])
+    # Nesterov's look-ahead is a fresh tensor and may be written over; without it the direction is the buffer itself.
+    out = stacks if settings["nesterov"] else None
     stacks = orthogonalise(
-        stacks, settings["ns_schedule"], settings["ns_steps"], dtype, settings["ns_backend"]
+        stacks, settings["ns_schedule"], settings["ns_steps"], dtype, settings["ns_backend"], out=out
     )
     if settings["renormalise"]:
         stacks = [renormalise(stack) for stack in stacks]

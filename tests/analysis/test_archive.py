@@ -38,8 +38,9 @@ def test_every_kind_of_figure_is_redrawn_to_the_same_bytes(stacked, tmp_path):
     save_frames(stacked, tmp_path)
     (tmp_path / "experiment.yaml").write_text(yaml.safe_dump({"figures": FIGURES}))
     x = [0.01, 0.1, 1.0]
+    curve = {"steps": 5, "x": x, "y": [0.5, 1.0, 1.1]}
     curves = [
-        pd.DataFrame({"schedule": n, "steps": 5, "x": x, "y": [0.5, 1.0, 1.1]}) for n in ("jordan", "you")
+        pd.DataFrame({"panel": p, "schedule": s} | curve) for p, s in (("whole", "jordan"), ("small", "you"))
     ]
     pd.concat(curves).to_csv(tmp_path / "curves.csv", index=False)
     (tmp_path / "made.json").write_text(
