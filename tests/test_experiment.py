@@ -51,7 +51,7 @@ def test_arms_differ_in_nothing_that_is_held_equal():
     for cell in cells("ablation", load_experiment("ablation"), []):
         assert cell.config["optimizer"]["weight_decay"] == 0.0
         assert cell.config["model"]["d_model"] == 64
-        assert cell.config["trainer"]["max_steps"] == (800 if cell.condition == "switch" else 500)
+        assert cell.config["trainer"]["max_steps"] == (600 if cell.condition == "switch" else 400)
         assert cell.config["tracking"]["role"] == f"{cell.condition}/{cell.arm}"
 
 
