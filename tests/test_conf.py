@@ -57,6 +57,13 @@ def test_every_option_composes_and_resolves(override):
     assert resolve(plain(compose_config("train", [override])))["seed"] == 1
 
 
+@pytest.mark.parametrize("name", options("experiment"))
+def test_every_prepared_experiment_composes_and_yields_to_overrides(name):
+    config = resolve(plain(compose_config("train", [f"+experiment={name}", "optimizer.lr=0.5"])))
+    assert config["optimizer"]["lr"] == 0.5
+    assert config["optimizer"]["weight_decay"] == 0.0
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

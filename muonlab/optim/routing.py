@@ -1,7 +1,8 @@
 """Who updates which parameter, seen as which matrices, and why. Every parameter has exactly one row."""
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -39,6 +40,15 @@ def format_routing(routes: Sequence[Route]) -> str:
         rows.append((r.name, " x ".join(map(str, r.shape)) or "scalar", r.group, r.rule, r.view, r.reason))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def collapse_layers(routes: list[Route]) -> list[Route]:
+    """The table with layers that are treated alike in one row: `blocks.*.mlp.up.weight (6)`, six parameters."""
+    merged: dict[Route, int] = {}
+    for route in routes:
+        row = replace(route, name=re.sub(r"(?<=\.)\d+(?=\.)", "*", route.name))
+        merged[row] = merged.get(row, 0) + 1
+    return [replace(row, name=f"{row.name} ({count})") if count > 1 else row for row, count in merged.items()]
 
 
 def parameter_groups(

@@ -58,6 +58,7 @@ def _train(config: dict[str, Any], folder: Path, on_step: Callable[[int], None] 
     import torch
 
     from muonlab.data import build_data
+    from muonlab.optim.routing import collapse_layers, format_routing
     from muonlab.train.callbacks import Diverged, Health, Interrupted, ProgressBar, StopBetweenSteps
     from muonlab.train.module import LanguageModel
     from muonlab.train.recording import Recording
@@ -70,6 +71,9 @@ def _train(config: dict[str, Any], folder: Path, on_step: Callable[[int], None] 
     environment = collect_environment() | {"data": data.describe()}
     torch.manual_seed(config["seed"])
     module = LanguageModel(config, data)
+    shown = config["trainer"]["progress"] and first_rank()
+    if shown:
+        print(format_routing(collapse_layers(module.optimizer.routing)), flush=True)
 
     record = mlflow_run = None
     checkpoint = _latest_checkpoint(folder)
@@ -81,7 +85,6 @@ def _train(config: dict[str, Any], folder: Path, on_step: Callable[[int], None] 
             record.truncate(-1)
     recording = Recording(record, mlflow_run, on_step)
     health, stop = Health(recording), StopBetweenSteps()
-    shown = config["trainer"]["progress"] and first_rank()
     progress = ProgressBar(recording, run_name(config)) if shown else None
     trainer = _trainer(config["trainer"], accelerator, folder, [recording, health, stop, progress])
     status, cause = "failed", ""

@@ -7,7 +7,7 @@ from torch import nn
 from muonlab.errors import MuonlabError
 from muonlab.layout import ParameterRole
 from muonlab.optim import build_optimizer, format_routing
-from muonlab.optim.routing import Route, parameter_groups
+from muonlab.optim.routing import Route, collapse_layers, parameter_groups
 
 
 class Declared(nn.Module):
@@ -309,3 +309,12 @@ def test_frozen_parameters_are_routed_and_never_move():
     optimizer.step()
     assert "query.weight" in {route.name for route in optimizer.routing}
     assert torch.equal(model.query.weight, before)
+
+
+def test_layers_that_are_treated_alike_share_a_row():
+    same = [Route(f"blocks.{i}.up.weight", (8, 4), "mlp", "muon", "8 x 4", "role") for i in range(3)]
+    other = Route("blocks.3.up.weight", (8, 4), "mlp", "adamw", "-", "routes")
+    assert collapse_layers([*same, other]) == [
+        Route("blocks.*.up.weight (3)", (8, 4), "mlp", "muon", "8 x 4", "role"),
+        Route("blocks.*.up.weight", (8, 4), "mlp", "adamw", "-", "routes"),
+    ]
