@@ -69,6 +69,10 @@ bench-step: setup  ## cost of recording, of exact max logits, of compiling and o
 parity: .cache/parity/installed  ## our Muon against the public packages, in their own environment
 	@.cache/parity/bin/python benchmarks/parity.py
 
+gpu-check: setup  ## the tests that need a CUDA device, against the CPU's results
+	@if $(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+	  $(RUN) -m pytest -m cuda; else echo "no GPU: nothing was checked"; fi
+
 clean:  ## remove the virtual environment and caches; runs, studies and results stay
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

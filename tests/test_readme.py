@@ -24,7 +24,7 @@ def test_the_optimizer_that_the_readme_adds_trains():
         optimizer = build_optimizer("slowmuon", model, lr=0.02)
         tokens = torch.arange(64).reshape(8, 8) % 16
         losses = []
-        for _ in range(10):
+        for _ in range(20):
             optimizer.zero_grad()
             loss = model(tokens, (tokens + 1) % 16).loss
             loss.backward()
