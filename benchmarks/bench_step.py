@@ -141,7 +141,7 @@ def bench_start() -> None:
                 else Job(config("nanogpt_xs", folder, *overrides, f"seed={seed}"), f"s{seed}")
             )
 
-        Pool(1, Path(folder)).run(next_job, lambda *_: ends.append(time.perf_counter()), "start", 4, 1)
+        Pool(1, Path(folder)).run(next_job, lambda *_: ends.append(time.perf_counter()), "start", 4, 4)
         fork = statistics.median(b - a for a, b in itertools.pairwise(ends))
         print(f"  {'first trial, with the server':<34}{ends[0] - started:>7.1f} s")
         print(f"  {'each further trial (one step)':<34}{fork:>7.1f} s")

@@ -90,7 +90,7 @@ def train_cells(todo: list[Cell], workers: int | None, logs: Path) -> dict[int, 
             if result.status not in ("finished", "diverged"):
                 failed.append(f"{job.label} ({result.cause}; see {logs / job.label}.log)")
 
-        steps = max(cell.config["trainer"]["max_steps"] for cell in missing)
+        steps = sum(cell.config["trainer"]["max_steps"] for cell in missing)
         pool.run(lambda: next(waiting, None), on_result, "experiment", len(missing), steps)
     if failed:
         raise MuonlabError(

@@ -110,13 +110,13 @@ class Pool:
         on_result: Callable[[Job, Result], None],
         title: str,
         total_jobs: int,
-        max_steps: int,
+        total_steps: int,
     ) -> None:
         """Start what `next_job` gives until it gives None and everything has ended; report each end to `on_result`.
 
         On Ctrl-C the runs stop between two steps and keep a checkpoint; then KeyboardInterrupt is raised.
         """
-        bar = self._bar(title, total_jobs, max_steps)
+        bar = self._bar(title, total_steps)
         finished_steps, ended, more = 0, 0, True
         try:
             while more or self.running:
@@ -132,7 +132,7 @@ class Pool:
                     self.running.remove(job)
                     result = self._result(job)
                     ended += 1
-                    finished_steps += max_steps
+                    finished_steps += job.config["trainer"]["max_steps"]
                     on_result(job, result)
                 bar.update(finished_steps + sum(j.steps.value for j in self.running) - bar.n)
                 bar.set_postfix_str(f"{ended}/{total_jobs} runs", refresh=False)
@@ -144,10 +144,10 @@ class Pool:
             bar.close()
 
     @staticmethod
-    def _bar(title: str, total_jobs: int, max_steps: int) -> tqdm:
+    def _bar(title: str, total_steps: int) -> tqdm:
         terminal = sys.stderr.isatty()
         return tqdm(
-            total=total_jobs * max_steps,
+            total=total_steps,
             desc=title,
             unit="step",
             mininterval=0.5 if terminal else 15,

@@ -71,7 +71,8 @@ def search(plan: Plan, studies: list[OptimizerStudy], pool: Pool, parent_run_id:
         line = _tell(job.about, result)
         pool.say(f"{job.label}  {line}")
 
-    pool.run(next_job, on_result, "search", remaining(studies, plan.search["trials"]), _steps(plan))
+    left = remaining(studies, plan.search["trials"])
+    pool.run(next_job, on_result, "search", left, left * _steps(plan))
 
 
 def replicate_jobs(
@@ -103,7 +104,7 @@ def replicate(plan: Plan, jobs: list[Job], folders: Folders, pool: Pool) -> None
         if result.status in OVER:
             folders[job.about].append(result.folder)
 
-    pool.run(lambda: next(waiting, None), on_result, "fresh seeds", len(jobs), _steps(plan))
+    pool.run(lambda: next(waiting, None), on_result, "fresh seeds", len(jobs), len(jobs) * _steps(plan))
     for paths in folders.values():
         paths.sort()
 

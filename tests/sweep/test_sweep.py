@@ -95,7 +95,7 @@ def test_a_diverged_and_a_failing_run_are_results(tiny, tmp_path):
     wrong = tiny("optimizer.tau=-1")
     jobs, results = iter([Job(diverging, "diverging"), Job(wrong, "wrong")]), {}
     Pool(2, tmp_path / "logs").run(
-        lambda: next(jobs, None), lambda job, result: results.update({job.label: result}), "test", 2, 12
+        lambda: next(jobs, None), lambda job, result: results.update({job.label: result}), "test", 2, 24
     )
     assert results["diverging"].status == "diverged"
     assert results["wrong"].status == "failed"
