@@ -172,9 +172,11 @@ class NanoGPT(nn.Module):
             raise MuonlabError("no max logits yet: they are those of the last forward in training mode")
         return self._logits
 
-    def max_logits(self) -> dict[str, Tensor]:
-        """Signed max logit of each head, {layer: (num_heads,)}, for the last training forward."""
-        return dict(zip(self.layer_names, self.logit_extremes().highest.unbind(), strict=True))
+    def max_logits(self, absolute: bool = False) -> dict[str, Tensor]:
+        """Max logit of each head, {layer: (num_heads,)}, for the last training forward: signed, or of |logit|."""
+        highest, lowest = self.logit_extremes()
+        maxima = torch.maximum(highest, -lowest) if absolute else highest
+        return dict(zip(self.layer_names, maxima.unbind(), strict=True))
 
     def attention_entropy(self) -> Tensor:
         """Mean attention entropy in nats, (num_layers, num_heads), of the last forward with measure_entropy."""

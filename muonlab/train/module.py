@@ -52,13 +52,15 @@ class LanguageModel(L.LightningModule):
 
     def training_step(self, _: Any, batch_idx: int) -> dict[str, Tensor]:
         """Cross-entropy (plus z-loss) of micro-batch `batch_idx`; its max logits go to the clip."""
-        if batch_idx % self.trainer.accumulate_grad_batches == 0 and self.optimizer.clip is not None:
-            self.optimizer.clip.forget()  # the maxima of a step that the gradient scaler skipped
+        clip = self.optimizer.clip
+        if clip is not None and batch_idx % self.trainer.accumulate_grad_batches == 0:
+            clip.forget()  # the maxima of a step that the gradient scaler skipped
         batch = self.data.batch(self.config["seed"], batch_idx, self.batch_size, self.context)
         rank, world = self.global_rank, self.trainer.world_size
         tokens, targets = (part[rank::world].to(self.device, non_blocking=True) for part in batch)
         output: ModelOutput = self.model(tokens, targets)
-        self.optimizer.observe(self.model.max_logits())
+        if clip is not None:
+            self.optimizer.observe(self.model.max_logits(absolute=clip.maximum == "absolute"))
         return {"loss": output.loss, "cross_entropy": output.cross_entropy.detach()}
 
     def probe(self) -> tuple[Tensor, Tensor]:

@@ -68,6 +68,13 @@ def test_max_logits_are_those_of_the_last_training_forward(model):
     assert not torch.equal(kept["layer_00"], model.max_logits()["layer_00"])
 
 
+def test_absolute_max_logits_are_the_larger_of_both_ends(model):
+    model(tokens(), tokens())
+    highest, lowest = model.logit_extremes()
+    absolute = torch.stack(list(model.max_logits(absolute=True).values()))
+    assert torch.equal(absolute, torch.maximum(highest, -lowest))
+
+
 def test_max_logits_before_any_training_forward_are_an_error(model):
     with pytest.raises(MuonlabError, match="training mode"):
         model.max_logits()

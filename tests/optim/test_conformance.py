@@ -185,7 +185,8 @@ def test_settings_are_known_and_misspelt_ones_refused(name):
 def test_every_setting_can_be_given(name):
     """The defaults that the registry shows are taken when passed back, so none is shown and not taken."""
     model = Attention(torch.float32)
-    build_optimizer(name, model, **OPTIMIZERS.settings(name))
+    optimizer = build_optimizer(name, model, **OPTIMIZERS.settings(name))
+    assert max(group["lr"] for group in optimizer.param_groups) >= OPTIMIZERS.settings(name)["lr"]
 
 
 def test_clips_take_the_settings_of_what_they_are_added_to_and_of_the_clip():

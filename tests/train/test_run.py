@@ -152,6 +152,15 @@ def test_micro_batches_add_up_to_their_step(tiny):
     assert (recorded == torch.stack(maxima).amax(0).numpy()).all()
 
 
+@pytest.mark.parametrize(("maximum", "column"), [("signed", "value"), ("absolute", "value_abs")])
+def test_the_clip_acts_on_the_maximum_that_it_was_told_to(tiny, maximum, column):
+    heads = load_run(train(tiny(f"optimizer.maximum={maximum}", "optimizer.tau=0.3")).folder).max_logits
+    expected = (0.3 / heads[column].clip(lower=0.3)).to_numpy()
+    np.testing.assert_allclose(heads["gamma"], expected, rtol=1e-6)
+    assert (heads["gamma"] < 1).any()
+    assert (heads["value_abs"] > heads["value"]).any()
+
+
 def test_divergence_is_a_status_with_its_step(tiny):
     outcome = train(tiny("optimizer=adamw", "optimizer.lr=1e30", "schedule.warmup=0"))
     run = load_run(outcome.folder)
