@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from muonlab.layout import AttentionLayout, HeadRows
+from muonlab.optim.qk_clip import QKClip
 
 NAME = "layer_00"
 WIDTH = 12
@@ -171,3 +172,24 @@ def latent(heads: int, nope: int, rope: int, value: int = 3, rank: int = 5) -> L
         return (torch.einsum("bhtn,hnr->bhtr", q_nope, w_uk) @ c[:, None].mT + shared) / (nope + rope) ** 0.5
 
     return LatentLayer(layout, logits, [kv_down, k_rope], absorbed)
+
+
+def flat_layout(heads: int = 2, kv_heads: int = 2, name: str = NAME, dtype=torch.float64) -> AttentionLayout:
+    """Heads of two rows and three columns, all entries 1, so that the factors can be read off."""
+    q, k = (nn.Parameter(torch.ones(2 * h, 3, dtype=dtype)) for h in (heads, kv_heads))
+    return AttentionLayout(name, heads, kv_heads, (HeadRows(q, 2),), (HeadRows(k, 2),))
+
+
+def factors(layout: AttentionLayout) -> tuple[Tensor, Tensor]:
+    """The query's and the key's factor per head, of a flat layout."""
+    return tuple(blocks[0].parameter.detach()[::2, 0] for blocks in (layout.query, layout.key))
+
+
+def clip_once(layout: AttentionLayout, maxima: list[float], **clip_settings: object) -> dict[str, Tensor]:
+    qk_clip = QKClip([layout], **clip_settings)
+    qk_clip.observe({layout.name: torch.tensor(maxima, dtype=torch.float64)})
+    return qk_clip.apply(0)
+
+
+def doubles(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
