@@ -150,8 +150,9 @@ def judge_and_draw(
     for condition in spec["conditions"]:
         print(f"{condition}: verdict held in runs / judged runs (median value)")
         print(as_text(verdict_table(summarise(verdicts[verdicts["condition"] == condition]))), end="\n\n")
-    print(as_text(answers), end="\n\n")
-    print("written:")
+    for row in answers.itertuples():
+        print(f"{row.verdict:<15}{row.claim} [{row.source}]\n{'':15}{row.effect} (n = {row.n})")
+    print("\nwritten:")
     for path in [out / "answers.md", out / "verdicts.csv", *redraw(out)]:
         print(f"  {path}")
 
