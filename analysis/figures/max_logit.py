@@ -41,17 +41,17 @@ def plot_max_logit(
 
 
 def draw_tau(ax: Axes, tau: float | None) -> None:
-    """A dashed line at the clip threshold, its value written at the right end just above it."""
+    """A dashed line at the clip threshold, its value written above it at the left, where logits still are low."""
     if tau is None:
         return
     ax.axhline(tau, color="#262626", lw=0.8, ls=(0, (3, 2)), zorder=2.5, gid="tau")
     ax.annotate(
         f"τ = {tau:g}",
-        (1, tau),
+        (0, tau),
         xycoords=("axes fraction", "data"),
-        xytext=(-1, 2),
+        xytext=(2, 2),
         textcoords="offset points",
-        ha="right",
+        ha="left",
         va="bottom",
         fontsize=6.5,
         color="#262626",

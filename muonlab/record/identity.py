@@ -9,7 +9,7 @@ from muonlab.errors import MuonlabError
 
 ELSEWHERE = frozenset({"paths", "tracking", "force"})
 """Top-level keys that say where a run is kept or whether it is repeated, not what it computes."""
-HARDWARE = frozenset({"device", "devices", "progress", "num_threads"})
+HARDWARE = frozenset({"device", "devices", "strategy", "progress", "num_threads"})
 """Keys of the group `trainer` that say on what it is computed."""
 
 
