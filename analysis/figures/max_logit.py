@@ -41,18 +41,18 @@ def plot_max_logit(
 
 
 def draw_tau(ax: Axes, tau: float | None) -> None:
-    """A dashed line at the clip threshold, its value written above it at the left, where logits still are low."""
+    """A dashed line at the clip threshold, its value written outside the axes, where no trace is."""
     if tau is None:
         return
     ax.axhline(tau, color="#262626", lw=0.8, ls=(0, (3, 2)), zorder=2.5, gid="tau")
     ax.annotate(
         f"τ = {tau:g}",
-        (0, tau),
+        (1, tau),
         xycoords=("axes fraction", "data"),
-        xytext=(2, 2),
+        xytext=(3, 0),
         textcoords="offset points",
         ha="left",
-        va="bottom",
+        va="center",
         fontsize=6.5,
         color="#262626",
     )
