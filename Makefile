@@ -52,9 +52,6 @@ test: setup  ## the test suite
 lint: setup  ## ruff
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
 
-bench-optim: setup  ## time of a Muon step against the public implementations and the floor
-	@$(RUN) benchmarks/bench_optim.py
-
 bench-step: setup  ## cost of recording, of exact max logits, of compiling and of the allocator
 	@$(RUN) benchmarks/bench_step.py
 
@@ -72,6 +69,9 @@ parity: .cache/parity/installed  ## our Muon against the public packages, in the
 gpu-check: setup  ## the tests that need a CUDA device, against the CPU's results
 	@if $(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
 	  $(RUN) -m pytest -m cuda; else echo "no GPU: nothing was checked"; fi
+
+bench-optim: .cache/parity/installed  ## time of a Muon step against the public packages and the floor
+	@.cache/parity/bin/python -W ignore::FutureWarning benchmarks/bench_optim.py
 
 clean:  ## remove the virtual environment and caches; runs, studies and results stay
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis
