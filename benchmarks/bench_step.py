@@ -5,6 +5,7 @@ Interleaved repeats on one thread; medians over repeats, with their range. Read 
     recording    a Lightning step with every trace, max logit, probe, checkpoint and MLflow, over the bare loop's step
     compiled     torch.compile over eager, bare loop; --compile, since compiling takes from seconds to minutes
     allocator    freed memory kept over glibc's default, bare loop, in processes of their own
+    attention    explicit over fused with an exact pass for the max logits, forward and backward
     start        seconds until the first step of a trial forked from the warm server, and of a fresh process
 """
 
@@ -124,6 +125,31 @@ def bench_allocator(model: str, repeats: int, steps: int) -> None:
     ratio("allocator: memory kept / default", [(once("1"), once("0")) for _ in range(repeats)])
 
 
+def bench_attention(repeats: int = 50) -> None:
+    """Explicit attention, whose maxima are free, over fused attention with an exact pass: forward and backward."""
+    from torch.nn.functional import scaled_dot_product_attention
+
+    from muonlab.models.attention import explicit_attention, logit_range
+
+    for heads, context in ((2, 64), (4, 128)):
+        q, k, v = (torch.randn(16, heads, context, 32, requires_grad=True) for _ in range(3))
+
+        def explicit(q: torch.Tensor = q, k: torch.Tensor = k, v: torch.Tensor = v) -> float:
+            started = time.perf_counter()
+            explicit_attention(q, k, v)[0].sum().backward()
+            return time.perf_counter() - started
+
+        def fused(q: torch.Tensor = q, k: torch.Tensor = k, v: torch.Tensor = v) -> float:
+            started = time.perf_counter()
+            out = scaled_dot_product_attention(q, k, v, is_causal=True)
+            logit_range(q.detach(), k.detach())
+            out.sum().backward()
+            return time.perf_counter() - started
+
+        pairs = [(explicit(), fused()) for _ in range(repeats + 5)][5:]
+        ratio(f"explicit / fused, context {context}", pairs)
+
+
 def bench_start() -> None:
     """Seconds of a one-step run in a process forked from the warm server, and in a fresh process."""
     from muonlab.sweep.pool import Job, Pool
@@ -167,6 +193,8 @@ def main() -> None:
         bench_allocator(model, options.repeats, options.steps)
         if options.compile:
             bench_compiled(model, options.repeats, options.steps)
+    print("attention with exact max logits, forward and backward")
+    bench_attention()
     print("start of a trial")
     bench_start()
 

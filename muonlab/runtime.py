@@ -12,9 +12,9 @@ _MMAP_THRESHOLD_MAX = 32 << 20
 def keep_freed_memory() -> bool:
     """Make glibc keep freed buffers instead of returning them to the kernel after every operation.
 
-    By default buffers above 128 KiB to 32 MiB are mapped afresh for every use, and a small model spends up to a third
-    of its step in the page faults (`make bench-step` shows the effect here). Returns False where there is no glibc;
-    nothing else changes then.
+    By default buffers above 128 KiB to 32 MiB are mapped afresh for every use, and a small model pays for the page
+    faults in every step (`make bench-step` shows how much here). Returns False where there is no glibc; nothing else
+    changes then.
     """
     if not sys.platform.startswith("linux"):
         return False
