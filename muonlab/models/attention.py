@@ -39,6 +39,17 @@ class AttentionOutput(NamedTuple):
     entropy: Tensor | None
 
 
+def rotary_dim(head_dim: int, fraction: float) -> int:
+    """Entries of a head that are rotated, fraction * head_dim; MuonlabError if that is odd or no whole number."""
+    rotated = fraction * head_dim
+    if not 0 <= fraction <= 1 or rotated % 2:
+        raise MuonlabError(
+            f"rotary_fraction={fraction:g} of head_dim={head_dim} rotates {rotated:g} entries;"
+            f" it must be an even number from 0 to {head_dim}"
+        )
+    return int(rotated)
+
+
 def rotary_tables(head_dim: int, context: int, base: float) -> tuple[Tensor, Tensor]:
     """Cosine and signed sine of RoPE (arXiv 2104.09864, eq. 34), each (context, head_dim), halves paired.
 
@@ -98,12 +109,14 @@ def logit_range(q: Tensor, k: Tensor) -> LogitRange:
 
 
 def explicit_attention(
-    q: Tensor, k: Tensor, v: Tensor, soft_cap: float = 0.0
+    q: Tensor, k: Tensor, v: Tensor, soft_cap: float = 0.0, forced_max: float = 0.0
 ) -> tuple[Tensor, Tensor, LogitRange]:
     """softmax(q k' / sqrt(d)) v with every logit in memory: output (B, H, T, d), weights (B, H, T, T), extremes.
 
     `soft_cap` c > 0 replaces each logit s by c tanh(s / c) (arXiv 2408.00118, section 2); the extremes are those
-    before the cap. 0 means no cap.
+    before the cap. `forced_max` kappa > 0 scales each head's logits so that their largest magnitude over the batch is
+    kappa, with no gradient through the factor (Wortsman et al., arXiv 2309.14322, Fig 7); the extremes are those
+    after it. 0 means neither.
     """
     batch, heads, length, head_dim = q.shape
     group = heads // k.shape[1]
@@ -116,6 +129,10 @@ def explicit_attention(
     with torch.no_grad():
         highest = scores.amax((-2, -1)).view(batch, heads).amax(0)
         lowest = scores.nan_to_num(torch.nan, torch.inf, torch.inf).amin((-2, -1)).view(batch, heads).amin(0)
+    if forced_max:
+        factor = forced_max / torch.maximum(highest, -lowest)
+        scores = scores * factor.repeat(batch).view(-1, 1, 1)  # s_ij kappa / max |s|
+        highest, lowest = highest * factor, lowest * factor
     if soft_cap:
         scores = soft_cap * torch.tanh(scores / soft_cap) + bias  # the cap maps -inf to -c
     weights = scores.softmax(-1).view(batch, heads, length, length)
@@ -134,7 +151,10 @@ class Attention(nn.Module):
     """Multi-head, grouped-query (num_kv_heads < num_heads) or multi-query (num_kv_heads = 1) attention.
 
     Query, key and value are separate matrices, so that Muon orthogonalises each by itself. `soft_cap` 0 means
-    none. Raises MuonlabError where the heads do not divide the width or head_dim is odd.
+    none. `rotary_fraction` is the share of each head's entries that rotary embedding turns, the first ones (1: all,
+    0: no positions at all). `forced_max` kappa > 0 forces every head's largest |logit| over the batch to kappa, later
+    tokens included: an experiment that asks what large logits do by themselves, not a model to use.
+    Raises MuonlabError where the heads do not divide the width or the rotated part is odd.
     """
 
     def __init__(
@@ -146,6 +166,8 @@ class Attention(nn.Module):
         bias: bool = False,
         qk_norm: bool = False,
         soft_cap: float = 0.0,
+        rotary_fraction: float = 1.0,
+        forced_max: float = 0.0,
     ):
         super().__init__()
         num_kv_heads = num_kv_heads or num_heads
@@ -153,12 +175,13 @@ class Attention(nn.Module):
             raise MuonlabError(f"num_heads={num_heads} does not divide the width d_model={d_model}")
         if num_heads % num_kv_heads:
             raise MuonlabError(f"num_kv_heads={num_kv_heads} does not divide num_heads={num_heads}")
-        if (d_model // num_heads) % 2:
-            raise MuonlabError(f"head_dim={d_model // num_heads} is odd; rotary embedding needs it even")
+        if forced_max < 0:
+            raise MuonlabError(f"forced_max_logit must be 0 (none) or positive, not {forced_max}")
         if soft_cap < 0:
             raise MuonlabError(f"attention_soft_cap must be 0 (none) or positive, not {soft_cap}")
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, d_model // num_heads
-        self.soft_cap = soft_cap
+        self.soft_cap, self.forced_max = soft_cap, forced_max
+        self.rotary_dim = rotary_dim(self.head_dim, rotary_fraction)
         self.query = nn.Linear(d_model, num_heads * self.head_dim, bias=bias)
         self.key = nn.Linear(d_model, num_kv_heads * self.head_dim, bias=bias)
         self.value = nn.Linear(d_model, num_kv_heads * self.head_dim, bias=bias)
@@ -171,8 +194,8 @@ class Attention(nn.Module):
         q, k, v = self.project(x, cos, sin)
         entropy = logits = None
         short = x.device.type == "cpu" and x.shape[1] <= EXPLICIT_CONTEXT
-        if measure_entropy or self.soft_cap or short:
-            out, weights, extremes = explicit_attention(q, k, v, self.soft_cap)
+        if measure_entropy or self.soft_cap or self.forced_max or short:
+            out, weights, extremes = explicit_attention(q, k, v, self.soft_cap, self.forced_max)
             logits = extremes if self.training else None
             entropy = attention_entropy(weights) if measure_entropy else None
         else:
@@ -195,7 +218,12 @@ class Attention(nn.Module):
         if self.query_norm is not None:
             q, k = qk.split((self.num_heads, self.num_kv_heads), dim=2)
             qk = torch.cat((self.query_norm(q), self.key_norm(k)), dim=2)
-        q, k = rotate(qk, cos, sin).split((self.num_heads, self.num_kv_heads), dim=2)
+        if self.rotary_dim == self.head_dim:
+            qk = rotate(qk, cos, sin)
+        elif self.rotary_dim:
+            turned, still = qk.split((self.rotary_dim, self.head_dim - self.rotary_dim), dim=-1)
+            qk = torch.cat((rotate(turned, cos, sin), still), -1)
+        q, k = qk.split((self.num_heads, self.num_kv_heads), dim=2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def layout(self, name: str) -> AttentionLayout:
@@ -206,7 +234,11 @@ class Attention(nn.Module):
             return tuple(HeadRows(p, rows=self.head_dim) for p in parameters)
 
         inert = (
-            "QK-norm normalises queries and keys after these weights" if self.query_norm is not None else ""
+            "QK-norm normalises queries and keys after these weights"
+            if self.query_norm is not None
+            else "forced_max_logit sets the logits whatever these weights are"
+            if self.forced_max
+            else ""
         )
         return AttentionLayout(
             name, self.num_heads, self.num_kv_heads, rows(self.query), rows(self.key), inert=inert

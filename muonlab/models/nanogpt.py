@@ -54,7 +54,9 @@ class NanoGPT(nn.Module):
     tied_head: the head is the embedding matrix. z_loss: weight of mean(logsumexp(logits)^2)
     (PaLM, arXiv 2204.02311, section 5); 0 for none. init_scale: matrices start normal with standard deviation
     init_scale / sqrt(fan_in), those that write to the residual stream divided by sqrt(2 num_layers).
-    rotary_base: the theta of RoPE.
+    rotary_base: the theta of RoPE. rotary_fraction: share of each head that it turns, 0 for no positions.
+    qk_init_scale: further factor on the first query and key weights; the first logits grow with its square.
+    forced_max_logit: kappa, to which every head's largest |logit| of the batch is scaled; 0 leaves them.
     Raises MuonlabError for sizes that do not fit each other.
     """
 
@@ -76,6 +78,9 @@ class NanoGPT(nn.Module):
         z_loss: float = 0.0,
         init_scale: float = 0.6,
         rotary_base: float = 10_000.0,
+        rotary_fraction: float = 1.0,
+        qk_init_scale: float = 1.0,
+        forced_max_logit: float = 0.0,
     ):
         super().__init__()
         for what, value in dict(
@@ -94,6 +99,8 @@ class NanoGPT(nn.Module):
                     bias=bias,
                     qk_norm=qk_norm,
                     soft_cap=attention_soft_cap,
+                    rotary_fraction=rotary_fraction,
+                    forced_max=forced_max_logit,
                 ),
                 MLP(d_model, round(mlp_ratio * d_model), activation, bias),
                 d_model,
@@ -102,16 +109,16 @@ class NanoGPT(nn.Module):
         )
         self.final_norm = RMSNorm(d_model)
         self.head = nn.Linear(d_model, vocab_size, bias=False)
-        cos, sin = rotary_tables(d_model // num_heads, context, rotary_base)
+        cos, sin = rotary_tables(self.blocks[0].attention.rotary_dim, context, rotary_base)
         self.register_buffer("cos", cos.unsqueeze(1), persistent=False)
         self.register_buffer("sin", sin.unsqueeze(1), persistent=False)
         self._logits: LogitRange | None = None
         self._entropy: Tensor | None = None
-        self._initialise(init_scale)
+        self._initialise(init_scale, qk_init_scale)
         if tied_head:
             self.head.weight = self.embedding.weight
 
-    def _initialise(self, scale: float) -> None:
+    def _initialise(self, scale: float, qk_scale: float) -> None:
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -120,7 +127,8 @@ class NanoGPT(nn.Module):
             elif parameter.ndim == 2:
                 residual = name.endswith(("attention.output.weight", "mlp.down.weight"))
                 depth = math.sqrt(2 * self.num_layers) if residual else 1.0
-                nn.init.normal_(parameter, std=scale / math.sqrt(parameter.shape[1]) / depth)
+                logits = qk_scale if name.endswith(("query.weight", "key.weight")) else 1.0
+                nn.init.normal_(parameter, std=logits * scale / math.sqrt(parameter.shape[1]) / depth)
 
     def forward(
         self, tokens: Tensor, targets: Tensor | None = None, measure_entropy: bool = False

@@ -38,6 +38,8 @@ class TrainerConfig:
     val_batches: int
     probe_every: int
     probe_batch_size: int
+    exact_every: int
+    spectra_every: int
     checkpoint_every: int
     progress: bool
 
@@ -46,7 +48,7 @@ class TrainerConfig:
         at_least_one = ("max_steps", "batch_size", "accumulate", "devices", "num_threads", "val_batches")
         for field in fields(self):
             value = getattr(self, field.name)
-            least = 1 if field.name in (*at_least_one, "probe_batch_size") else 0
+            least = 1 if field.name in (*at_least_one, "probe_batch_size", "exact_every") else 0
             if not isinstance(value, str) and value < least:
                 raise MuonlabError(f"trainer.{field.name} must be at least {least}, not {value}")
         if self.precision not in PRECISIONS:

@@ -57,6 +57,21 @@ def wsd(max_steps: int, *, warmup: int = 20, decay: float = 0.2, final: float = 
     return factor
 
 
+@SCHEDULES.register("ramp")
+def ramp(max_steps: int, *, warmup: int = 20, peak: float = 100.0) -> Schedule:
+    """Linear warm-up, then exponential growth from 1 to `peak` at the last step: peak^t with t from 0 to 1.
+
+    A stress test, which finds the learning rate at which an optimizer fails within one run.
+    """
+    _check(max_steps, warmup)
+    if peak < 1:
+        raise MuonlabError(
+            f"schedule.peak={peak} must be at least 1: it is the last learning rate over the first"
+        )
+    span = max(1, max_steps - 1 - warmup)
+    return lambda step: _warm(step, warmup) * peak ** min(1.0, max(0, step - warmup) / span)
+
+
 def build_schedule(name: str, max_steps: int, **settings: float) -> Schedule:
     """The factor of the learning rate at each step, counted from 0.
 

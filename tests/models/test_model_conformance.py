@@ -16,6 +16,8 @@ VARIANTS = {
     "qk_norm": {"qk_norm": True},
     "soft_cap": {"attention_soft_cap": 5.0},
     "biases": {"bias": True},
+    "partial_rotary": {"rotary_fraction": 0.5},
+    "no_positions": {"rotary_fraction": 0.0},
     "swiglu": {"activation": "swiglu"},
     "gelu_tied_zloss": {"activation": "gelu", "tied_head": True, "z_loss": 1e-3},
 }
@@ -118,7 +120,9 @@ def test_a_sequence_longer_than_the_context_is_refused(model):
     [
         ({"num_heads": 3}, "does not divide the width"),
         ({"num_kv_heads": 3}, "does not divide num_heads"),
-        ({"num_heads": 32}, "is odd"),
+        ({"num_heads": 32}, "must be an even number from 0 to 1"),
+        ({"rotary_fraction": 0.3}, "rotates 2.4 entries"),
+        ({"forced_max_logit": -1.0}, "must be 0"),
         ({"activation": "relu"}, "did you mean 'relu2'"),
         ({"num_layers": 0}, "at least 1"),
         ({"num_head": 2}, "did you mean 'num_heads'"),
@@ -134,3 +138,25 @@ def test_wrong_sizes_are_told_in_one_sentence(settings, message):
 def test_a_misspelt_model_is_told_the_near_names():
     with pytest.raises(MuonlabError, match="did you mean 'nanogpt'"):
         build_model("nanogtp")
+
+
+def test_logits_can_be_forced_to_a_size():
+    """Every head's largest |logit| is kappa whatever the weights, and the loss still teaches them."""
+    torch.manual_seed(0)
+    model = build_model("nanogpt", **SETTINGS, forced_max_logit=100.0)
+    model(tokens(), tokens(seed=1)).loss.backward()
+    absolute = torch.stack(list(model.max_logits(absolute=True).values()))
+    torch.testing.assert_close(absolute, torch.full((2, 4), 100.0))
+    assert model.blocks[0].attention.query.weight.grad.abs().max() > 0
+    assert all("forced_max_logit" in layout.inert for layout in model.attention_layouts())
+
+
+def test_query_and_key_can_start_larger_than_the_rest():
+    """The first logits grow with the square of qk_init_scale; every other weight is the same draw."""
+    models = []
+    for scale in (1.0, 4.0):
+        torch.manual_seed(0)
+        models.append(build_model("nanogpt", **SETTINGS, qk_init_scale=scale))
+        models[-1](tokens())
+    torch.testing.assert_close(models[1].max_logits()["layer_00"], 16 * models[0].max_logits()["layer_00"])
+    assert torch.equal(models[0].blocks[0].mlp.up.weight, models[1].blocks[0].mlp.up.weight)

@@ -19,6 +19,13 @@ def test_constant_stays():
     assert build_schedule("constant", 100, warmup=10)(99) == 1.0
 
 
+def test_ramp_grows_by_the_same_factor_every_step():
+    factor = build_schedule("ramp", 121, warmup=20, peak=16.0)
+    assert factor(0) == 1 / 20 and factor(20) == 1.0
+    assert factor(120) == pytest.approx(16.0)
+    assert factor(70) == pytest.approx(4.0)
+
+
 def test_cosine_ends_at_its_final_value_and_is_halfway_in_the_middle():
     factor = build_schedule("cosine", 101, warmup=0, final=0.2)
     assert factor(100) == pytest.approx(0.2)
@@ -39,6 +46,7 @@ def test_wsd_decays_linearly_over_its_share():
         ("cosine", {"decay": 0.1}, "unknown setting of schedule cosine 'decay'"),
         ("constant", {"warmup": 101}, "between 0 and the run's 100 steps"),
         ("cosine", {"final": 1.5}, "share of the peak"),
+        ("ramp", {"peak": 0.5}, "at least 1"),
         ("wsd", {"decay": 0.0}, "share of all steps"),
     ],
 )
