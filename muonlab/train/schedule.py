@@ -58,18 +58,18 @@ def wsd(max_steps: int, *, warmup: int = 20, decay: float = 0.2, final: float = 
 
 
 @SCHEDULES.register("ramp")
-def ramp(max_steps: int, *, warmup: int = 20, peak: float = 100.0) -> Schedule:
-    """Linear warm-up, then exponential growth from 1 to `peak` at the last step: peak^t with t from 0 to 1.
+def ramp(max_steps: int, *, warmup: int = 20, start: float = 0.01) -> Schedule:
+    """Linear warm-up to `start`, then exponential growth to 1 at the last step: start^(1 - t) with t from 0 to 1.
 
     A stress test, which finds the learning rate at which an optimizer fails within one run.
     """
     _check(max_steps, warmup)
-    if peak < 1:
+    if not 0 < start <= 1:
         raise MuonlabError(
-            f"schedule.peak={peak} must be at least 1: it is the last learning rate over the first"
+            f"schedule.start={start} must lie in (0, 1]: it is the first learning rate over the last"
         )
     span = max(1, max_steps - 1 - warmup)
-    return lambda step: _warm(step, warmup) * peak ** min(1.0, max(0, step - warmup) / span)
+    return lambda step: _warm(step, warmup) * start ** (1 - min(1.0, max(0, step - warmup) / span))
 
 
 def build_schedule(name: str, max_steps: int, **settings: float) -> Schedule:

@@ -9,10 +9,11 @@ from muonlab.train.schedule import SCHEDULES, build_schedule
 @pytest.mark.parametrize("name", SCHEDULES.names())
 def test_warm_up_is_linear_and_the_peak_is_one(name):
     factor = build_schedule(name, 100, warmup=10)
-    assert [factor(step) for step in range(10)] == pytest.approx([(step + 1) / 10 for step in range(10)])
-    assert factor(10) == 1.0
+    warm = factor(10)  # 1, but for a ramp, which only begins there
+    assert [factor(step) for step in range(10)] == pytest.approx([warm * (s + 1) / 10 for s in range(10)])
     assert all(0 <= factor(step) <= 1 for step in range(100))
-    assert build_schedule(name, 100, warmup=0)(0) == 1.0
+    assert max(factor(step) for step in range(100)) == 1.0
+    assert build_schedule(name, 100, warmup=0)(0) == warm
 
 
 def test_constant_stays():
@@ -20,10 +21,10 @@ def test_constant_stays():
 
 
 def test_ramp_grows_by_the_same_factor_every_step():
-    factor = build_schedule("ramp", 121, warmup=20, peak=16.0)
-    assert factor(0) == 1 / 20 and factor(20) == 1.0
-    assert factor(120) == pytest.approx(16.0)
-    assert factor(70) == pytest.approx(4.0)
+    factor = build_schedule("ramp", 121, warmup=20, start=1 / 16)
+    assert factor(20) == 1 / 16
+    assert factor(70) == pytest.approx(1 / 4)
+    assert factor(120) == 1.0
 
 
 def test_cosine_ends_at_its_final_value_and_is_halfway_in_the_middle():
@@ -46,7 +47,7 @@ def test_wsd_decays_linearly_over_its_share():
         ("cosine", {"decay": 0.1}, "unknown setting of schedule cosine 'decay'"),
         ("constant", {"warmup": 101}, "between 0 and the run's 100 steps"),
         ("cosine", {"final": 1.5}, "share of the peak"),
-        ("ramp", {"peak": 0.5}, "at least 1"),
+        ("ramp", {"start": 0.0}, "the first learning rate over the last"),
         ("wsd", {"decay": 0.0}, "share of all steps"),
     ],
 )
