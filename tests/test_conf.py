@@ -100,3 +100,14 @@ def test_a_wrong_value_is_told_in_one_sentence(override, message):
         resolve(plain(compose_config("train", [override])))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_roles_are_routed_and_scaled_from_the_command_line():
+    """A mapping of roles is given as one override, without knowing which roles the default names."""
+    config = plain(
+        compose_config(
+            "train", ["optimizer=muon", "optimizer.routes={query: adamw}", "optimizer.lr_scale={key: 0.1}"]
+        )
+    )
+    assert config["optimizer"]["routes"] == {"query": "adamw"}
+    assert config["optimizer"]["lr_scale"] == {"key": 0.1}
