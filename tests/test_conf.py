@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from muonlab.cli import compose_config, plain
 from muonlab.errors import MuonlabError
+from muonlab.models import build_model
 from muonlab.models.registry import MODELS
 from muonlab.optim import list_optimizers
 from muonlab.optim.registry import OPTIMIZERS
@@ -38,6 +40,13 @@ def test_a_model_config_has_exactly_the_builders_settings(option):
     name = OmegaConf.load(CONF / "model" / f"{option}.yaml")["name"]
     # The vocabulary is the tokenizer's.
     assert keys("model", option) == set(MODELS.settings(name)) - {"vocab_size"}
+
+
+@pytest.mark.parametrize("option", options("model"))
+def test_the_sizes_of_a_model_config_fit_each_other(option):
+    settings = plain(compose_config("train", [f"model={option}"]))["model"]
+    with torch.device("meta"):
+        build_model(settings.pop("name"), **{"vocab_size": 256} | settings)
 
 
 @pytest.mark.parametrize("option", options("schedule"))
