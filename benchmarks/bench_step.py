@@ -129,7 +129,8 @@ def bench_attention(repeats: int = 50) -> None:
     """Explicit attention, whose maxima are free, over fused attention with an exact pass: forward and backward."""
     from torch.nn.functional import scaled_dot_product_attention
 
-    from muonlab.models.attention import explicit_attention, logit_range
+    from muonlab.models.explicit_attention import explicit_attention
+    from muonlab.models.max_logits import logit_range
 
     for heads, context in ((2, 64), (4, 128)):
         q, k, v = (torch.randn(16, heads, context, 32, requires_grad=True) for _ in range(3))

@@ -11,32 +11,23 @@ from torch import Tensor, nn
 
 from muonlab.errors import MuonlabError
 from muonlab.layout import AttentionLayout, HeadRows, ParameterRole
+from muonlab.models.explicit_attention import attention_entropy, explicit_attention, one_hot_share
+from muonlab.models.fused_attention import fused_attention
+from muonlab.models.max_logits import LayerLogits
 from muonlab.models.norm import RMSNorm
 
-# Rows of logits held at once by the exact pass: 64 MiB of fp32 at most, whatever the context.
-EXACT_PASS_ELEMENTS = 1 << 24
 # Up to this context explicit attention is the faster of the two on a CPU, and its extremes cost nothing more
 # (`make bench-step` measures both).
 EXPLICIT_CONTEXT = 128
 
 
-class LogitRange(NamedTuple):
-    """Extremes over batch and causal pairs of the scaled logits s_ij = q_i . k_j / sqrt(d), each of shape (H,).
-
-    `highest` is K2's signed max logit S_h (arXiv 2507.20534, section 2.1); the absolute one is
-    max(highest, -lowest).
-    """
-
-    highest: Tensor
-    lowest: Tensor
-
-
 class AttentionOutput(NamedTuple):
-    """`x` (B, T, D); `logits` None unless measured; `entropy` (H,) in nats, None unless asked for."""
+    """`x` (B, T, D); `logits` in training mode only; `entropy` in nats and `one_hot`, each (H,), if asked for."""
 
     x: Tensor
-    logits: LogitRange | None
-    entropy: Tensor | None
+    logits: LayerLogits | None
+    entropy: Tensor | None = None
+    one_hot: Tensor | None = None
 
 
 def rotary_dim(head_dim: int, fraction: float) -> int:
@@ -80,71 +71,26 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return _Rotate.apply(x, cos, sin)
 
 
-def at_least_fp32(x: Tensor) -> Tensor:
-    """x, or x in fp32 where its dtype is shorter: logits and losses are never rounded to 8 or 11 bits."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    soft_cap: float = 0.0,
+    forced_max: float = 0.0,
+    documents: Tensor | None = None,
+    measure_weights: bool = False,
+) -> tuple[Tensor, LayerLogits, Tensor | None]:
+    """Attention by the fastest way that gives what is asked: output (B, H, T, d_v), its logits, its weights or None.
 
-
-def causal_bias(rows: int, keys: int, like: Tensor) -> Tensor:
-    """(rows, keys): 0 where the query may look, -inf where it may not; the last query is the last key's."""
-    return torch.full((rows, keys), -torch.inf, dtype=like.dtype, device=like.device).triu_(1 + keys - rows)
-
-
-@torch.no_grad()
-def logit_range(q: Tensor, k: Tensor) -> LogitRange:
-    """Exact extremes of the causal scaled logits of q (B, H, T, d) and k (B, K, T, d), in row chunks."""
-    batch, heads, length, head_dim = q.shape
-    q = q.unflatten(1, (k.shape[1], heads // k.shape[1])) * head_dim**-0.5  # (B, K, H/K, T, d)
-    k = k.unsqueeze(2).transpose(-1, -2)
-    rows = max(1, min(length, EXACT_PASS_ELEMENTS // (batch * heads * length)))
-    highest, lowest = [], []
-    for start in range(0, length, rows):
-        stop = min(start + rows, length)
-        scores = at_least_fp32(q[..., start:stop, :] @ k[..., :stop])
-        bias = causal_bias(stop - start, stop, scores)
-        # where() and aminmax() would say it in one line, but on a CPU take several times as long.
-        highest.append((scores + bias).flatten(-2).amax(-1).amax(0))
-        lowest.append((scores - bias).flatten(-2).amin(-1).amin(0))
-    return LogitRange(torch.stack(highest).amax(0).flatten(), torch.stack(lowest).amin(0).flatten())
-
-
-def explicit_attention(
-    q: Tensor, k: Tensor, v: Tensor, soft_cap: float = 0.0, forced_max: float = 0.0
-) -> tuple[Tensor, Tensor, LogitRange]:
-    """softmax(q k' / sqrt(d)) v with every logit in memory: output (B, H, T, d), weights (B, H, T, T), extremes.
-
-    `soft_cap` c > 0 replaces each logit s by c tanh(s / c) (arXiv 2408.00118, section 2); the extremes are those
-    before the cap. `forced_max` kappa > 0 scales each head's logits so that their largest magnitude over the batch is
-    kappa, with no gradient through the factor (Wortsman et al., arXiv 2309.14322, Fig 7); the extremes are those
-    after it. 0 means neither.
+    The arguments are those of `explicit_attention`, which runs for the weights (B, H, T, T), soft-cap and forced
+    maxima, and on a CPU up to EXPLICIT_CONTEXT; the kernel of `fused_attention` runs otherwise.
     """
-    batch, heads, length, head_dim = q.shape
-    group = heads // k.shape[1]
-    if group > 1:
-        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    q, k = q.flatten(0, 1), k.flatten(0, 1)
-    # One product scales and masks too: at small sizes every further pass over the logits costs as much as it does.
-    bias = causal_bias(length, length, q)
-    scores = at_least_fp32(torch.baddbmm(bias, q, k.transpose(-1, -2), alpha=head_dim**-0.5))
-    with torch.no_grad():
-        highest = scores.amax((-2, -1)).view(batch, heads).amax(0)
-        lowest = scores.nan_to_num(torch.nan, torch.inf, torch.inf).amin((-2, -1)).view(batch, heads).amin(0)
-    if forced_max:
-        factor = forced_max / torch.maximum(highest, -lowest)
-        scores = scores * factor.repeat(batch).view(-1, 1, 1)  # s_ij kappa / max |s|
-        highest, lowest = highest * factor, lowest * factor
-    if soft_cap:
-        scores = soft_cap * torch.tanh(scores / soft_cap) + bias  # the cap maps -inf to -c
-    weights = scores.softmax(-1).view(batch, heads, length, length)
-    return weights.to(v.dtype) @ v, weights, LogitRange(highest, lowest)
-
-
-def attention_entropy(weights: Tensor) -> Tensor:
-    """Mean over batch and queries of H_i = -sum_j a_ij ln a_ij, in nats, per head: (B, H, T, T) -> (H,).
-
-    0 is a head that always looks at one place; a uniform causal head of context T has mean ln(i) over i <= T.
-    """
-    return torch.special.entr(weights).sum(-1).mean((0, 2))
+    short = q.device.type == "cpu" and q.shape[2] <= EXPLICIT_CONTEXT
+    if measure_weights or soft_cap or forced_max or short:
+        out, weights, extremes = explicit_attention(q, k, v, soft_cap, forced_max, documents)
+        return out, LayerLogits(extremes), weights if measure_weights else None
+    return *fused_attention(q, k, v, documents), None
 
 
 class Attention(nn.Module):
@@ -189,21 +135,28 @@ class Attention(nn.Module):
         self.query_norm = RMSNorm(self.head_dim) if qk_norm else None
         self.key_norm = RMSNorm(self.head_dim) if qk_norm else None
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, measure_entropy: bool = False) -> AttentionOutput:
-        """x (B, T, D) with rotary tables (T, 1, d). Logit extremes are measured in training mode only."""
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        measure_entropy: bool = False,
+        documents: Tensor | None = None,
+    ) -> AttentionOutput:
+        """x (B, T, D) with rotary tables (T, 1, d); `documents` (B, T) int64, or None for one a sequence."""
         q, k, v = self.project(x, cos, sin)
-        entropy = logits = None
-        short = x.device.type == "cpu" and x.shape[1] <= EXPLICIT_CONTEXT
-        if measure_entropy or self.soft_cap or self.forced_max or short:
-            out, weights, extremes = explicit_attention(q, k, v, self.soft_cap, self.forced_max)
-            logits = extremes if self.training else None
-            entropy = attention_entropy(weights) if measure_entropy else None
-        else:
-            out = F.scaled_dot_product_attention(
-                q, k, v, is_causal=True, enable_gqa=self.num_kv_heads < self.num_heads
-            )
-            logits = logit_range(q.detach(), k.detach()) if self.training else None
-        return AttentionOutput(self.output(out.transpose(1, 2).flatten(2)), logits, entropy)
+        out, logits, weights = attend(
+            q,
+            k,
+            v,
+            soft_cap=self.soft_cap,
+            forced_max=self.forced_max,
+            documents=documents,
+            measure_weights=measure_entropy,
+        )
+        x = self.output(out.transpose(1, 2).flatten(2))
+        shape = () if weights is None else (attention_entropy(weights), one_hot_share(weights))
+        return AttentionOutput(x, logits if self.training else None, *shape)
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, d), keys and values (B, K, T, d), normalised and rotated.
@@ -223,6 +176,7 @@ class Attention(nn.Module):
         elif self.rotary_dim:
             turned, still = qk.split((self.rotary_dim, self.head_dim - self.rotary_dim), dim=-1)
             qk = torch.cat((rotate(turned, cos, sin), still), -1)
+        qk = qk.to(v.dtype)  # under autocast the rotation is in fp32; kernels multiply one dtype
         q, k = qk.split((self.num_heads, self.num_kv_heads), dim=2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 

@@ -9,9 +9,18 @@ from torch import Tensor, nn
 
 from muonlab.errors import MuonlabError
 from muonlab.layout import AttentionLayout, ParameterRole
-from muonlab.models.attention import Attention, AttentionOutput, LogitRange, at_least_fp32, rotary_tables
+from muonlab.models.attention import Attention, AttentionOutput, rotary_tables
+from muonlab.models.max_logits import (
+    LayerLogits,
+    LogitRange,
+    at_least_fp32,
+    bounded_logits,
+    logit_extremes,
+)
 from muonlab.models.mlp import MLP
 from muonlab.models.norm import RMSNorm
+
+IGNORED = -100  # the target of a position that has none, as in torch
 
 
 class ModelOutput(NamedTuple):
@@ -36,9 +45,11 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(d_model)
         self.mlp = mlp
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, measure_entropy: bool) -> AttentionOutput:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, measure_entropy: bool, documents: Tensor | None
+    ) -> AttentionOutput:
         """x (B, T, D); the attention's measurements pass through."""
-        attended = self.attention(self.attention_norm(x), cos, sin, measure_entropy)
+        attended = self.attention(self.attention_norm(x), cos, sin, measure_entropy, documents)
         x = x + attended.x
         return attended._replace(x=x + self.mlp(self.mlp_norm(x)))
 
@@ -112,8 +123,9 @@ class NanoGPT(nn.Module):
         cos, sin = rotary_tables(self.blocks[0].attention.rotary_dim, context, rotary_base)
         self.register_buffer("cos", cos.unsqueeze(1), persistent=False)
         self.register_buffer("sin", sin.unsqueeze(1), persistent=False)
-        self._logits: LogitRange | None = None
+        self._logits: list[LayerLogits] | None = None
         self._entropy: Tensor | None = None
+        self._one_hot: Tensor | None = None
         self._initialise(init_scale, qk_init_scale)
         if tied_head:
             self.head.weight = self.embedding.weight
@@ -131,13 +143,18 @@ class NanoGPT(nn.Module):
                 nn.init.normal_(parameter, std=logits * scale / math.sqrt(parameter.shape[1]) / depth)
 
     def forward(
-        self, tokens: Tensor, targets: Tensor | None = None, measure_entropy: bool = False
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        measure_entropy: bool = False,
+        documents: Tensor | None = None,
     ) -> ModelOutput:
-        """tokens and targets (B, T) int64, T <= context.
+        """tokens and targets (B, T) int64, T <= context; a target of -100 counts for nothing.
 
-        In training mode the logit extremes of this forward are kept for `max_logits()`; evaluation forwards leave
-        them alone. `measure_entropy` keeps attention entropies for `attention_entropy()`, at the cost of holding
-        every attention weight.
+        `documents` (B, T) int64: a position sees only positions of its own number, for packed texts, and for padding
+        as one more document; None: one text a sequence. In training mode this forward's attention logits are kept for
+        `max_logits()`; evaluation forwards leave them alone. `measure_entropy` keeps what `attention_entropy()` and
+        `one_hot_share()` give, at the cost of holding every attention weight.
         """
         length = tokens.shape[1]
         if length > self.context:
@@ -146,25 +163,28 @@ class NanoGPT(nn.Module):
             )
         x = self.embedding(tokens)
         cos, sin = self.cos[:length], self.sin[:length]
-        ranges, entropies = [], []
-        for block in self.blocks:
-            x, logit_range, entropy = block(x, cos, sin, measure_entropy)
-            ranges.append(logit_range)
-            entropies.append(entropy)
         if self.training:
-            self._logits = LogitRange(*(torch.stack(extreme) for extreme in zip(*ranges, strict=True)))
+            self._logits = None  # the queries and keys of the last forward make room
+        attended = []
+        for block in self.blocks:
+            attended.append(block(x, cos, sin, measure_entropy, documents))
+            x = attended[-1].x
+        if self.training:
+            self._logits = [layer.logits for layer in attended]
         if measure_entropy:
-            self._entropy = torch.stack(entropies).detach()
+            self._entropy = torch.stack([layer.entropy for layer in attended]).detach()
+            self._one_hot = torch.stack([layer.one_hot for layer in attended])
         logits = self.head(self.final_norm(x))
         if targets is None:
             return ModelOutput(logits)
         flat = at_least_fp32(logits.flatten(0, 1))
         cross_entropy = F.cross_entropy(flat, targets.flatten())
-        # L = CE + z * mean_t (ln sum_v exp logit_tv)^2
-        loss = (
-            cross_entropy + self.z_loss * flat.logsumexp(-1).square().mean() if self.z_loss else cross_entropy
-        )
-        return ModelOutput(logits, loss, cross_entropy)
+        if not self.z_loss:
+            return ModelOutput(logits, cross_entropy, cross_entropy)
+        # L = CE + z * mean_t (ln sum_v exp logit_tv)^2, over the positions that have a target
+        counts = targets.flatten() != IGNORED
+        z_loss = (flat.logsumexp(-1).square() * counts).sum() / counts.sum()
+        return ModelOutput(logits, cross_entropy + self.z_loss * z_loss, cross_entropy)
 
     @property
     def layer_names(self) -> list[str]:
@@ -172,18 +192,27 @@ class NanoGPT(nn.Module):
         return [f"layer_{i:02d}" for i in range(self.num_layers)]
 
     def logit_extremes(self) -> LogitRange:
-        """Highest and lowest scaled causal logit of the last training forward, each (num_layers, num_heads).
+        """Highest and lowest visible scaled logit of the last training forward, each (num_layers, num_heads), exact.
 
         Raises MuonlabError before the first forward in training mode.
         """
+        extremes = logit_extremes(self._trained())
+        self._logits = [LayerLogits(LogitRange(*ends)) for ends in zip(*extremes, strict=True)]
+        return extremes
+
+    def bounded_logits(self, limit: float = torch.inf, absolute: bool = False) -> tuple[LogitRange, Tensor]:
+        """Bounds of `logit_extremes()`, exact for heads that may reach `limit` (see max_logits.bounded_logits)."""
+        return bounded_logits(self._trained(), limit, absolute)
+
+    def _trained(self) -> list[LayerLogits]:
         if self._logits is None:
             raise MuonlabError("no max logits yet: they are those of the last forward in training mode")
         return self._logits
 
     def max_logits(self, absolute: bool = False) -> dict[str, Tensor]:
         """Max logit of each head, {layer: (num_heads,)}, for the last training forward: signed, or of |logit|."""
-        highest, lowest = self.logit_extremes()
-        maxima = torch.maximum(highest, -lowest) if absolute else highest
+        extremes = self.logit_extremes()
+        maxima = extremes.absolute if absolute else extremes.highest
         return dict(zip(self.layer_names, maxima.unbind(), strict=True))
 
     def attention_entropy(self) -> Tensor:
@@ -191,6 +220,12 @@ class NanoGPT(nn.Module):
         if self._entropy is None:
             raise MuonlabError("no attention entropy yet: call the model with measure_entropy=True")
         return self._entropy
+
+    def one_hot_share(self) -> Tensor:
+        """Share of attention rows with a weight above 0.95, (num_layers, num_heads), as `attention_entropy()`."""
+        if self._one_hot is None:
+            raise MuonlabError("no attention weights yet: call the model with measure_entropy=True")
+        return self._one_hot
 
     def attention_layouts(self) -> list[AttentionLayout]:
         """What QK-Clip may scale, one a layer."""

@@ -1,88 +1,15 @@
-"""Max logits, entropy and rotary embedding against their definitions."""
+"""Entropy, one-hot rows, soft-cap and rotary embedding against their definitions."""
 
 import math
 
-import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from muonlab.models import attention
-from muonlab.models.attention import (
-    Attention,
-    attention_entropy,
-    explicit_attention,
-    logit_range,
-    rotary_tables,
-    rotate,
-)
+from muonlab.models.attention import rotary_tables, rotate
+from muonlab.models.explicit_attention import attention_entropy, explicit_attention, one_hot_share
 
 
 def random(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def looped_extremes(q, k):
-    """max and min over batch and j <= i of q_i . k_j / sqrt(d), one pair at a time."""
-    batch, heads, length, head_dim = q.shape
-    group = heads // k.shape[1]
-    values = [
-        [
-            float(q[b, h, i] @ k[b, h // group, j]) / math.sqrt(head_dim)
-            for b in range(batch)
-            for i in range(length)
-            for j in range(i + 1)
-        ]
-        for h in range(heads)
-    ]
-    return torch.tensor([max(v) for v in values], dtype=q.dtype), torch.tensor(
-        [min(v) for v in values], dtype=q.dtype
-    )
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    batch=st.integers(1, 3),
-    kv_heads=st.integers(1, 3),
-    group=st.integers(1, 3),
-    length=st.integers(1, 9),
-    head_dim=st.sampled_from([2, 4]),
-    shift=st.sampled_from([-50.0, 0.0, 50.0]),
-    seed=st.integers(0, 1000),
-)
-def test_extremes_are_those_of_every_causal_pair(batch, kv_heads, group, length, head_dim, shift, seed):
-    q = random(batch, kv_heads * group, length, head_dim, seed=seed)
-    k = random(batch, kv_heads, length, head_dim, seed=seed + 1)
-    q, k = q + shift, k + abs(shift)  # all logits positive, mixed, or all negative
-    highest, lowest = looped_extremes(q, k)
-    for extremes in (logit_range(q, k), explicit_attention(q, k, k)[2]):
-        torch.testing.assert_close(extremes.highest, highest, rtol=1e-12, atol=1e-9)
-        torch.testing.assert_close(extremes.lowest, lowest, rtol=1e-12, atol=1e-9)
-
-
-def test_extremes_do_not_depend_on_the_chunks(monkeypatch):
-    q, k = random(2, 4, 13, 4), random(2, 2, 13, 4, seed=1)
-    whole = logit_range(q, k)
-    monkeypatch.setattr(attention, "EXACT_PASS_ELEMENTS", 2 * 4 * 13 * 3)  # three rows at a time
-    chunked = logit_range(q, k)
-    assert torch.equal(whole.highest, chunked.highest)
-    assert torch.equal(whole.lowest, chunked.lowest)
-
-
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_fused_and_explicit_attention_agree_with_their_gradients(kv_heads, monkeypatch):
-    monkeypatch.setattr(attention, "EXPLICIT_CONTEXT", 0)
-    torch.manual_seed(0)
-    module = Attention(32, 4, num_kv_heads=kv_heads).double()
-    cos, sin = (t.double().unsqueeze(1) for t in rotary_tables(8, 16, 10_000.0))
-    x = random(3, 16, 32).requires_grad_()
-    results = []
-    for measure_entropy in (False, True):
-        out = module(x, cos, sin, measure_entropy)
-        gradients = torch.autograd.grad(out.x.square().sum(), [x, *module.parameters()])
-        results.append((out.x, *out.logits, *gradients))
-    for fused, explicit in zip(*results, strict=True):
-        torch.testing.assert_close(fused, explicit, rtol=1e-9, atol=1e-12)
 
 
 def test_entropy_of_uniform_and_one_hot_attention():
@@ -91,6 +18,15 @@ def test_entropy_of_uniform_and_one_hot_attention():
     expected = sum(math.log(i) for i in range(1, 6)) / 5
     torch.testing.assert_close(attention_entropy(uniform), torch.full((3,), expected))
     assert torch.equal(attention_entropy(torch.eye(5).expand(2, 3, 5, 5)), torch.zeros(3))
+
+
+def test_one_hot_rows_are_counted_beyond_the_first_position():
+    weights = torch.eye(4).repeat(2, 2, 1, 1)  # (B, H, T, T), all rows one-hot
+    weights[0, 0, 2] = torch.tensor([0.04, 0.0, 0.96, 0.0])  # still
+    weights[0, 0, 3] = torch.tensor([0.06, 0.0, 0.0, 0.94])  # no more
+    weights[1, 1, 1:] = 0.25
+    torch.testing.assert_close(one_hot_share(weights), torch.tensor([5 / 6, 3 / 6]))
+    assert torch.equal(one_hot_share(torch.ones(2, 2, 1, 1)), torch.zeros(2))
 
 
 def test_rotation_keeps_lengths_and_depends_on_distance_alone():
