@@ -45,10 +45,17 @@ class Run:
 
     @cached_property
     def max_logits(self) -> pd.DataFrame:
-        """One row per step, layer and head (ints): value (signed max logit of the step's forward, over batch
-        and causal pairs), value_abs, gamma (QK-Clip's factor, 1: not clipped), entropy (nats). NaN: not
-        measured."""
+        """One row per step, layer and head (ints): value (signed max logit of the step's forward, over batch and
+        visible pairs), value_abs, exact (bool: both are the maxima, or both upper bounds, see trainer.exact_every),
+        gamma (QK-Clip's factor, 1: not clipped), entropy (nats), one_hot (share of attention rows with a weight
+        above 0.95). NaN: not measured."""
         return read_trace(self.folder / "traces", "max_logits").to_pandas()
+
+    @cached_property
+    def experts(self) -> pd.DataFrame:
+        """One row per step, mixture layer and expert (ints): load, the share of the step's choices that fell on
+        the expert (1 / experts: balanced). Without rows where the model is dense."""
+        return read_trace(self.folder / "traces", "experts").to_pandas()
 
     @property
     def events(self) -> pd.DataFrame:

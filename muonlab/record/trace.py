@@ -1,8 +1,9 @@
 """Full-resolution traces of a run: a buffer that never waits for the device, and Parquet files.
 
-Two traces: `steps`, one row a step, one column a scalar; `max_logits`, one row per step, layer and head. They
-are written as numbered parts (`steps-0001.parquet`), which `merge` turns into one file (`steps.parquet`). In
-the files a null means "not measured at this step" and a NaN means "measured, and not a number".
+Three traces: `steps`, one row a step, one column a scalar; `max_logits`, one row per step, layer and head;
+`experts`, one row per step, mixture layer and expert, of a model that has them. They are written as numbered
+parts (`steps-0001.parquet`), which `merge` turns into one file (`steps.parquet`). In the files a null means "not
+measured at this step" and a NaN means "measured, and not a number".
 """
 
 from collections.abc import Mapping
@@ -32,10 +33,22 @@ SCALARS = (
     "val_loss",
 )
 """Columns that every `steps` frame has, first and in this order, measured or not."""
-HEADS = {"max_logit": "value", "max_logit_abs": "value_abs", "gamma": "gamma", "entropy": "entropy"}
-"""What may be recorded per layer and head, and its column in `max_logits`."""
-KEYS = {"steps": ("step",), "max_logits": ("step", "layer", "head")}
+HEADS = {
+    "max_logit": "value",
+    "max_logit_abs": "value_abs",
+    "exact": "exact",
+    "gamma": "gamma",
+    "entropy": "entropy",
+    "one_hot": "one_hot",
+}
+"""What may be recorded per layer and head, and its column in `max_logits`. `exact` is bool: whether both values are the
+maxima themselves, or both upper bounds; they are exact wherever nothing else was said."""
+EXPERTS = {"load": "load"}
+"""What may be recorded per mixture layer and expert, and its column in `experts`."""
+KEYS = {"steps": ("step",), "max_logits": ("step", "layer", "head"), "experts": ("step", "layer", "expert")}
 """The columns that identify a row of each trace."""
+COLUMNS = {"steps": SCALARS, "max_logits": tuple(HEADS.values()), "experts": tuple(EXPERTS.values())}
+"""The other columns that every frame of a trace has, first and in this order, measured or not."""
 
 
 class TraceWriter:
@@ -43,42 +56,46 @@ class TraceWriter:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._buffer: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+        self._buffer: dict[int, dict[str, dict[str, Any]]] = {}
 
     def append(
         self,
         step: int,
         scalars: Mapping[str, "float | torch.Tensor"],
         heads: Mapping[str, "torch.Tensor"] | None = None,
+        experts: Mapping[str, "torch.Tensor"] | None = None,
     ) -> None:
-        """Remember one step's values: scalars, and per-head values of shape (layers, heads).
+        """Remember one step's values: scalars, HEADS of shape (layers, heads), EXPERTS of (layers, experts).
 
         Keeps detached references and asks the device for nothing, so the tensors must not be written in place
         before the next `flush`. A second call for the same step adds columns to its row. Raises MuonlabError
-        for an unknown name in `heads`.
+        for an unknown name in `heads` or `experts`.
         """
         row = self._buffer.get(step)
         if row is None:
-            row = self._buffer[step] = ({}, {})
+            row = self._buffer[step] = {name: {} for name in KEYS}
         for name, value in scalars.items():
-            row[0][name] = value.detach() if hasattr(value, "detach") else value
-        if heads is not None:
-            for name, value in heads.items():
-                if name not in HEADS:
-                    raise unknown_name("per-head quantity", name, HEADS)
-                row[1][name] = value.detach()
+            row["steps"][name] = value.detach() if hasattr(value, "detach") else value
+        for trace, values, known in (("max_logits", heads, HEADS), ("experts", experts, EXPERTS)):
+            for name, value in (values or {}).items():
+                if name not in known:
+                    raise unknown_name(f"quantity of the trace {trace}", name, known)
+                row[trace][name] = value.detach()
 
     def flush(self) -> tuple[pa.Table, pa.Table] | None:
-        """Write the buffered rows as one part of each trace and return the two tables; None if there were no
-        rows. Waits for the device once for each dtype."""
+        """Write the buffered rows as one part of each trace and return the tables of `steps` and `max_logits`;
+        None if there were no rows. Waits for the device once for each dtype."""
         if not self._buffer:
             return None
         order = sorted(self._buffer)
-        steps = _steps_table(order, [self._buffer[step][0] for step in order])
-        heads = _heads_table(_stack_heads(order, [self._buffer[step][1] for step in order]))
-        if heads.num_rows:
-            self._write("max_logits", self._next("max_logits"), heads)
-        self._write("steps", self._next("steps"), steps)
+        heads, experts = (
+            _grid_table(trace, _stack_grid(names, order, [self._buffer[step][trace] for step in order]))
+            for trace, names in (("max_logits", HEADS), ("experts", EXPERTS))
+        )
+        steps = _steps_table(order, [self._buffer[step]["steps"] for step in order])
+        for name, table in (("max_logits", heads), ("experts", experts), ("steps", steps)):
+            if table.num_rows:
+                self._write(name, self._next(name), table)
         self._buffer.clear()
         return steps, heads
 
@@ -114,8 +131,8 @@ class TraceWriter:
 
 
 def read_trace(folder: Path, name: str) -> pa.Table:
-    """The rows of the trace `name` ("steps" or "max_logits") from its merged file and its parts, sorted, each
-    row once: where a row was written twice, every column has its last measured value."""
+    """The rows of the trace `name` (one of KEYS) from its merged file and its parts, sorted, each row once: where
+    a row was written twice, every column has its last measured value."""
     keys = list(KEYS[name])
     for _ in range(10):
         try:
@@ -134,14 +151,20 @@ def read_trace(folder: Path, name: str) -> pa.Table:
         table = table.group_by(keys, use_threads=False).aggregate([(column, "last") for column in values])
         table = table.rename_columns([c.removesuffix("_last") for c in table.column_names])
         table = table.select([*keys, *values]).sort_by([(key, "ascending") for key in keys])
+    if "exact" in table.column_names:  # records from before there were bounds do not say it
+        place = table.column_names.index("exact")
+        table = table.set_column(place, "exact", pc.fill_null(table["exact"], True))
     return table.combine_chunks()
 
 
 def empty_trace(name: str) -> pa.Table:
     """A trace without rows, with the columns that it always has."""
-    columns = SCALARS if name == "steps" else tuple(HEADS.values())
     keys = [(key, pa.int64()) for key in KEYS[name]]
-    return pa.schema(keys + [(column, pa.float64()) for column in columns]).empty_table()
+    return pa.schema(keys + [(column, _type(column)) for column in COLUMNS[name]]).empty_table()
+
+
+def _type(column: str) -> pa.DataType:
+    return pa.bool_() if column == "exact" else pa.float64()
 
 
 def _files(folder: Path, name: str) -> list[Path]:
@@ -182,45 +205,48 @@ def _to_float64(values: list[Any]) -> np.ndarray:
     return result
 
 
-def _stack_heads(order: list[int], rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Arrays (rows, layers, heads) of the rows that have per-head values; `step` is (rows,)."""
+def _stack_grid(names: Mapping[str, str], order: list[int], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Masked arrays (rows, layers, heads or experts) of the rows that have any; `step` is (rows,)."""
     rows_with = [(step, row) for step, row in zip(order, rows, strict=True) if row]
     if not rows_with:
         return {}
     import torch
 
     stacked = {"step": np.array([step for step, _ in rows_with])}
-    for name in HEADS:
+    for name in names:
         have = [index for index, (_, row) in enumerate(rows_with) if name in row]
-        if not have:
-            continue
-        tensors = torch.stack([rows_with[index][1][name] for index in have]).cpu().double().numpy()
-        values = np.ma.masked_all((len(rows_with), *tensors.shape[1:]))
-        values[have] = tensors
-        stacked[name] = values
+        if have:
+            tensors = torch.stack([rows_with[index][1][name] for index in have]).cpu().double().numpy()
+            stacked[name] = np.ma.masked_all((len(rows_with), *tensors.shape[1:]))
+            stacked[name][have] = tensors
+    if "max_logit" in stacked:
+        exact = np.ma.array(np.ones_like(stacked["max_logit"]), mask=np.ma.getmaskarray(stacked["max_logit"]))
+        said = stacked.get("exact", exact)
+        stacked["exact"] = np.ma.where(np.ma.getmaskarray(said), exact, said)
     return stacked
 
 
-def _heads_table(stacked: dict[str, np.ndarray]) -> pa.Table:
-    """Tidy rows, sorted by step, layer and head."""
+def _grid_table(trace: str, stacked: dict[str, Any]) -> pa.Table:
+    """Tidy rows, sorted by step, layer and head or expert."""
     if not stacked:
-        return empty_trace("max_logits")
+        return empty_trace(trace)
+    names = HEADS if trace == "max_logits" else EXPERTS
     shape = next(values.shape for name, values in stacked.items() if name != "step")
-    step, layer, head = np.meshgrid(stacked["step"], np.arange(shape[1]), np.arange(shape[2]), indexing="ij")
-    columns = {"step": step.ravel(), "layer": layer.ravel(), "head": head.ravel()}
-    for name, column in HEADS.items():
+    places = np.meshgrid(stacked["step"], np.arange(shape[1]), np.arange(shape[2]), indexing="ij")
+    columns = {key: place.ravel() for key, place in zip(KEYS[trace], places, strict=True)}
+    for name, column in names.items():
         if name in stacked:
             values = stacked[name]
             columns[column] = pa.array(
                 values.data.ravel(), mask=np.ma.getmaskarray(values).ravel(), from_pandas=False
-            )
+            ).cast(_type(column))
     return pa.table(columns)
 
 
 def chart_rows(steps: pa.Table, heads: pa.Table) -> list[dict[str, float]]:
     """What a chart shows of the two traces: a dict a step of its measured scalars and, over the heads of each
-    layer, the largest `max_logit/layer_00` and the mean `entropy/layer_00`; `gamma` is the smallest over all
-    layers and heads (1: nothing was clipped)."""
+    layer, the largest `max_logit/layer_00`, where that head's is exact, and the means `entropy/layer_00` and
+    `one_hot/layer_00`; `gamma` is the smallest over all layers and heads (1: nothing was clipped)."""
     rows = {
         row["step"]: {name: value for name, value in row.items() if value is not None}
         for row in steps.to_pylist()
@@ -228,6 +254,7 @@ def chart_rows(steps: pa.Table, heads: pa.Table) -> list[dict[str, float]]:
     for name, reduce, by_layer in (
         ("max_logit", np.maximum, True),
         ("entropy", np.add, True),
+        ("one_hot", np.add, True),
         ("gamma", np.minimum, False),
     ):
         column = heads[HEADS[name]] if HEADS[name] in heads.column_names else None
@@ -238,8 +265,12 @@ def chart_rows(steps: pa.Table, heads: pa.Table) -> list[dict[str, float]]:
         new = (np.diff(step) != 0) | (by_layer & (np.diff(layer) != 0))
         starts = np.r_[0, 1 + np.flatnonzero(new)]
         values = reduce.reduceat(value, starts)
-        if name == "entropy":
+        if reduce is np.add:
             values = values / np.diff(np.r_[starts, len(value)])
+        if name == "max_logit" and "exact" in kept.column_names:
+            known = np.where(kept["exact"].to_numpy(), value, -np.inf)
+            shown = ~(np.maximum.reduceat(known, starts) < values)  # NaN is shown too
+            starts, values = starts[shown], values[shown]
         for start, reduced in zip(starts.tolist(), values.tolist(), strict=True):
             row = rows.setdefault(int(step[start]), {"step": int(step[start])})
             row[f"{name}/layer_{layer[start]:02d}" if by_layer else name] = reduced

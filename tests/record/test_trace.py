@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from muonlab.errors import MuonlabError
 from muonlab.record import trace
-from muonlab.record.trace import SCALARS, TraceWriter, chart_rows, empty_trace, read_trace
+from muonlab.record.trace import HEADS, SCALARS, TraceWriter, chart_rows, empty_trace, read_trace
 
 
 def frames(folder):
@@ -27,7 +27,7 @@ def test_append_never_touches_a_value(tmp_path):
     writer = TraceWriter(tmp_path)
     nothing = torch.empty((), device="meta", requires_grad=True)
     writer.append(0, {"train_loss": nothing, "lr": 0.1}, {"max_logit": torch.empty(2, 3, device="meta")})
-    kept = writer._buffer[0][0]["train_loss"]
+    kept = writer._buffer[0]["steps"]["train_loss"]
     assert not kept.requires_grad  # the graph of the step can be freed
     with pytest.raises((NotImplementedError, RuntimeError)):
         writer.flush()
@@ -78,12 +78,66 @@ def test_heads_are_tidy_and_may_miss_quantities(tmp_path):
     writer.append(6, {"lr": 1.0})
     writer.flush()
     _, heads = frames(tmp_path)
-    assert heads.columns.tolist() == ["step", "layer", "head", "value", "value_abs", "gamma", "entropy"]
+    assert heads.columns.tolist() == ["step", "layer", "head", *HEADS.values()]
     row = heads.set_index(["step", "layer", "head"]).loc[(5, 1, 2)]
     assert (row["value"], row["entropy"]) == (5.0, -5.0)
     assert heads["step"].tolist() == [4] * 6 + [5] * 6
     assert heads["entropy"].isna().tolist() == [True] * 6 + [False] * 6
     assert heads["gamma"].isna().all()
+
+
+def test_each_row_says_whether_its_maxima_are_exact(tmp_path):
+    """Exact unless something else was said, by this writer or by one that knew no bounds; what came later adds."""
+    writer = TraceWriter(tmp_path)
+    logits = torch.ones(1, 2)
+    writer.append(0, {}, {"max_logit": logits})
+    writer.append(1, {}, {"max_logit": logits, "exact": torch.tensor([[False, True]])})
+    writer.append(2, {}, {"max_logit": logits})
+    writer.flush()
+    writer.append(1, {}, {"entropy": logits})
+    writer.flush()
+    for _ in range(2):
+        exact = frames(tmp_path)[1]["exact"]
+        assert exact.dtype == bool
+        assert exact.tolist() == [True, True, False, True, True, True]
+        writer.merge()
+    stored = pq.read_table(tmp_path / "max_logits.parquet").drop_columns(["exact", "one_hot"])
+    pq.write_table(stored, tmp_path / "max_logits.parquet")  # as an older version of this package left it
+    heads = frames(tmp_path)[1]
+    assert heads["exact"].tolist() == [True] * 6
+    assert heads["one_hot"].isna().all()
+
+
+def test_a_chart_shows_no_bound_as_a_maximum(tmp_path):
+    writer = TraceWriter(tmp_path)
+    logits, exact = torch.tensor([[1.0, 5.0], [6.0, 7.0]]), torch.tensor([[True, False], [False, True]])
+    writer.append(0, {}, {"max_logit": logits, "exact": exact})
+    writer.append(1, {}, {"max_logit": -logits, "exact": exact})
+    writer.append(2, {}, {"max_logit": logits, "exact": torch.zeros(2, 2, dtype=torch.bool)})
+    assert chart_rows(*writer.flush()) == [
+        {"step": 0, "max_logit/layer_01": 7.0},  # layer 0's largest may be anything up to 5
+        {"step": 1, "max_logit/layer_00": -1.0},
+        {"step": 2},
+    ]
+
+
+def test_expert_loads_are_a_trace_of_their_own(tmp_path):
+    writer = TraceWriter(tmp_path)
+    loads = torch.arange(6.0).reshape(2, 3) / 15
+    for step in range(4):
+        writer.append(step, {"train_loss": 1.0}, {"max_logit": torch.ones(2, 1)}, {"load": loads + step})
+        if step % 2:
+            writer.flush()
+    writer.truncate(2)
+    for _ in range(2):
+        experts = read_trace(tmp_path, "experts").to_pandas()
+        assert experts.columns.tolist() == ["step", "layer", "expert", "load"]
+        assert len(experts) == 3 * 6
+        row = experts.set_index(["step", "layer", "expert"]).loc[(2, 1, 0)]
+        assert row["load"] == np.float32(3 / 15) + np.float32(2)
+        writer.merge()
+    with pytest.raises(MuonlabError, match="'loads'; did you mean 'load'"):
+        writer.append(3, {}, {}, {"loads": loads})
 
 
 def test_a_misspelt_head_quantity_is_refused_at_once(tmp_path):
@@ -187,7 +241,7 @@ def test_columns_come_in_one_order_whatever_was_measured_first(tmp_path):
 
 def test_a_run_without_a_trace_has_empty_frames(tmp_path):
     steps, heads = frames(tmp_path / "traces")
-    assert len(steps) == len(heads) == 0
+    assert len(steps) == len(heads) == len(read_trace(tmp_path / "traces", "experts")) == 0
     assert steps.columns.tolist() == ["step", *SCALARS]
     assert TraceWriter(tmp_path).flush() is None
 
