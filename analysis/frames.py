@@ -11,11 +11,23 @@ import pandas as pd
 
 from muonlab.errors import MuonlabError
 from muonlab.record import Run, load_run
+from muonlab.record.spikes import SCORED
 
 # What every row of `steps`, `heads` and `events` repeats of its run, so that a figure needs one table only.
 IDENTITY = ["run", "arm", "optimizer", "lr", "seed", "status"]
 # Columns of `steps` that count the spikes (OLMo 2's 7 sigma) that begin there, and the series that spikes.
 SPIKES = {"loss_spikes": "train_loss", "grad_spikes": "grad_norm"}
+# The columns of `runs` that a claim can be about, with their units.
+METRICS = dict.fromkeys(("num_steps", "warmup_steps"), "steps") | {
+    "tokens": "tokens",
+    "flops": "FLOPs",
+    "seconds": "s",
+}
+METRICS |= dict.fromkeys(("initial_loss", "val_loss", "probe_loss", "loss", "end_entropy"), "nats")
+METRICS |= {"val_bits_per_byte": "bits per byte", "max_logit": "", "end_max_logit": "", "spike_score": "%"}
+METRICS |= {"clipped_share": "", "clipped_heads": ""}
+METRICS |= {f"spikes/{name}/{column}": "%" for name, columns in SCORED.items() for column in columns}
+METRICS |= {f"spikes/olmo2_upward/{column}": "%" for column in SCORED["olmo2"]}
 END_SHARE = 0.05  # "at the end" is the median over this last share of a run's steps
 
 
@@ -28,7 +40,8 @@ class Frames:
         (the last readings of a finished run; NaN for one that diverged or was cut short), loss
         (`settled_loss`), max_logit (largest of all steps and heads), end_max_logit, end_entropy (nats),
         spike_score (OLMo 2's, upward only, of the training loss, percent), clipped_share (share of the
-        (step, head) pairs that the clip scaled down).
+        (step, head) pairs that the clip scaled down), clipped_heads (share of the heads that it ever scaled),
+        spikes/<definition>/<column> (percent, see `muonlab.record.score_run`).
     steps: one row a step: the run's identity and its recorded columns, with max_logit (largest of all heads),
         gamma (smallest of all heads) and entropy (mean of all heads, nats) of that step, NaN where nothing
         was recorded, and loss_spikes and grad_spikes, the number of spikes that begin there. `lr` is the
@@ -133,10 +146,14 @@ def _tables(run: Run, folder: Path, arm: str) -> tuple[pd.DataFrame, ...]:
 
 
 def _over_heads(heads: pd.DataFrame) -> pd.DataFrame:
-    """One row a step: the largest logit, the smallest gamma and the mean entropy of all layers and heads."""
+    """One row a step: the largest logit, the smallest gamma and the mean entropy of all layers and heads.
+
+    The largest logit is NaN where a bound of another head is above the largest exact one.
+    """
     by_step = heads.groupby("step")
+    largest, known = by_step["value"].max(), heads["value"].where(heads["exact"]).groupby(heads["step"]).max()
     columns = {
-        "max_logit": by_step["value"].max(),
+        "max_logit": largest.where(known >= largest),
         "gamma": by_step["gamma"].min(),
         "entropy": by_step["entropy"].mean(),
     }
@@ -168,7 +185,14 @@ def _summary(run: Run, steps: pd.DataFrame) -> dict[str, Any]:
         "end_entropy": at_end(steps, "entropy"),
         "spike_score": _number(run.spike_scores.get("olmo2_upward/train_loss")),
         "clipped_share": float((scaled < 1).mean()) if len(scaled) else 0.0,
+        "clipped_heads": _ever_clipped(run.max_logits),
+        **{f"spikes/{name}": _number(score) for name, score in run.spike_scores.items()},
     }
+
+
+def _ever_clipped(heads: pd.DataFrame) -> float:
+    smallest = heads.groupby(["layer", "head"])["gamma"].min()
+    return float((smallest < 1).mean()) if len(smallest) else 0.0
 
 
 def _labelled(table: pd.DataFrame, identity: dict[str, Any]) -> pd.DataFrame:

@@ -1,12 +1,17 @@
 """python benchmarks/bench_step.py [model ...]: what a training step costs, as ratios within one run.
 
-Interleaved repeats on one thread; medians over repeats, with their range. Read it on an idle machine.
+Interleaved repeats on one thread; medians over repeats, with their range. Read it on an idle machine. For every model:
 
-    recording    a Lightning step with every trace, max logit, probe, checkpoint and MLflow, over the bare loop's step
-    compiled     torch.compile over eager, bare loop; --compile, since compiling takes from seconds to minutes
-    allocator    freed memory kept over glibc's default, bare loop, in processes of their own
-    attention    explicit over fused with an exact pass for the max logits, forward and backward
-    start        seconds until the first step of a trial forked from the warm server, and of a fresh process
+    bare loop     the model, its optimizer with clip, the batches, exact max logits, and nothing else
+    recorded      a Lightning step with every trace, probe, checkpoint and MLflow
+    no maxima     the bare loop without measuring max logits
+    transcription the same architecture with materialised attention and autograd alone (benchmarks/plain_gpt.py)
+    dense         for a mixture of experts: a dense model of as many active parameters
+    compiled      torch.compile, with --compile, since compiling takes from seconds to minutes
+    allocator     glibc's default, which returns freed memory; two threads; both in processes of their own
+
+with tokens per second, the share of the machine's measured fp32 matrix-product peak that the model's FLOPs reach, the
+parts of a step, and the peak resident memory of the bare loop's process.
 """
 
 import os
@@ -15,29 +20,39 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
 import itertools
+import json
+import math
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
+from plain_gpt import PlainGPT
 
 from muonlab.cli import compose_config, plain
+from muonlab.models import NanoGPT, build_model
+from muonlab.optim import build_optimizer
 from muonlab.runtime import settle
 
+MODELS = ["nanogpt_xs", "nanogpt_s", "nanogpt_m", "moe_xs"]
+PARTS = ("data", "forward", "backward", "optimizer", "clip")
 
-def config(model: str, folder: str, *overrides: str) -> dict:
+
+def config(model: str, folder: str, *overrides: str) -> dict[str, Any]:
     """A run of `model` with muonclip and everything that is recorded by default."""
     paths = [f"paths.runs={folder}", "trainer.progress=false", "trainer.val_every=0"]
     return plain(compose_config("train", [f"model={model}", *paths, *overrides]))
 
 
 class BareLoop:
-    """The same model, optimizer and batches with nothing around them."""
+    """A model, its optimizer and batches with nothing around them; `parts` adds up seconds by part of the step."""
 
-    def __init__(self, settings: dict, compiled: bool = False):
+    def __init__(self, settings: dict[str, Any], model: torch.nn.Module | None = None, maxima: bool = True):
         from muonlab.data import build_data
         from muonlab.train.config import resolve
         from muonlab.train.module import LanguageModel
@@ -47,25 +62,81 @@ class BareLoop:
         torch.manual_seed(settings["seed"])
         module = LanguageModel(resolve(settings), self.data)
         self.model, self.optimizer = module.model, module.optimizer
+        if model is not None:
+            chosen = dict(settings["optimizer"])
+            self.model, self.optimizer = model, build_optimizer(chosen.pop("name"), model, **chosen)
+        self.maxima: dict[str, torch.Tensor] = {}
+        if not maxima:
+            self.model(*self.data.batch(1, 0, module.batch_size, module.context))
+            self.maxima = self.model.max_logits()
+            self.model.eval()
         self.batch_size, self.context = module.batch_size, module.context
-        self.index = 0
-        if compiled:
-            self.model.compile()
+        self.index, self.parts = 0, dict.fromkeys(PARTS, 0.0)
+        self.loss = lambda tokens, targets: self.model(tokens, targets).loss
+        self._time_the_clip()
+
+    def _time_the_clip(self) -> None:
+        act = self.optimizer.clip.apply
+
+        def timed(*arguments: Any) -> Any:
+            started = time.perf_counter()
+            result = act(*arguments)
+            seconds = time.perf_counter() - started
+            self.parts["clip"] += seconds
+            self.parts["optimizer"] -= seconds
+            return result
+
+        self.optimizer.clip.apply = timed
 
     def steps(self, count: int) -> float:
         """Seconds a step over `count` steps."""
         started = time.perf_counter()
         for _ in range(count):
-            tokens, targets = self.data.batch(1, self.index, self.batch_size, self.context)
-            self.index += 1
-            self.optimizer.zero_grad(set_to_none=True)
-            self.model(tokens, targets).loss.backward()
-            self.optimizer.observe(self.model.max_logits())
-            self.optimizer.step()
+            self._step()
         return (time.perf_counter() - started) / count
 
+    def _step(self) -> None:
+        clock = [time.perf_counter()]
+        tokens, targets = self.data.batch(1, self.index, self.batch_size, self.context)
+        self.index += 1
+        clock.append(time.perf_counter())
+        loss = self.loss(tokens, targets)
+        clock.append(time.perf_counter())
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        clock.append(time.perf_counter())
+        self.optimizer.observe(self.model.max_logits() if self.model.training else self.maxima)
+        self.optimizer.step()
+        clock.append(time.perf_counter())
+        for part, a, b in zip(PARTS, clock, clock[1:], strict=False):
+            self.parts[part] += b - a
 
-def recorded(settings: dict, skip: int = 5) -> float:
+
+def transcription(settings: dict[str, Any]) -> BareLoop:
+    """The bare loop with the plain transcription of the same weights in place of the model; it measures no maxima."""
+    loop = BareLoop(settings, maxima=False)
+    written_out = PlainGPT(loop.model)
+    loop.loss = written_out
+    return loop
+
+
+def dense_twin(settings: dict[str, Any]) -> BareLoop:
+    """A NanoGPT as deep and wide as the mixture, whose MLPs make its parameters the mixture's active ones."""
+    loop = BareLoop(settings)
+    active = loop.model.active_parameters()
+    wanted = dict(settings["model"])
+    shared = {key: wanted[key] for key in ("context", "d_model", "num_layers", "num_heads")}
+    shared |= {"vocab_size": loop.data.vocab_size, "activation": "swiglu"}
+
+    def size(ratio: float) -> int:
+        return sum(p.numel() for p in build_model("nanogpt", mlp_ratio=ratio, **shared).parameters())
+
+    empty, one = size(1 / wanted["d_model"]), size(1 + 1 / wanted["d_model"])
+    ratio = 1 / wanted["d_model"] + max(0.0, (active - empty) / (one - empty))
+    return BareLoop(settings, build_model("nanogpt", mlp_ratio=ratio, **shared))
+
+
+def recorded(settings: dict[str, Any], skip: int = 3) -> float:
     """Seconds a step of a whole run by `train`, from its `skip`-th step to its end; the fixed costs lie outside."""
     from muonlab.train.run import train
 
@@ -74,81 +145,110 @@ def recorded(settings: dict, skip: int = 5) -> float:
     return (times[-1] - times[skip]) / (len(times) - 1 - skip)
 
 
-def ratio(name: str, pairs: list[tuple[float, float]]) -> None:
-    """Print a / b over pairs (a, b) of seconds measured next to each other."""
-    ratios = sorted(a / b for a, b in pairs)
-    a, b = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))
-    middle = statistics.median(ratios)
-    spread = f"[{ratios[0]:.2f}, {ratios[-1]:.2f}]"
-    print(f"  {name:<34}{middle:>7.3f} {spread:>14}   {a:9.1f} / {b:.1f} ms", flush=True)
-
-
-def bench_recording(model: str, repeats: int, steps: int) -> None:
-    """Lightning with all recording over the bare loop, interleaved."""
-    pairs = []
-    with tempfile.TemporaryDirectory() as folder:
-        bare = BareLoop(config(model, folder))
-        bare.steps(5)
-        for repeat in range(repeats):
-            b = bare.steps(steps)
-            pairs.append((recorded(config(model, folder, f"seed={repeat}", f"trainer.max_steps={steps}")), b))
-    ratio("recording: Lightning / bare loop", pairs)
-
-
-def bench_compiled(model: str, repeats: int, steps: int) -> None:
-    """A compiled bare loop over an eager one, interleaved, after compiling."""
-    with tempfile.TemporaryDirectory() as folder:
-        loops = [BareLoop(config(model, folder), compiled) for compiled in (True, False)]
+def matmul_peak(size: int = 1024, seconds: float = 0.5) -> float:
+    """FLOP/s of the best fp32 product of two size x size matrices."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    best, end = math.inf, time.perf_counter() + seconds
+    while time.perf_counter() < end:
         started = time.perf_counter()
-        loops[0].steps(1)
-        seconds = time.perf_counter() - started
-        loops[1].steps(1)
-        pairs = [tuple(loop.steps(steps) for loop in loops) for _ in range(repeats)]
-    ratio("compiled / eager", pairs)
-    print(f"  {'first compiled step':<34}{seconds:>7.1f} s")
+        a @ b
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
 
 
-def bench_allocator(model: str, repeats: int, steps: int) -> None:
-    """The bare loop with freed memory kept over the same with glibc's defaults, each in a fresh process."""
-    program = (
-        "import sys, torch; torch.set_num_threads(1); sys.path.insert(0, sys.argv[1]);"
-        "from muonlab.runtime import keep_freed_memory; sys.argv[2] == '1' and keep_freed_memory();"
-        "from bench_step import BareLoop, config; loop = BareLoop(config(sys.argv[3], '.')); loop.steps(5);"
-        "print(loop.steps(int(sys.argv[4])))"
-    )
-    here = str(Path(__file__).parent)
-
-    def once(keep: str) -> float:
-        command = [sys.executable, "-c", program, here, keep, model, str(steps)]
-        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-    ratio("allocator: memory kept / default", [(once("1"), once("0")) for _ in range(repeats)])
+def in_a_process(
+    settings: dict[str, Any], steps: int, keep: bool = True, threads: int = 1
+) -> dict[str, float]:
+    """Seconds a step and peak resident MiB of the bare loop in a fresh process."""
+    program = "import sys, json; sys.path.insert(0, sys.argv[1]); from bench_step import alone;"
+    program += "alone(*map(json.loads, sys.argv[2:]))"
+    arguments = [json.dumps(value) for value in (settings, steps, keep, threads)]
+    command = [sys.executable, "-c", program, str(Path(__file__).parent), *arguments]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def bench_attention(repeats: int = 50) -> None:
-    """Explicit attention, whose maxima are free, over fused attention with an exact pass: forward and backward."""
-    from torch.nn.functional import scaled_dot_product_attention
+def alone(settings: dict[str, Any], steps: int, keep: bool, threads: int) -> None:
+    """What `in_a_process` runs there."""
+    if keep:
+        settle(threads)
+    torch.set_num_threads(threads)
+    loop = BareLoop(settings)
+    loop.steps(3)
+    seconds = loop.steps(steps)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"seconds": seconds, "memory": peak}))
 
-    from muonlab.models.explicit_attention import explicit_attention
-    from muonlab.models.max_logits import logit_range
 
-    for heads, context in ((2, 64), (4, 128)):
-        q, k, v = (torch.randn(16, heads, context, 32, requires_grad=True) for _ in range(3))
+class Table:
+    """Rows of seconds a step against the bare loop's, measured next to each other."""
 
-        def explicit(q: torch.Tensor = q, k: torch.Tensor = k, v: torch.Tensor = v) -> float:
-            started = time.perf_counter()
-            explicit_attention(q, k, v)[0].sum().backward()
-            return time.perf_counter() - started
+    def __init__(self, tokens: int, flops: float, peak: float):
+        self.tokens, self.flops, self.peak = tokens, flops, peak
+        heads = ("ms/step", "ratio", "[min, max]", "tokens/s", "of peak")
+        print(
+            f"  {'':<30}" + "".join(f"{head:>{w}}" for head, w in zip(heads, (10, 9, 16, 11, 9), strict=True))
+        )
 
-        def fused(q: torch.Tensor = q, k: torch.Tensor = k, v: torch.Tensor = v) -> float:
-            started = time.perf_counter()
-            out = scaled_dot_product_attention(q, k, v, is_causal=True)
-            logit_range(q.detach(), k.detach())
-            out.sum().backward()
-            return time.perf_counter() - started
+    def row(self, name: str, seconds: list[float], base: list[float], same_flops: bool = True) -> None:
+        """Print one line; `same_flops` false leaves the share of peak out."""
+        ratios = sorted(a / b for a, b in zip(seconds, base, strict=True))
+        middle = statistics.median(seconds)
+        share = f"{self.flops / middle / self.peak:.2f}" if same_flops else ""
+        spread = f"[{ratios[0]:.2f}, {ratios[-1]:.2f}]"
+        print(
+            f"  {name:<30}{1e3 * middle:>10.1f}{statistics.median(ratios):>9.3f}{spread:>16}"
+            f"{self.tokens / middle:>11,.0f}{share:>9}",
+            flush=True,
+        )
 
-        pairs = [(explicit(), fused()) for _ in range(repeats + 5)][5:]
-        ratio(f"explicit / fused, context {context}", pairs)
+
+def bench_model(name: str, repeats: int, seconds: float, compiled: bool) -> None:
+    """All variants of one model, interleaved, and the parts of its step."""
+    with tempfile.TemporaryDirectory() as folder:
+        small = ["trainer.batch_size=4"] if name == "nanogpt_m" else []
+        settings = config(name, folder, *small)
+        bare = BareLoop(settings)
+        loops = {"no maxima": BareLoop(settings, maxima=False)}
+        if isinstance(bare.model, NanoGPT):
+            loops["transcription"] = transcription(settings)
+        else:
+            loops["dense, as many active"] = dense_twin(settings)
+        if compiled:
+            loops["compiled"] = BareLoop(settings)
+            loops["compiled"].model.compile()
+        for loop in loops.values():
+            loop.steps(2)
+        steps = max(3, round(seconds / bare.steps(2)))
+        bare.parts = dict.fromkeys(PARTS, 0.0)
+        tokens = bare.batch_size * bare.context
+        print(f"\n{name}: {repeats} interleaved repeats of {steps} steps of {tokens} tokens, one thread")
+        peaks, base, times = [], [], {key: [] for key in ["recorded", *loops]}
+        for repeat in range(repeats):
+            peaks.append(matmul_peak())
+            base.append(bare.steps(steps))
+            for key, loop in loops.items():
+                times[key].append(loop.steps(steps))
+            overrides = [*small, f"seed={repeat}", f"trainer.max_steps={max(steps, 30)}"]
+            times["recorded"].append(recorded(config(name, folder, *overrides)))
+        peak = statistics.median(peaks)
+        table = Table(tokens, bare.model.flops_per_token(bare.context) * tokens, peak)
+        table.row("bare loop", base, base)
+        for key, values in times.items():
+            table.row(key, values, base, same_flops="dense" not in key)
+        runs = [
+            [in_a_process(settings, steps, **how) for how in ({}, {"keep": False}, {"threads": 2})]
+            for _ in range(2)
+        ]
+        alone_base = [row[0]["seconds"] for row in runs]
+        for place, key in ((1, "default allocator / kept"), (2, "two threads / one")):
+            table.row(key, [row[place]["seconds"] for row in runs], alone_base, same_flops=False)
+        total = sum(bare.parts.values())
+        recording = statistics.median(a - b for a, b in zip(times["recorded"], base, strict=True))
+        shares = ", ".join(f"{part} {100 * value / total:.1f} %" for part, value in bare.parts.items())
+        print(f"  parts of the bare step: {shares}; recording {1e3 * recording:+.1f} ms")
+        print(
+            f"  peak {peak / 1e9:.0f} GFLOP/s (1024^3, fp32); {runs[0][0]['memory']:.0f} MiB resident at most"
+        )
 
 
 def bench_start() -> None:
@@ -157,18 +257,13 @@ def bench_start() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         overrides = ["trainer=smoke", "trainer.max_steps=1", "schedule.warmup=0", "tracking=none"]
-        names = iter(range(1, 5))
+        jobs = iter(
+            [Job(config("nanogpt_xs", folder, *overrides, f"seed={s}"), f"s{s}") for s in range(1, 5)]
+        )
         started, ends = time.perf_counter(), []
-
-        def next_job() -> Job | None:
-            seed = next(names, None)
-            return (
-                None
-                if seed is None
-                else Job(config("nanogpt_xs", folder, *overrides, f"seed={seed}"), f"s{seed}")
-            )
-
-        Pool(1, Path(folder)).run(next_job, lambda *_: ends.append(time.perf_counter()), "start", 4, 4)
+        Pool(1, Path(folder)).run(
+            lambda: next(jobs, None), lambda *_: ends.append(time.perf_counter()), "start", 4, 4
+        )
         fork = statistics.median(b - a for a, b in itertools.pairwise(ends))
         print(f"  {'first trial, with the server':<34}{ends[0] - started:>7.1f} s")
         print(f"  {'each further trial (one step)':<34}{fork:>7.1f} s")
@@ -179,24 +274,19 @@ def bench_start() -> None:
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition(": ")[2].splitlines()[0])
-    parser.add_argument("models", nargs="*", default=["nanogpt_xs"])
+    parser.add_argument(
+        "models", nargs="*", default=MODELS, help=f"configs of conf/model; default: {', '.join(MODELS)}"
+    )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each variant and repeat")
     parser.add_argument("--compile", action="store_true", help="also compare torch.compile with eager")
     options = parser.parse_args()
     settle(1)
     for model in options.models:
-        print(f"{model}: {options.repeats} interleaved repeats of {options.steps} steps, one thread")
-        print(f"  {'':<34}{'median':>7} {'[min, max]':>14}")
-        bench_recording(model, options.repeats, options.steps)
-        bench_allocator(model, options.repeats, options.steps)
-        if options.compile:
-            bench_compiled(model, options.repeats, options.steps)
-    print("attention with exact max logits, forward and backward")
-    bench_attention()
-    print("start of a trial")
+        bench_model(model, options.repeats, options.seconds, options.compile)
+    print("\nstart of a trial")
     bench_start()
 
 

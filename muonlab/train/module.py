@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -11,12 +11,24 @@ from torch import Tensor
 from muonlab.data import TokenData
 from muonlab.errors import MuonlabError
 from muonlab.models import ModelOutput, build_model
+from muonlab.models.max_logits import LogitRange
 from muonlab.optim import build_optimizer
 from muonlab.train.schedule import build_schedule
 
 
+class Probe(NamedTuple):
+    """`loss` in nats per token; `entropy` of attention in nats and `one_hot` share of its rows, (layers, heads)."""
+
+    loss: Tensor
+    entropy: Tensor
+    one_hot: Tensor
+
+
 class LanguageModel(L.LightningModule):
     """Trains `model` on batches that are a pure function of (seed, micro-batch number).
+
+    After each training forward `logits` holds the extremes, or bounds, of its attention logits (LogitRange of
+    (layers, heads)), and `exact` which heads' are exact, (layers, heads) bool, None for all.
 
     `config` is what `muonlab.train.config.resolve` gives. Automatic optimization with one optimizer object, so that
     Lightning's step count is the optimizer's. Raises MuonlabError for settings that the parts refuse.
@@ -38,6 +50,8 @@ class LanguageModel(L.LightningModule):
         self.optimizer = build_optimizer(settings.pop("name"), self.model, **settings)
         settings = dict(config["schedule"])
         self.schedule = build_schedule(settings.pop("name"), config["trainer"]["max_steps"], **settings)
+        self.logits: LogitRange | None = None
+        self.exact: Tensor | None = None
         if config["trainer"]["compile"]:
             self.model.compile()
 
@@ -59,19 +73,34 @@ class LanguageModel(L.LightningModule):
         rank, world = self.global_rank, self.trainer.world_size
         tokens, targets = (part[rank::world].to(self.device, non_blocking=True) for part in batch)
         output: ModelOutput = self.model(tokens, targets)
-        if clip is not None:
-            self.optimizer.observe(self.model.max_logits(absolute=clip.maximum == "absolute"))
+        self._measure_logits(batch_idx // self.trainer.accumulate_grad_batches)
         return {"loss": output.loss, "cross_entropy": output.cross_entropy.detach()}
 
-    def probe(self) -> tuple[Tensor, Tensor]:
-        """Loss and attention entropies (layers, heads) of one fixed held-out batch: free of data noise."""
+    def _measure_logits(self, step: int) -> None:
+        """Max logits of the forward just done: exact every `exact_every` steps, in between bounds below tau.
+
+        A head whose bound reaches tau is measured exactly, so that the clip does the same at any cadence.
+        """
+        clip = self.optimizer.clip
+        absolute = clip is not None and clip.maximum == "absolute"
+        if step % self.config["trainer"]["exact_every"] == 0:
+            self.logits, self.exact = self.model.logit_extremes(), None
+        else:
+            limit = torch.inf if clip is None else clip.tau
+            self.logits, self.exact = self.model.bounded_logits(limit, absolute)
+        if clip is not None:
+            maxima = self.logits.absolute if absolute else self.logits.highest
+            self.optimizer.observe(dict(zip(self.model.layer_names, maxima.unbind(), strict=True)))
+
+    def probe(self) -> Probe:
+        """Measure one fixed held-out batch: free of data noise."""
         ((tokens, targets),) = self.data.eval_batches(
             self.config["trainer"]["probe_batch_size"], self.context, 1
         )
         with self._evaluating():
             # forward() and not the call: the probe needs every attention weight, which a compiled step never holds.
             output = self.model.forward(tokens.to(self.device), targets.to(self.device), measure_entropy=True)
-        return output.cross_entropy, self.model.attention_entropy()
+        return Probe(output.cross_entropy, self.model.attention_entropy(), self.model.one_hot_share())
 
     def validate(self) -> Tensor:
         """Mean cross-entropy in nats per token over fixed windows spread evenly over the held-out works.

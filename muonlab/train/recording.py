@@ -61,7 +61,7 @@ class Recording(L.Callback):
         if settings["val_every"] and trainer.global_step % settings["val_every"] == 0:
             self.row["val_loss"] = module.validate()
         if settings["probe_every"] and trainer.global_step % settings["probe_every"] == 0:
-            self.row["probe_loss"], self.heads["entropy"] = module.probe()
+            self.row["probe_loss"], self.heads["entropy"], self.heads["one_hot"] = module.probe()
             self.weights_before = [p.detach().clone() for p in module.model.parameters()]
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: LanguageModel, optimizer: Any) -> None:
@@ -74,9 +74,13 @@ class Recording(L.Callback):
         self, trainer: L.Trainer, module: LanguageModel, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Close the row when the last micro-batch of the step is through."""
-        highest, lowest = module.model.logit_extremes()
-        self._raise("max_logit", highest)
-        self._raise("max_logit_abs", torch.maximum(highest, -lowest))
+        self._raise("max_logit", module.logits.highest)
+        self._raise("max_logit_abs", module.logits.absolute)
+        if module.exact is not None:
+            # A step's maximum is exact where those of all its micro-batches are; ranks decide each for themselves.
+            self.heads["exact"] = (
+                self.heads["exact"] & module.exact if "exact" in self.heads else module.exact
+            )
         self.losses.append(outputs["cross_entropy"])
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
@@ -86,6 +90,9 @@ class Recording(L.Callback):
             loss = trainer.strategy.reduce(loss, reduce_op="mean")
             for key in ("max_logit", "max_logit_abs"):
                 self.heads[key] = trainer.strategy.reduce(self.heads[key], reduce_op="max")
+            if module.exact is not None:
+                inexact = trainer.strategy.reduce((~self.heads["exact"]).float(), reduce_op="max")
+                self.heads["exact"] = inexact == 0
         if gammas := module.optimizer.gammas():
             self.heads["gamma"] = torch.stack([gammas[name] for name in module.model.layer_names])
         if self.weights_before:
@@ -131,7 +138,7 @@ class Recording(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, module: LanguageModel) -> None:
         """Final losses, while the model still is on its device, and a checkpoint of the last step."""
-        val_loss, (probe_loss, _) = module.validate().item(), module.probe()
+        val_loss, probe_loss = module.validate().item(), module.probe().loss
         self.metrics = {
             "val_loss": val_loss,
             "val_bits_per_byte": bits_per_byte(val_loss, module.data.bytes_per_token),

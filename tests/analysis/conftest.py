@@ -66,6 +66,7 @@ def made_up_run(
                 "head": head,
                 "value": logit * (1 if (layer, head) == (0, 1) else 0.3),
                 "value_abs": logit * (1 if (layer, head) == (0, 1) else 0.3),
+                "exact": True,
                 "gamma": gamma if (layer, head) == (0, 1) else 1.0,
                 "entropy": np.where(step % 5 == 0, 3.2 / (1 + logit / 20), np.nan),
             }
