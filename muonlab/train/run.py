@@ -62,6 +62,7 @@ def _train(config: dict[str, Any], folder: Path, on_step: Callable[[int], None] 
     from muonlab.train.callbacks import Diverged, Health, Interrupted, ProgressBar, StopBetweenSteps
     from muonlab.train.module import LanguageModel
     from muonlab.train.recording import Recording
+    from muonlab.train.spectra import Spectra
     from muonlab.train.tracking import open_mlflow, open_store
 
     accelerator = _accelerator(config["trainer"])
@@ -84,9 +85,11 @@ def _train(config: dict[str, Any], folder: Path, on_step: Callable[[int], None] 
         if checkpoint is None:
             record.truncate(-1)
     recording = Recording(record, mlflow_run, on_step)
+    every = config["trainer"]["spectra_every"]
+    spectra = Spectra(recording, every) if every else None  # before the recording, which closes the row
     health, stop = Health(recording), StopBetweenSteps()
     progress = ProgressBar(recording, run_name(config)) if shown else None
-    trainer = _trainer(config["trainer"], accelerator, folder, [recording, health, stop, progress])
+    trainer = _trainer(config["trainer"], accelerator, folder, [spectra, recording, health, stop, progress])
     status, cause = "failed", ""
     try:
         trainer.fit(module, ckpt_path=checkpoint, weights_only=True)

@@ -1,0 +1,96 @@
+"""The callback that adds the spectra of weights and updates, and the anatomy of the largest logit, to a run's rows."""
+
+from collections import defaultdict
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from muonlab.record.logit_peak import LogitPeak, logit_peak
+from muonlab.record.spectra import group_spectra
+from muonlab.train.module import LanguageModel
+from muonlab.train.recording import Recording
+
+
+class Spectra(L.Callback):
+    """Every `every` steps, from step 0: columns of the row that `recording` closes, so it must stand before it.
+
+    `<measure>/<group>` for every optimizer group that has matrices, with the measures of
+    `muonlab.record.spectra.group_spectra`: of the weights before the step, and of the step's whole change, which is the
+    update with weight decay and clip. Of the largest logit of the fixed probe batch over layers and heads, before the
+    step: `probe_max_logit`, `argmax_query_norm`, `argmax_key_norm`, `argmax_cosine`, `query_rms` and `key_rms` (see
+    `muonlab.record.logit_peak.LogitPeak`), and `argmax_layer` and `argmax_head`, since a jump may be another head's
+    taking over. Draws no random number and leaves the model as it found it.
+    """
+
+    def __init__(self, recording: Recording, every: int):
+        self.recording, self.every = recording, every
+        self.weights_before: dict[str, Tensor] = {}
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: LanguageModel, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at the logits, and keep the weights to know the update."""
+        if (
+            self.recording.record is None
+            or batch_idx % trainer.accumulate_grad_batches
+            or trainer.global_step % self.every
+        ):
+            return
+        self.recording.row |= probe_peak(module)
+        self.weights_before = {
+            name: parameter.detach().clone()
+            for name, parameter in module.model.named_parameters()
+            if parameter.ndim in (2, 3)
+        }
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: LanguageModel, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The step is done: decompose weights and change, group by group."""
+        if not self.weights_before or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        group_of = {route.name: route.group for route in module.optimizer.routing}
+        after = dict(module.model.named_parameters())
+        weights, updates = defaultdict(list), defaultdict(list)
+        for name, before in self.weights_before.items():
+            weights[group_of[name]].append(before.double())
+            updates[group_of[name]].append(after[name].detach().double() - before.double())
+        for group in weights:
+            measures = group_spectra(weights[group], updates[group])
+            self.recording.row |= {f"{measure}/{group}": value for measure, value in measures.items()}
+        self.weights_before = {}
+
+
+def probe_peak(module: LanguageModel) -> dict[str, Tensor]:
+    """The largest logit that the model gives the fixed probe batch, and its parts, by column.
+
+    Sees the queries and keys of every block's `attention` by calling its `project` on what its forward was given, so
+    any attention will do whose `project` returns queries (B, H, T, d) and keys (B, K, T, d) as they are multiplied.
+    """
+    peaks: list[LogitPeak] = []
+
+    def look(attention: Any, inputs: tuple[Any, ...]) -> None:
+        x, cos, sin, *_ = inputs
+        q, k, *_ = attention.project(x, cos, sin)
+        peaks.append(logit_peak(q, k))
+
+    hooks = [block.attention.register_forward_pre_hook(look) for block in module.model.blocks]
+    try:
+        module.probe()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    layer = torch.stack([peak.max_logit for peak in peaks]).argmax()
+    peak = LogitPeak(*(torch.stack(of_layers)[layer] for of_layers in zip(*peaks, strict=True)))
+    return {
+        "probe_max_logit": peak.max_logit,
+        "argmax_query_norm": peak.query_norm,
+        "argmax_key_norm": peak.key_norm,
+        "argmax_cosine": peak.cosine,
+        "argmax_layer": layer.double(),
+        "argmax_head": peak.head,
+        "query_rms": peak.query_rms,
+        "key_rms": peak.key_rms,
+    }
