@@ -17,6 +17,7 @@ ROLES = (
     "key",
     "value",
     "output",
+    "latent",
     "mlp",
     "expert",
     "router",
@@ -34,8 +35,9 @@ class ParameterRole:
     """What one parameter is for.
 
     `role` is one of ROLES. `num_heads` says how many equal blocks its heads make: of rows for query, key and
-    value, of columns for output; 0 means that the matrix has no heads. An `expert` is a stack
-    (experts, rows, cols); everything else that is orthogonalised is (rows, cols) = (out, in).
+    value, of columns for output; 0 means that the matrix has no heads. A `latent` is a down-projection that the
+    heads share (MLA) and a norm follows. An `expert` is a stack (experts, rows, cols); everything else that is
+    orthogonalised is (rows, cols) = (out, in).
     """
 
     role: str

@@ -13,7 +13,7 @@ from muonlab.optim.model_roles import Role, model_roles
 
 # What Muon takes unless `routes` says otherwise. Embeddings and heads are tables of rows that are used one by
 # one; routers, gates, norms and biases are too thin for an orthogonal update to mean anything.
-MUON_ROLES = ("query", "key", "value", "output", "qkv", "mlp", "expert", "linear")
+MUON_ROLES = ("query", "key", "value", "output", "latent", "qkv", "mlp", "expert", "linear")
 RULES = ("muon", "adamw")
 
 

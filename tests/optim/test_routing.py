@@ -18,6 +18,7 @@ class Declared(nn.Module):
         self.embedding = nn.Embedding(7, 8)
         self.query, self.key = nn.Linear(8, 8, bias=False), nn.Linear(8, 4)
         self.value, self.output = nn.Linear(8, 4, bias=False), nn.Linear(4, 8, bias=False)
+        self.down = nn.Linear(8, 4, bias=False)
         self.up = nn.Linear(8, 12, bias=False)
         self.experts = nn.Parameter(torch.randn(3, 4, 8))
         self.router = nn.Linear(8, 3, bias=False)
@@ -34,6 +35,7 @@ class Declared(nn.Module):
             "key.bias": ParameterRole("bias"),
             "value.weight": ParameterRole("value", 2),
             "output.weight": ParameterRole("output", 2),
+            "down.weight": ParameterRole("latent"),
             "up.weight": ParameterRole("mlp"),
             "experts": ParameterRole("expert"),
             "router.weight": ParameterRole("router"),
@@ -52,7 +54,7 @@ def rules(model, **settings):
     return {name: route.rule for name, route in table(model, **settings).items()}
 
 
-MUON = {"query.weight", "key.weight", "value.weight", "output.weight", "up.weight", "experts"}
+MUON = {"query.weight", "key.weight", "value.weight", "output.weight", "down.weight", "up.weight", "experts"}
 
 
 def test_hidden_matrices_go_to_muon_and_the_rest_to_adamw():

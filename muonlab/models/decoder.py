@@ -1,0 +1,220 @@
+"""The pre-norm decoder that every model here is: what it computes, measures and declares of itself."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from muonlab.errors import MuonlabError
+from muonlab.layout import AttentionLayout, ParameterRole
+from muonlab.models.attention import AttentionOutput, rotary_tables
+from muonlab.models.max_logits import (
+    LayerLogits,
+    LogitRange,
+    at_least_fp32,
+    bounded_logits,
+    logit_extremes,
+)
+from muonlab.models.norm import RMSNorm
+
+IGNORED = -100  # the target of a position that has none, as in torch
+
+
+class ModelOutput(NamedTuple):
+    """What a forward gives.
+
+    `logits` (B, T, vocab_size). With targets: `loss`, the scalar to differentiate (cross-entropy + z-loss and what
+    else the model adds), and `cross_entropy`, its first part in nats per token; both None without targets.
+    """
+
+    logits: Tensor
+    loss: Tensor | None = None
+    cross_entropy: Tensor | None = None
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); both parts tell the `roles()` of their parameters."""
+
+    def __init__(self, attention: nn.Module, mlp: nn.Module, d_model: int):
+        super().__init__()
+        self.attention_norm = RMSNorm(d_model)
+        self.attention = attention
+        self.mlp_norm = RMSNorm(d_model)
+        self.mlp = mlp
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, measure_entropy: bool, documents: Tensor | None
+    ) -> AttentionOutput:
+        """x (B, T, D); the attention's measurements pass through."""
+        attended = self.attention(self.attention_norm(x), cos, sin, measure_entropy, documents)
+        x = x + attended.x
+        return attended._replace(x=x + self.mlp(self.mlp_norm(x)))
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks, norm and head; a model is a subclass that says which blocks.
+
+    `block(i)` makes layer i; the other settings are those of NanoGPT. A subclass has `counts(length)`, the Count of
+    each of its parts (see counts.py). Raises MuonlabError for sizes below 1.
+    """
+
+    def __init__(
+        self,
+        block: Callable[[int], Block],
+        *,
+        vocab_size: int,
+        context: int,
+        d_model: int,
+        num_layers: int,
+        tied_head: bool,
+        z_loss: float,
+        init_scale: float,
+        qk_init_scale: float,
+        rotary_base: float,
+    ):
+        super().__init__()
+        for what, value in dict(
+            vocab_size=vocab_size, context=context, d_model=d_model, num_layers=num_layers
+        ).items():
+            if value < 1:
+                raise MuonlabError(f"{what} must be at least 1, not {value}")
+        self.context, self.num_layers, self.z_loss = context, num_layers, z_loss
+        # A seed's weights depend on this order, because every constructor draws before `_initialise` does.
+        self.embedding = nn.Embedding(vocab_size, d_model)
+        self.blocks = nn.ModuleList(block(i) for i in range(num_layers))
+        self.final_norm = RMSNorm(d_model)
+        self.head = nn.Linear(d_model, vocab_size, bias=False)
+        cos, sin = rotary_tables(self.blocks[0].attention.rotary_dim, context, rotary_base)
+        self.register_buffer("cos", cos.unsqueeze(1), persistent=False)
+        self.register_buffer("sin", sin.unsqueeze(1), persistent=False)
+        self._logits: list[LayerLogits] | None = None
+        self._entropy: Tensor | None = None
+        self._one_hot: Tensor | None = None
+        self._initialise(init_scale, qk_init_scale)
+        if tied_head:
+            self.head.weight = self.embedding.weight
+
+    def _initialise(self, scale: float, qk_scale: float) -> None:
+        roles = self.parameter_roles()
+        for name, parameter in self.named_parameters():
+            role = roles[name].role
+            if role == "bias":
+                nn.init.zeros_(parameter)
+            elif role in ("embedding", "head"):
+                nn.init.normal_(parameter, std=0.02)
+            elif role != "norm":  # (out, in), or a stack of such
+                to_residual = role == "output" or name.endswith((".down", ".down.weight"))
+                depth = math.sqrt(2 * self.num_layers) if to_residual else 1.0
+                logits = qk_scale if role in ("query", "key") else 1.0
+                nn.init.normal_(parameter, std=logits * scale / math.sqrt(parameter.shape[-1]) / depth)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        measure_entropy: bool = False,
+        documents: Tensor | None = None,
+    ) -> ModelOutput:
+        """tokens and targets (B, T) int64, T <= context; a target of -100 counts for nothing.
+
+        `documents` (B, T) int64: a position sees only positions of its own number, for packed texts, and for padding
+        as one more document; None: one text a sequence. In training mode this forward's attention logits are kept for
+        `max_logits()`; evaluation forwards leave them alone. `measure_entropy` keeps what `attention_entropy()` and
+        `one_hot_share()` give, at the cost of holding every attention weight.
+        """
+        length = tokens.shape[1]
+        if length > self.context:
+            raise MuonlabError(
+                f"a sequence of {length} tokens is longer than the model's context of {self.context}"
+            )
+        x = self.embedding(tokens)
+        cos, sin = self.cos[:length], self.sin[:length]
+        if self.training:
+            self._logits = None  # the queries and keys of the last forward make room
+        attended = []
+        for block in self.blocks:
+            attended.append(block(x, cos, sin, measure_entropy, documents))
+            x = attended[-1].x
+        if self.training:
+            self._logits = [layer.logits for layer in attended]
+        if measure_entropy:
+            self._entropy = torch.stack([layer.entropy for layer in attended]).detach()
+            self._one_hot = torch.stack([layer.one_hot for layer in attended])
+        logits = self.head(self.final_norm(x))
+        if targets is None:
+            return ModelOutput(logits)
+        flat = at_least_fp32(logits.flatten(0, 1))
+        cross_entropy = F.cross_entropy(flat, targets.flatten())
+        if not self.z_loss:
+            return ModelOutput(logits, cross_entropy, cross_entropy)
+        # L = CE + z * mean_t (ln sum_v exp logit_tv)^2, over the positions that have a target
+        counts = targets.flatten() != IGNORED
+        z_loss = (flat.logsumexp(-1).square() * counts).sum() / counts.sum()
+        return ModelOutput(logits, cross_entropy + self.z_loss * z_loss, cross_entropy)
+
+    @property
+    def layer_names(self) -> list[str]:
+        """Keys of `max_logits()`, one an attention layer: layer_00, layer_01, ..."""
+        return [f"layer_{i:02d}" for i in range(self.num_layers)]
+
+    def logit_extremes(self) -> LogitRange:
+        """Highest and lowest visible scaled logit of the last training forward, each (num_layers, num_heads), exact.
+
+        Raises MuonlabError before the first forward in training mode.
+        """
+        extremes = logit_extremes(self._trained())
+        self._logits = [LayerLogits(LogitRange(*ends)) for ends in zip(*extremes, strict=True)]
+        return extremes
+
+    def bounded_logits(self, limit: float = torch.inf, absolute: bool = False) -> tuple[LogitRange, Tensor]:
+        """Bounds of `logit_extremes()`, exact for heads that may reach `limit` (see max_logits.bounded_logits)."""
+        return bounded_logits(self._trained(), limit, absolute)
+
+    def _trained(self) -> list[LayerLogits]:
+        if self._logits is None:
+            raise MuonlabError("no max logits yet: they are those of the last forward in training mode")
+        return self._logits
+
+    def max_logits(self, absolute: bool = False) -> dict[str, Tensor]:
+        """Max logit of each head, {layer: (num_heads,)}, for the last training forward: signed, or of |logit|."""
+        extremes = self.logit_extremes()
+        maxima = extremes.absolute if absolute else extremes.highest
+        return dict(zip(self.layer_names, maxima.unbind(), strict=True))
+
+    def attention_entropy(self) -> Tensor:
+        """Mean attention entropy in nats, (num_layers, num_heads), of the last forward with measure_entropy."""
+        if self._entropy is None:
+            raise MuonlabError("no attention entropy yet: call the model with measure_entropy=True")
+        return self._entropy
+
+    def one_hot_share(self) -> Tensor:
+        """Share of attention rows with a weight above 0.95, (num_layers, num_heads), as `attention_entropy()`."""
+        if self._one_hot is None:
+            raise MuonlabError("no attention weights yet: call the model with measure_entropy=True")
+        return self._one_hot
+
+    def attention_layouts(self) -> list[AttentionLayout]:
+        """What QK-Clip may scale, one a layer."""
+        return [b.attention.layout(n) for n, b in zip(self.layer_names, self.blocks, strict=True)]
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        """The role of every parameter by its name; a tied head is one parameter and appears as the embedding."""
+        roles = {"embedding.weight": ParameterRole("embedding"), "final_norm.weight": ParameterRole("norm")}
+        if self.head.weight is not self.embedding.weight:
+            roles["head.weight"] = ParameterRole("head")
+        for i, block in enumerate(self.blocks):
+            roles |= {f"blocks.{i}.{n}.weight": ParameterRole("norm") for n in ("attention_norm", "mlp_norm")}
+            roles |= {f"blocks.{i}.attention.{n}": r for n, r in block.attention.roles().items()}
+            roles |= {f"blocks.{i}.mlp.{n}": r for n, r in block.mlp.roles().items()}
+        return roles
+
+    def flops_per_token(self, length: int) -> float:
+        """Floating-point operations of one training token (forward + backward) at sequence length `length`.
+
+        6 per weight that this token multiplies, so routed experts count as far as they are active, and the logits
+        and weighted sums of attention (see counts.py).
+        """
+        return sum(count.flops for count in self.counts(length).values())

@@ -1,0 +1,147 @@
+"""Multi-head latent attention: queries, keys and values are read off low-rank latents, positions off a shared key.
+
+DeepSeek-V2 (arXiv 2405.04434, section 2.1; with these symbols V3, arXiv 2412.19437, eq. 1-11), also Kimi K2's.
+Shape legend: B batch, T positions, D model width, H heads.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from muonlab.errors import MuonlabError
+from muonlab.layout import AttentionLayout, HeadRows, ParameterRole
+from muonlab.models.attention import AttentionOutput, attend, rotate
+from muonlab.models.explicit_attention import attention_entropy, one_hot_share
+from muonlab.models.norm import RMSNorm
+
+
+class LatentAttention(nn.Module):
+    """Causal attention of `num_heads` heads, each with logits (q^C . k^C + q^R . k^R) / sqrt(nope + rope).
+
+    q_lora_rank: width of the queries' latent c^Q; 0 reads queries from x itself. kv_lora_rank: width of the latent
+    c^KV, all that a cache would keep besides the rotary key. qk_nope_head_dim, qk_rope_head_dim: entries of a head's
+    query without and with positions; the rotary key k^R is one for all heads. v_head_dim: entries of a head's value.
+    soft_cap: c of c tanh(s/c) on the logits, 0 for none. Both latents are RMS-normalised, so that the size of what
+    makes them reaches no logit. Raises MuonlabError for a dimension below 1 and an odd rotary one.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        *,
+        q_lora_rank: int,
+        kv_lora_rank: int,
+        qk_nope_head_dim: int,
+        qk_rope_head_dim: int,
+        v_head_dim: int,
+        soft_cap: float = 0.0,
+    ):
+        super().__init__()
+        for what, value, least in (
+            ("num_heads", num_heads, 1),
+            ("q_lora_rank", q_lora_rank, 0),
+            ("kv_lora_rank", kv_lora_rank, 1),
+            ("qk_nope_head_dim", qk_nope_head_dim, 1),
+            ("qk_rope_head_dim", qk_rope_head_dim, 2),
+            ("v_head_dim", v_head_dim, 1),
+        ):
+            if value < least:
+                raise MuonlabError(f"{what} must be at least {least}, not {value}")
+        if qk_rope_head_dim % 2:
+            raise MuonlabError(
+                f"qk_rope_head_dim must be even, since pairs are rotated, not {qk_rope_head_dim}"
+            )
+        if soft_cap < 0:
+            raise MuonlabError(f"attention_soft_cap must be 0 (none) or positive, not {soft_cap}")
+        self.num_heads, self.soft_cap = num_heads, soft_cap
+        self.nope_dim, self.rotary_dim, self.v_dim = qk_nope_head_dim, qk_rope_head_dim, v_head_dim
+
+        def linear(inputs: int, outputs: int) -> nn.Linear:
+            return nn.Linear(inputs, outputs, bias=False)
+
+        query_in = q_lora_rank or d_model
+        self.query_down = linear(d_model, q_lora_rank) if q_lora_rank else None  # W^DQ
+        self.query_norm = RMSNorm(q_lora_rank) if q_lora_rank else None
+        self.query_up = linear(query_in, num_heads * qk_nope_head_dim)  # W^UQ
+        self.query_rotary = linear(query_in, num_heads * qk_rope_head_dim)  # W^QR
+        self.kv_down = linear(d_model, kv_lora_rank)  # W^DKV
+        self.kv_norm = RMSNorm(kv_lora_rank)
+        self.key_rotary = linear(d_model, qk_rope_head_dim)  # W^KR
+        self.key_up = linear(kv_lora_rank, num_heads * qk_nope_head_dim)  # W^UK
+        self.value_up = linear(kv_lora_rank, num_heads * v_head_dim)  # W^UV
+        self.output = linear(num_heads * v_head_dim, d_model)  # W^O
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        measure_entropy: bool = False,
+        documents: Tensor | None = None,
+    ) -> AttentionOutput:
+        """x (B, T, D) with rotary tables (T, 1, rope); `documents` (B, T) int64, or None for one a sequence."""
+        q, k, v = self.project(x, cos, sin)
+        out, logits, weights = attend(
+            q, k, v, soft_cap=self.soft_cap, documents=documents, measure_weights=measure_entropy
+        )
+        x = self.output(out.transpose(1, 2).flatten(2))
+        measured = () if weights is None else (attention_entropy(weights), one_hot_share(weights))
+        return AttentionOutput(x, logits if self.training else None, *measured)
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys (B, H, T, nope + rope), values (B, H, T, v).
+
+        What reads the same input is one product: at small widths a step is overhead more than arithmetic.
+        """
+        heads = self.num_heads
+        if self.query_down is None:
+            still, turned, latent, key = _products(
+                x, self.query_up, self.query_rotary, self.kv_down, self.key_rotary
+            )
+        else:
+            latent_q, latent, key = _products(
+                x, self.query_down, self.kv_down, self.key_rotary
+            )  # eq. 6, 1, 3
+            still, turned = _products(self.query_norm(latent_q), self.query_up, self.query_rotary)  # eq. 7, 8
+        # The shared key is rotated as one more head.
+        turned = rotate(torch.cat((turned, key), -1).unflatten(-1, (heads + 1, -1)), cos, sin)
+        keys, v = _products(self.kv_norm(latent), self.key_up, self.value_up)  # eq. 2, 5
+        v = v.unflatten(-1, (heads, -1))
+        turned_q, turned_k = turned.to(v.dtype).split((heads, 1), 2)
+        q = torch.cat((still.unflatten(-1, (heads, -1)), turned_q), -1)  # eq. 9
+        k = torch.cat((keys.unflatten(-1, (heads, -1)), turned_k.expand(-1, -1, heads, -1)), -1)  # eq. 4
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def layout(self, name: str) -> AttentionLayout:
+        """Kimi K2's rule (arXiv 2507.20534, section 2.1): q^C and k^C share gamma, q^R carries all, k^R none of it."""
+        return AttentionLayout(
+            name,
+            self.num_heads,
+            self.num_heads,
+            query=(HeadRows(self.query_up.weight, self.nope_dim),),
+            key=(HeadRows(self.key_up.weight, self.nope_dim),),
+            query_shared_key=(HeadRows(self.query_rotary.weight, self.rotary_dim),),
+        )
+
+    def roles(self) -> dict[str, ParameterRole]:
+        """The role of each parameter by its name within this module; only the up-projections have heads."""
+        heads = self.num_heads
+        roles = {
+            "query_down.weight": ParameterRole("latent"),
+            "query_norm.weight": ParameterRole("norm"),
+            "query_up.weight": ParameterRole("query", heads),
+            "query_rotary.weight": ParameterRole("query", heads),
+            "kv_down.weight": ParameterRole("latent"),
+            "kv_norm.weight": ParameterRole("norm"),
+            "key_rotary.weight": ParameterRole("key"),
+            "key_up.weight": ParameterRole("key", heads),
+            "value_up.weight": ParameterRole("value", heads),
+            "output.weight": ParameterRole("output", heads),
+        }
+        return {name: roles[name] for name, _ in self.named_parameters()}
+
+
+def _products(x: Tensor, *maps: nn.Linear) -> tuple[Tensor, ...]:
+    """What each of the maps makes of x, by one product."""
+    return F.linear(x, torch.cat([m.weight for m in maps])).split([m.out_features for m in maps], -1)
