@@ -1,5 +1,6 @@
 """The tidy tables of an experiment on disk: small enough to commit, enough to redraw and to judge again."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -24,7 +25,8 @@ EVERY_STEP = [
     "max_logit",
 ]
 EVERY_STEP += ["gamma", "entropy", "grad_norm", "loss_spikes", "grad_spikes"]
-POINTS, FEWEST_POINTS = 1000, 60  # rows a run: at most, and at least whatever the size
+POINTS = (1000, 600, 400, 250, 150, 100, 60)  # rows a run: as many as fit
+HEAD_POINTS = 200  # steps of heads.parquet
 STEPS_BYTES = 700_000  # of steps.parquet, so that an experiment's folder stays near one megabyte
 
 
@@ -61,7 +63,8 @@ def choose(frames: Frames, conditions: Iterable[str] = (), arms: Iterable[str] =
 
 
 def save_frames(frames: Frames, folder: Path) -> None:
-    """Write runs.csv and steps.parquet: every recorded scalar, in single precision.
+    """Write runs.csv, steps.parquet with every recorded scalar in single precision, and heads.parquet where there are
+    heads, at most 200 rows a run and head: each the largest logit and the smallest gamma of its steps.
 
     A run keeps at most 1,000 rows, and fewer, down to 60, where the file would pass 700 kB. Paths of this machine are
     left out; what needs every head or every step is judged before.
@@ -72,13 +75,19 @@ def save_frames(frames: Frames, folder: Path) -> None:
     rare = sorted(set(frames.steps.columns) - set(IDENTITY) - set(EVERY_STEP))
     columns = [name for name in [*IDENTITY, *EVERY_STEP, *rare] if name in frames.steps]
     wide = frames.steps[columns].dropna(axis="columns", how="all")
-    path, points = folder / "steps.parquet", POINTS
-    while points == POINTS or (path.stat().st_size > STEPS_BYTES and points > FEWEST_POINTS):
-        _write_steps(downsample(wide, points), path)
-        points = max(FEWEST_POINTS, points * 2 // 3)
+    for points in POINTS:
+        _write(downsample(wide, points), folder / "steps.parquet")
+        if (folder / "steps.parquet").stat().st_size <= STEPS_BYTES:
+            break
+    if len(frames.heads):
+        keys = [c for c in IDENTITY if c in frames.heads and c != "step"] + ["layer", "head"]
+        width = max(1, math.ceil(frames.heads["step"].max() / HEAD_POINTS))
+        bins = frames.heads.groupby([*keys, frames.heads["step"] // width * width], dropna=False, sort=False)
+        rules = {"value": "max", "gamma": "min", "entropy": "mean"}
+        _write(bins.agg(rules).reset_index(), folder / "heads.parquet")
 
 
-def _write_steps(steps: pd.DataFrame, path: Path) -> None:
+def _write(steps: pd.DataFrame, path: Path) -> None:
     floats = [c for c in steps.select_dtypes("float64").columns if c not in IDENTITY]
     steps = steps.astype(dict.fromkeys(floats, "float32"))
     if "level" in steps and steps["level"].dtype == object:
@@ -90,9 +99,14 @@ def _write_steps(steps: pd.DataFrame, path: Path) -> None:
 
 
 def load_frames(folder: Path) -> Frames:
-    """What `save_frames` wrote; heads and events are empty. Raises MuonlabError where it wrote nothing."""
+    """What `save_frames` wrote; events are empty, and so are heads where none were kept.
+
+    Raises MuonlabError where it wrote nothing.
+    """
     if not (folder / "runs.csv").exists():
         raise MuonlabError(f"no experiment in {folder}: it has no runs.csv")
     runs = pd.read_csv(folder / "runs.csv")
     steps = pd.read_parquet(folder / "steps.parquet")
-    return Frames(runs, steps, pd.DataFrame(), pd.DataFrame())
+    kept = folder / "heads.parquet"
+    heads = pd.read_parquet(kept) if kept.exists() else pd.DataFrame()
+    return Frames(runs, steps, heads, pd.DataFrame())

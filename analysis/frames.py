@@ -114,7 +114,7 @@ def downsample(steps: pd.DataFrame, points: int = 400) -> pd.DataFrame:
     kept |= dict.fromkeys(("train_loss", "probe_loss", "val_loss", "entropy"), "mean")
     rules = {name: kept.get(name, "last") for name in steps.columns}
     parts = []
-    for _, run in steps.groupby([key for key in ("condition", "run") if key in steps], sort=False):
+    for _, run in steps.groupby([key for key in ("condition", "arm", "run") if key in steps], sort=False):
         width = math.ceil(len(run) / points)
         parts.append(run if width == 1 else run.groupby(np.arange(len(run)) // width).agg(rules))
     return pd.concat(parts, ignore_index=True)

@@ -21,23 +21,24 @@ from analysis.verdicts import (
     spiked,
 )
 
-RUN_COLUMNS = ["run", "arm", "lr", "seed"]
+RUN_COLUMNS = ["run", "arm", "level", "lr", "seed"]
 
 
 def judge_runs(frames: Frames, tau: float | None = None) -> pd.DataFrame:
-    """Every per-run verdict: run, arm, lr, seed, name, holds (True, False or None), value, threshold,
+    """Every per-run verdict: run, arm, level, lr, seed, name, holds (True, False or None), value, threshold,
     sentence.
 
     tau: the threshold that arms without one are measured against in `capped`, `bounded` and `recovered`;
     None: their own alone, and no such verdict for arms without a clip.
     """
-    heads, rows = dict(list(frames.heads.groupby("run"))), []
-    steps = {run: trace.set_index("step") for run, trace in frames.steps.groupby("run")}
+    # An arm's name is part of the key, since two arms of a condition may be one run.
+    heads, rows = dict(list(frames.heads.groupby(["arm", "run"]))), []
+    steps = {key: trace.set_index("step") for key, trace in frames.steps.groupby(["arm", "run"])}
     for run in frames.runs.itertuples():
-        trace = steps[run.run]
+        trace = steps[run.arm, run.run]
         verdicts = [
             exploded(trace["max_logit"], run.warmup_steps),
-            collapsed(heads[run.run], run.context),
+            collapsed(heads[run.arm, run.run], run.context),
             spiked(trace["train_loss"]),
             diverged(trace["train_loss"]),
         ]
@@ -60,7 +61,8 @@ def judge_switch(frames: Frames, windows: Sequence[tuple[int, int]], within: int
     """
     rows = []
     for run in frames.runs.itertuples():
-        trace = frames.steps[frames.steps["run"] == run.run].set_index("step")
+        steps = frames.steps
+        trace = steps[(steps["arm"] == run.arm) & (steps["run"] == run.run)].set_index("step")
         last = int(trace.index.max()) + 1
         for off, on in off_windows(windows, last):
             if off > 0:
@@ -96,4 +98,4 @@ def summarise(verdicts: pd.DataFrame) -> pd.DataFrame:
 
 
 def _row(run: object, verdict: Verdict) -> dict[str, object]:
-    return {column: getattr(run, column) for column in RUN_COLUMNS} | asdict(verdict)
+    return {column: getattr(run, column, None) for column in RUN_COLUMNS} | asdict(verdict)

@@ -145,7 +145,7 @@ def compare(
         baseline,
         metric,
         t_interval(differences),
-        _paired_p(differences),
+        paired_p(differences),
         float(floor),
         tuple(int((rows["status"] == "diverged").sum()) for rows in pairs),
     )
@@ -165,6 +165,26 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
+def paired_p(differences: np.ndarray) -> float:
+    """p of the paired t test against no difference: NaN for one pair, 1 or 0 where all differences are equal."""
+    if len(differences) < 2:
+        return math.nan
+    if np.ptp(differences) == 0:
+        return 1.0 if differences[0] == 0 else 0.0
+    return float(stats.ttest_1samp(differences, 0).pvalue)
+
+
+def pooled_deviation(groups: Sequence[np.ndarray]) -> float:
+    """Standard deviation over seeds, pooled over groups by their degrees of freedom: the noise floor of a measure.
+
+    Values that are not finite are left out. NaN where no group has two values.
+    """
+    finite = [x[np.isfinite(x)] for x in groups]
+    freedom = sum(max(0, len(x) - 1) for x in finite)
+    squares = sum(x.var(ddof=1) * (len(x) - 1) for x in finite if len(x) > 1)
+    return math.sqrt(squares / freedom) if freedom else math.nan
+
+
 def _by_seed(runs: pd.DataFrame, arm: str) -> pd.DataFrame:
     chosen = runs[runs["arm"] == arm].set_index("seed")
     if chosen.empty:
@@ -175,14 +195,6 @@ def _by_seed(runs: pd.DataFrame, arm: str) -> pd.DataFrame:
             f"'{arm}' has several runs of seed {again[0]}: choose one setting before comparing"
         )
     return chosen
-
-
-def _paired_p(differences: np.ndarray) -> float:
-    if len(differences) < 2:
-        return math.nan
-    if np.ptp(differences) == 0:
-        return 1.0 if differences[0] == 0 else 0.0
-    return float(stats.ttest_1samp(differences, 0).pvalue)
 
 
 def _checked(values: Sequence[float]) -> np.ndarray:

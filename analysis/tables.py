@@ -9,10 +9,8 @@ import pandas as pd
 
 from analysis.palette import styles
 from analysis.statistics import Comparison, compare, holm, t_interval
+from analysis.verdicts import VERDICTS
 from muonlab.errors import MuonlabError
-
-# The order of a verdict table's columns.
-ORDER = ["exploded", "capped", "bounded", "recovered", "collapsed", "spiked", "diverged", "climbs", "falls"]
 
 
 def comparison_table(
@@ -60,7 +58,7 @@ def verdict_table(summary: pd.DataFrame) -> pd.DataFrame:
     summary: `judge.summarise`. A dash: not judged in any run.
     """
     labels = styles(summary["arm"])
-    names = sorted(set(summary["name"]), key=ORDER.index)
+    names = sorted(set(summary["name"]), key=VERDICTS.index)
     rows = []
     for (arm, lr), group in summary.groupby(["arm", "lr"], sort=False):
         cells = {row.name_: _cell(row) for row in group.rename(columns={"name": "name_"}).itertuples()}

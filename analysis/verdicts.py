@@ -17,6 +17,17 @@ from analysis.frames import END_SHARE
 from analysis.statistics import SMALLEST_DIFFERENCE, t_interval
 from muonlab.record import spike_score
 
+VERDICTS = (
+    "exploded",
+    "capped",
+    "bounded",
+    "recovered",
+    "collapsed",
+    "spiked",
+    "diverged",
+    "climbs",
+    "falls",
+)
 MIN_STEPS = 10  # fewer readings than this in the part of a run that is judged: no verdict
 COLLAPSED_ENTROPY = 0.05  # share of uniform attention's entropy below which a head attends to one position
 

@@ -1,7 +1,8 @@
 """What finished runs say: tables, verdicts, figures and answers in results/NAME."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,41 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from analysis.archive import choose, save_frames, stack
-from analysis.claims import answer
+from analysis.archive import save_frames, stack
+from analysis.claims import answer_all
 from analysis.frames import Frames, collect
-from analysis.judge import judge_harmless, judge_runs, judge_switch, summarise
+from analysis.judge import judge_runs, judge_switch, summarise
 from analysis.redraw import redraw
 from analysis.tables import as_text, save_table, verdict_table
+from muonlab.experiment.spec import claims_of
 from muonlab.experiment.training import Best, Trained
 from muonlab.record import collect_environment, load_run
 
+ANSWER_COLUMNS = [
+    "id",
+    "claim",
+    "source",
+    "question",
+    "conditions",
+    "arm",
+    "n",
+    "effect",
+    "estimate",
+    "low",
+    "high",
+]
+ANSWER_COLUMNS += [
+    "unit",
+    "floor",
+    "p",
+    "p_holm",
+    "verdict",
+    "contradicts",
+    "side",
+    "figure",
+    "note",
+    "command",
+]
 MADE = ("command", "commit", "dirty", "python", "packages", "platform", "cpu", "cores", "accelerators")
 
 
@@ -25,25 +52,13 @@ def judge_and_draw(
     name: str, spec: Mapping[str, Any], trained: Trained, tuned: list[Best], out: Path, command: str
 ) -> None:
     """Write tables, verdicts and figures of the finished runs into `out`, and print the answers."""
-    frames = gather(trained)
-    parts = []
-    for condition, section in spec["conditions"].items():
-        chosen = choose(frames, [condition])
-        parts.append(judge_runs(chosen).assign(condition=condition))
-        if "windows" in section:
-            parts.append(judge_switch(chosen, section["windows"]).assign(condition=condition))
-    verdicts = pd.concat(parts, ignore_index=True)
-    answers = pd.DataFrame([answer(claim, frames, verdicts) for claim in spec.get("claims", ())])
-    for pair in spec.get("harmless", ()):
-        runs = choose(frames, [pair["condition"]]).runs
-        verdict = judge_harmless(runs, pair["arm"], pair["baseline"])
-        words = {True: "reproduced", False: "not reproduced", None: "not testable"}
-        row = {"claim": f"The clip is harmless at a {pair['condition']} learning rate", "source": "K2 App. D"}
-        answers.loc[len(answers)] = row | {
-            "n": runs["seed"].nunique(),
-            "effect": verdict.sentence,
-            "verdict": words[verdict.holds],
-        }
+    frames, verdicts = gather(spec, trained)
+    claims = claims_of(spec)
+    rows = answer_all(claims, frames, verdicts)
+    for number, (claim, row) in enumerate(zip(claims, rows, strict=True), start=1):
+        row |= {"id": f"{name}-{number:02d}", "question": " ".join(spec["question"].split())}
+        row |= {"figure": figure_of(claim, spec.get("figures", ())), "command": command}
+        row["note"] = "; ".join(str(best) for best in tuned if best.edge and _rests_on(claim, best, spec))
 
     save_frames(frames, out)
     (out / "experiment.yaml").write_text(
@@ -52,11 +67,66 @@ def judge_and_draw(
     made = provenance(trained, command) | {"date": datetime.now(UTC).date().isoformat()}
     (out / "made.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     if tuned:
-        rows = [vars(best) | {"level": str(best.level)} for best in tuned]
-        pd.DataFrame(rows).to_csv(out / "tuned.csv", index=False, float_format="%.6g", lineterminator="\n")
+        table = pd.DataFrame([vars(best) | {"level": str(best.level)} for best in tuned])
+        table.to_csv(out / "tuned.csv", index=False, float_format="%.6g", lineterminator="\n")
     verdicts.to_csv(out / "verdicts.csv", index=False, float_format="%.6g", lineterminator="\n")
-    (out / "verdict.json").write_text(answers.to_json(orient="records", indent=1) + "\n", encoding="utf-8")
-    save_table(answers, out, "answers")
+    answers = pd.DataFrame(rows, columns=ANSWER_COLUMNS)
+    (out / "verdict.json").write_text(
+        answers.to_json(orient="records", indent=1, double_precision=6) + "\n", encoding="utf-8"
+    )
+    shown = ["claim", "source", "n", "effect", "verdict", *(c for c in ("side", "note") if answers[c].any())]
+    save_table(answers[shown], out, "answers")
+    _print(spec, verdicts, answers, tuned)
+    print(f"\n{name} is written:")
+    for path in [out / "answers.md", out / "verdicts.csv", *redraw(out)]:
+        print(f"  {path}")
+
+
+def gather(spec: Mapping[str, Any], trained: Trained) -> tuple[Frames, pd.DataFrame]:
+    """The frames of all runs, with `condition` and `level` (None where nothing varies), and their per-run verdicts.
+
+    Conditions are read one after another, and the traces of single heads are let go after judging, except those of
+    conditions with `heads: true`: they are the bulk of a record.
+    """
+    parts, verdicts = {}, []
+    for condition, section in spec["conditions"].items():
+        cells = [(cell, folder) for cell, folder in trained if cell.condition == condition]
+        arms: dict[str, list[Path]] = {arm: [] for arm in section["arms"]}
+        for cell, folder in cells:
+            arms[cell.arm].append(folder)
+        named = [(cell.arm, folder.name, cell.level.value) for cell, folder in cells]
+        levels = pd.DataFrame(named, columns=["arm", "run", "level"])
+        tables = vars(collect(arms)).items()
+        frames = Frames(**{n: table.merge(levels, on=["arm", "run"], how="left") for n, table in tables})
+        verdicts.append(judge_runs(frames).assign(condition=condition))
+        if "windows" in section:
+            verdicts.append(judge_switch(frames, section["windows"]).assign(condition=condition))
+        heads = frames.heads if section.get("heads") else frames.heads.head(0)
+        parts[condition] = replace(frames, heads=heads)
+    return stack(parts), pd.concat(verdicts, ignore_index=True)
+
+
+def figure_of(claim: Mapping[str, Any], figures: Sequence[Mapping[str, Any]]) -> str:
+    """The figure that shows a claim: the one it names, or the first that draws its condition and arm; "" for none."""
+    if "figure" in claim:
+        return claim["figure"]
+    conditions = set(claim.get("conditions", [claim.get("condition")]))
+    for figure in figures:
+        drawn = set(figure.get("conditions", conditions))
+        if conditions <= drawn and claim["arm"] in figure.get("arms", [claim["arm"]]):
+            return figure["name"]
+    return ""
+
+
+def _rests_on(claim: Mapping[str, Any], best: Best, spec: Mapping[str, Any]) -> bool:
+    conditions = claim.get("conditions", [claim.get("condition")])
+    tuned_on = {spec["conditions"][condition].get("tuned_on") for condition in conditions}
+    baseline = claim.get("baseline")
+    arms = {claim["arm"], baseline.get("arm") if isinstance(baseline, Mapping) else baseline}
+    return best.condition in tuned_on and best.arm in arms
+
+
+def _print(spec: Mapping[str, Any], verdicts: pd.DataFrame, answers: pd.DataFrame, tuned: list[Best]) -> None:
     print()
     for condition in spec["conditions"]:
         print(f"{condition}: verdict held in runs / judged runs (median value)")
@@ -65,21 +135,8 @@ def judge_and_draw(
         print(best)
     for row in answers.itertuples():
         print(f"{row.verdict:<15}{row.claim} [{row.source}]\n{'':15}{row.effect} (n = {row.n})")
-    print(f"\n{name} is written:")
-    for path in [out / "answers.md", out / "verdicts.csv", *redraw(out)]:
-        print(f"  {path}")
-
-
-def gather(trained: Trained) -> Frames:
-    """The frames of all runs, with the columns `condition` and `level` (NaN where nothing varies) in each table."""
-    grouped: dict[str, dict[str, list[Path]]] = {}
-    for cell, folder in trained:
-        grouped.setdefault(cell.condition, {}).setdefault(cell.arm, []).append(folder)
-    frames = stack({condition: collect(arms) for condition, arms in grouped.items()})
-    keys = ["condition", "arm", "run"]
-    named = [(cell.condition, cell.arm, folder.name, cell.level.value) for cell, folder in trained]
-    levels = pd.DataFrame(named, columns=[*keys, "level"])
-    return Frames(**{name: table.merge(levels, on=keys, how="left") for name, table in vars(frames).items()})
+        if row.side:
+            print(f"{'':15}{row.contradicts}: this evidence is on the side of {row.side}")
 
 
 def provenance(trained: Trained, command: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ SPEC_KEYS = {
     "notes",
 }
 SCALE_KEYS = {"common", "seeds", "minutes"}
-CONDITION_KEYS = {"about", "arms", "common", "seeds", "vary", "levels", "tuned_on", "windows"}
+CONDITION_KEYS = {"about", "arms", "common", "seeds", "vary", "levels", "tuned_on", "windows", "heads"}
 ARM_KEYS = {"overrides", "vary", "levels"}
 
 
@@ -72,6 +72,7 @@ def check_spec(spec: Mapping[str, Any], where: str = "the experiment") -> None:
     for name, section in spec["conditions"].items():
         if "tuned_on" in section:
             _check_tuning(spec, name, section, where)
+    _check_questions(spec, where)
 
 
 def seeds_of(spec: Mapping[str, Any], condition: str) -> list[int]:
@@ -82,6 +83,36 @@ def seeds_of(spec: Mapping[str, Any], condition: str) -> list[int]:
 def searches(spec: Mapping[str, Any]) -> set[str]:
     """The conditions that others are tuned on."""
     return {section["tuned_on"] for section in spec["conditions"].values() if "tuned_on" in section}
+
+
+def claims_of(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The claims in the order in which they are answered: `claims`, then a claim for each pair of `harmless`."""
+    pairs = []
+    for pair in spec.get("harmless", ()):
+        claim = f"The clip is harmless at a {pair['condition']} learning rate"
+        told = {"claim": claim, "source": "K2 App. D", "harmless": pair["baseline"]}
+        pairs.append(told | {key: value for key, value in pair.items() if key != "baseline"})
+    return [*spec.get("claims", ()), *pairs]
+
+
+def _check_questions(spec: Mapping[str, Any], where: str) -> None:
+    from analysis.claims import check_claim
+
+    for claim in claims_of(spec):
+        try:
+            check_claim(claim, spec["conditions"], searches(spec))
+        except MuonlabError as error:
+            raise MuonlabError(f"{where}: {error}") from error
+    figures = {figure.get("name") for figure in spec.get("figures", ())}
+    for claim in claims_of(spec):
+        if "figure" in claim and claim["figure"] not in figures:
+            raise unknown_name(f"figure of '{claim['claim']}' in {where}", claim["figure"], figures)
+    for figure in spec.get("figures", ()):
+        _known(
+            figure.get("conditions", ()),
+            spec["conditions"],
+            f"condition of figure {figure.get('name')} in {where}",
+        )
 
 
 def _check_tuning(spec: Mapping[str, Any], name: str, section: Mapping[str, Any], where: str) -> None:

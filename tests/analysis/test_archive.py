@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from analysis.archive import choose, load_frames, save_frames, stack
-from analysis.claims import answer
+from analysis.claims import answer_all
 from analysis.compose import KINDS, draw
 from analysis.judge import judge_runs
 from analysis.redraw import redraw
@@ -111,11 +111,6 @@ def test_a_folder_without_an_experiment_is_told(tmp_path):
 )
 def test_claims_are_answered_by_the_runs(stacked, claim, verdict):
     verdicts = judge_runs(stacked, tau=30.0).assign(condition="raised")
-    row = answer({"claim": "c", "source": "s", "condition": "raised"} | claim, stacked, verdicts)
+    [row] = answer_all([{"claim": "c", "source": "s", "condition": "raised"} | claim], stacked, verdicts)
     assert row["verdict"] == verdict
     assert row["n"] == 3
-
-
-def test_a_claim_that_cannot_be_judged_is_told(stacked):
-    with pytest.raises(MuonlabError, match="no verdict, baseline or level"):
-        answer({"claim": "c", "source": "s", "condition": "raised", "arm": "muon"}, stacked, pd.DataFrame())

@@ -1,0 +1,94 @@
+"""Power laws of the loss over compute, and how much compute one optimizer needs to match another."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.measures.registry import Part, measure
+from analysis.statistics import CONFIDENCE, Interval
+from muonlab.errors import MuonlabError
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """loss = coefficient * compute^-exponent, fitted over compute in [low, high]."""
+
+    coefficient: float
+    exponent: float
+    low: float
+    high: float
+
+    def loss(self, compute: float) -> float:
+        """The loss at a compute."""
+        return self.coefficient * compute**-self.exponent
+
+    def compute(self, loss: float) -> float:
+        """The compute at which the law has this loss: (coefficient / loss)^(1 / exponent)."""
+        return (self.coefficient / loss) ** (1 / self.exponent)
+
+
+def fit_power_law(compute: np.ndarray, loss: np.ndarray) -> PowerLaw:
+    """Least squares of log loss over log compute (Moonlight, arXiv 2502.16982, Fig 1a: 2.506 C^-0.052 for Muon).
+
+    Raises MuonlabError for fewer than two different computes or losses that are not positive.
+    """
+    if len(np.unique(compute)) < 2 or not (np.asarray(loss) > 0).all():
+        raise MuonlabError("a power law needs two or more computes and positive losses")
+    slope, intercept = np.polyfit(np.log(compute), np.log(loss), 1)
+    return PowerLaw(math.exp(intercept), -float(slope), float(np.min(compute)), float(np.max(compute)))
+
+
+def compute_at_equal_loss(arm: PowerLaw, baseline: PowerLaw, compute: float) -> float:
+    """C_arm(L) / C_baseline(L) at L, the baseline's loss at `compute`: below 1 where the arm needs less."""
+    return arm.compute(baseline.loss(compute)) / compute
+
+
+def bootstrap_ratio(
+    arm: np.ndarray,
+    baseline: np.ndarray,
+    compute: np.ndarray,
+    at: float,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """`compute_at_equal_loss` of the mean losses with a percentile interval over seeds, drawn anew at each size.
+
+    arm, baseline: losses (sizes, seeds). compute: (sizes,), the same for both. at: the compute of the comparison.
+    """
+    rng = np.random.default_rng(seed)
+
+    def value(a: np.ndarray, b: np.ndarray) -> float:
+        return compute_at_equal_loss(fit_power_law(compute, a.mean(1)), fit_power_law(compute, b.mean(1)), at)
+
+    def draw(losses: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(losses, rng.integers(losses.shape[1], size=losses.shape), axis=1)
+
+    drawn = [value(draw(arm), draw(baseline)) for _ in range(resamples)]
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(value(arm, baseline), float(low), float(high), arm.shape[1])
+
+
+@measure("pair", "", "Moonlight (arXiv 2502.16982), Fig 1a: 0.519")
+def compute_ratio(arm: Part, baseline: Part, at: float | None = None, column: str = "loss") -> float:
+    """The share of the baseline's compute at which the arm has its loss, by two power laws over the levels (sizes).
+
+    at: the baseline's compute in FLOPs at which they are compared; None: its largest, as in the paper's figure.
+    """
+    laws = [fit_power_law(*_points(part, column)) for part in (arm, baseline)]
+    return compute_at_equal_loss(*laws, at or laws[1].high)
+
+
+@measure("pair", "", "Moonlight's fits, by arithmetic: 0.44 at 399M, 0.50 at 1.5B")
+def compute_ratio_trend(arm: Part, baseline: Part, column: str = "loss") -> float:
+    """The exponent of `compute_ratio` in the baseline's compute: above 0 where the saving shrinks with scale.
+
+    From arm.compute(baseline.loss(C)) / C, which is C^(b_baseline / b_arm - 1) but for a constant.
+    """
+    laws = [fit_power_law(*_points(part, column)) for part in (arm, baseline)]
+    return laws[1].exponent / laws[0].exponent - 1
+
+
+def _points(part: Part, column: str) -> tuple[np.ndarray, np.ndarray]:
+    runs = part.runs.dropna(subset=[column])
+    return runs["flops"].to_numpy(float), runs[column].to_numpy(float)
