@@ -102,11 +102,16 @@ def test_the_columns_are_of_the_weights_before_the_step_and_of_the_change_in_it(
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [[], ["model.num_kv_heads=1", "model.rotary_fraction=0.5"], ["model.qk_norm=true", "optimizer=adamw"]],
+    ("settings", "head_dim"),
+    [
+        ([], 8),
+        (["model.num_kv_heads=1", "model.rotary_fraction=0.5"], 8),
+        (["model.qk_norm=true", "optimizer=adamw"], 8),
+        (["model=moe_xs"], 32),  # latent attention: 16 entries with positions and 16 without
+    ],
 )
-def test_the_peak_is_the_models_own_largest_logit_on_the_probe_batch(tiny, settings):
-    config = tiny("trainer.max_steps=1", "schedule.warmup=0", "trainer.spectra_every=1", *settings)
+def test_the_peak_is_the_models_own_largest_logit_on_the_probe_batch(tiny, settings, head_dim):
+    config = tiny(*settings, "trainer.max_steps=1", "schedule.warmup=0", "trainer.spectra_every=1")
     row = load_run(train(config).folder).steps.iloc[0]
     module = fresh_module(config)
     ((tokens, targets),) = module.data.eval_batches(config["trainer"]["probe_batch_size"], module.context, 1)
@@ -115,7 +120,6 @@ def test_the_peak_is_the_models_own_largest_logit_on_the_probe_batch(tiny, setti
     assert row["probe_max_logit"] == pytest.approx(highest.max().item(), rel=1e-6)
     layer, head = int(row["argmax_layer"]), int(row["argmax_head"])
     assert highest[layer, head] == highest.max()
-    head_dim = module.model.blocks[0].attention.head_dim
     parts = row["argmax_query_norm"] * row["argmax_key_norm"] * row["argmax_cosine"] / math.sqrt(head_dim)
     assert row["probe_max_logit"] == pytest.approx(parts, rel=1e-14)
     if "model.qk_norm=true" in settings:  # gains of one leave every query as long as its dimension is deep
