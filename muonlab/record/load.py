@@ -53,8 +53,8 @@ class Run:
 
     @cached_property
     def experts(self) -> pd.DataFrame:
-        """One row per step, mixture layer and expert (ints): load, the share of the step's choices that fell on
-        the expert (1 / experts: balanced). Without rows where the model is dense."""
+        """One row per step, layer that has experts and expert (ints): load, the share of the step's choices that
+        fell on the expert (1 / experts: balanced). Without rows where the model is dense."""
         return read_trace(self.folder / "traces", "experts").to_pandas()
 
     @property

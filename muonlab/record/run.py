@@ -106,10 +106,10 @@ class RunRecord:
         step: int,
         scalars: Mapping[str, "float | torch.Tensor"],
         heads: Mapping[str, "torch.Tensor"] | None = None,
-        experts: Mapping[str, "torch.Tensor"] | None = None,
+        loads: Mapping[int, "torch.Tensor"] | None = None,
     ) -> None:
         """Remember one step's values, without waiting for the device (see TraceWriter.append)."""
-        self._traces.append(step, scalars, heads, experts)
+        self._traces.append(step, scalars, heads, loads)
 
     def flush(self) -> list[dict[str, float]]:
         """Write what was appended to disk; returns it as rows for `MlflowRun.log_rows` (see chart_rows)."""

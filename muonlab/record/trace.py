@@ -1,7 +1,7 @@
 """Full-resolution traces of a run: a buffer that never waits for the device, and Parquet files.
 
 Three traces: `steps`, one row a step, one column a scalar; `max_logits`, one row per step, layer and head;
-`experts`, one row per step, mixture layer and expert, of a model that has them. They are written as numbered
+`experts`, one row per step, layer that has experts, and expert. They are written as numbered
 parts (`steps-0001.parquet`), which `merge` turns into one file (`steps.parquet`). In the files a null means "not
 measured at this step" and a NaN means "measured, and not a number".
 """
@@ -43,11 +43,9 @@ HEADS = {
 }
 """What may be recorded per layer and head, and its column in `max_logits`. `exact` is bool: whether both values are the
 maxima themselves, or both upper bounds; they are exact wherever nothing else was said."""
-EXPERTS = {"load": "load"}
-"""What may be recorded per mixture layer and expert, and its column in `experts`."""
 KEYS = {"steps": ("step",), "max_logits": ("step", "layer", "head"), "experts": ("step", "layer", "expert")}
 """The columns that identify a row of each trace."""
-COLUMNS = {"steps": SCALARS, "max_logits": tuple(HEADS.values()), "experts": tuple(EXPERTS.values())}
+COLUMNS = {"steps": SCALARS, "max_logits": tuple(HEADS.values()), "experts": ("load",)}
 """The other columns that every frame of a trace has, first and in this order, measured or not."""
 
 
@@ -63,24 +61,26 @@ class TraceWriter:
         step: int,
         scalars: Mapping[str, "float | torch.Tensor"],
         heads: Mapping[str, "torch.Tensor"] | None = None,
-        experts: Mapping[str, "torch.Tensor"] | None = None,
+        loads: Mapping[int, "torch.Tensor"] | None = None,
     ) -> None:
-        """Remember one step's values: scalars, HEADS of shape (layers, heads), EXPERTS of (layers, experts).
+        """Remember one step's values: scalars, per-head values of shape (layers, heads), and the load of every
+        expert, (experts,), by the number of the layer.
 
         Keeps detached references and asks the device for nothing, so the tensors must not be written in place
         before the next `flush`. A second call for the same step adds columns to its row. Raises MuonlabError
-        for an unknown name in `heads` or `experts`.
+        for an unknown name in `heads`.
         """
         row = self._buffer.get(step)
         if row is None:
             row = self._buffer[step] = {name: {} for name in KEYS}
         for name, value in scalars.items():
             row["steps"][name] = value.detach() if hasattr(value, "detach") else value
-        for trace, values, known in (("max_logits", heads, HEADS), ("experts", experts, EXPERTS)):
-            for name, value in (values or {}).items():
-                if name not in known:
-                    raise unknown_name(f"quantity of the trace {trace}", name, known)
-                row[trace][name] = value.detach()
+        for name, value in (heads or {}).items():
+            if name not in HEADS:
+                raise unknown_name("per-head quantity", name, HEADS)
+            row["max_logits"][name] = value.detach()
+        for layer, load in (loads or {}).items():
+            row["experts"][layer] = load.detach()
 
     def flush(self) -> tuple[pa.Table, pa.Table] | None:
         """Write the buffered rows as one part of each trace and return the tables of `steps` and `max_logits`;
@@ -88,11 +88,14 @@ class TraceWriter:
         if not self._buffer:
             return None
         order = sorted(self._buffer)
-        heads, experts = (
-            _grid_table(trace, _stack_grid(names, order, [self._buffer[step][trace] for step in order]))
-            for trace, names in (("max_logits", HEADS), ("experts", EXPERTS))
+        steps, heads, experts = (
+            table(order, [self._buffer[step][name] for step in order])
+            for name, table in (
+                ("steps", _steps_table),
+                ("max_logits", _heads_table),
+                ("experts", _loads_table),
+            )
         )
-        steps = _steps_table(order, [self._buffer[step]["steps"] for step in order])
         for name, table in (("max_logits", heads), ("experts", experts), ("steps", steps)):
             if table.num_rows:
                 self._write(name, self._next(name), table)
@@ -205,15 +208,15 @@ def _to_float64(values: list[Any]) -> np.ndarray:
     return result
 
 
-def _stack_grid(names: Mapping[str, str], order: list[int], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Masked arrays (rows, layers, heads or experts) of the rows that have any; `step` is (rows,)."""
+def _stack_heads(order: list[int], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Masked arrays (rows, layers, heads) of the rows that have per-head values; `step` is (rows,)."""
     rows_with = [(step, row) for step, row in zip(order, rows, strict=True) if row]
     if not rows_with:
         return {}
     import torch
 
     stacked = {"step": np.array([step for step, _ in rows_with])}
-    for name in names:
+    for name in HEADS:
         have = [index for index, (_, row) in enumerate(rows_with) if name in row]
         if have:
             tensors = torch.stack([rows_with[index][1][name] for index in have]).cpu().double().numpy()
@@ -226,21 +229,39 @@ def _stack_grid(names: Mapping[str, str], order: list[int], rows: list[dict[str,
     return stacked
 
 
-def _grid_table(trace: str, stacked: dict[str, Any]) -> pa.Table:
-    """Tidy rows, sorted by step, layer and head or expert."""
+def _heads_table(order: list[int], rows: list[dict[str, Any]]) -> pa.Table:
+    """Tidy rows, sorted by step, layer and head."""
+    stacked = _stack_heads(order, rows)
     if not stacked:
-        return empty_trace(trace)
-    names = HEADS if trace == "max_logits" else EXPERTS
+        return empty_trace("max_logits")
     shape = next(values.shape for name, values in stacked.items() if name != "step")
-    places = np.meshgrid(stacked["step"], np.arange(shape[1]), np.arange(shape[2]), indexing="ij")
-    columns = {key: place.ravel() for key, place in zip(KEYS[trace], places, strict=True)}
-    for name, column in names.items():
+    columns = _grid("max_logits", stacked["step"], np.arange(shape[1]), np.arange(shape[2]))
+    for name, column in HEADS.items():
         if name in stacked:
             values = stacked[name]
             columns[column] = pa.array(
                 values.data.ravel(), mask=np.ma.getmaskarray(values).ravel(), from_pandas=False
             ).cast(_type(column))
     return pa.table(columns)
+
+
+def _loads_table(order: list[int], rows: list[dict[int, Any]]) -> pa.Table:
+    """Tidy rows, sorted by step, layer and expert."""
+    by_step = {step: row for step, row in zip(order, rows, strict=True) if row}
+    if not by_step:
+        return empty_trace("experts")
+    import torch
+
+    layers = sorted(next(iter(by_step.values())))
+    loads = torch.stack([row[layer] for row in by_step.values() for layer in layers]).cpu().double().numpy()
+    columns = _grid("experts", np.array(list(by_step)), np.array(layers), np.arange(loads.shape[1]))
+    return pa.table({**columns, "load": loads.ravel()})
+
+
+def _grid(trace: str, *places: np.ndarray) -> dict[str, np.ndarray]:
+    """The key columns of a trace that has a row at every combination of places."""
+    every = np.meshgrid(*places, indexing="ij")
+    return {key: place.ravel() for key, place in zip(KEYS[trace], every, strict=True)}
 
 
 def chart_rows(steps: pa.Table, heads: pa.Table) -> list[dict[str, float]]:

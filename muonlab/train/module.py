@@ -1,8 +1,8 @@
 """The LightningModule: the one place where model, optimizer and data meet."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import lightning as L
 import torch
@@ -14,6 +14,24 @@ from muonlab.models import ModelOutput, build_model
 from muonlab.models.max_logits import LogitRange
 from muonlab.optim import build_optimizer
 from muonlab.train.schedule import build_schedule
+
+
+@runtime_checkable
+class MixtureOfExperts(Protocol):
+    """What a model with routed experts is asked for besides; muonlab.models.moe.MoE says what each is."""
+
+    @property
+    def expert_layers(self) -> Mapping[str, Any]:
+        """The layers that have experts, by their keys in `layer_names`."""
+
+    def expert_loads(self) -> Tensor:
+        """Tokens of each expert in the step, (layers with experts, experts)."""
+
+    def measurements(self) -> dict[str, Tensor]:
+        """0-dim tensors by column."""
+
+    def update_balance(self) -> None:
+        """Ends the step of the router: moves its biases by the loads of the step's forwards."""
 
 
 class Probe(NamedTuple):
@@ -28,7 +46,8 @@ class LanguageModel(L.LightningModule):
     """Trains `model` on batches that are a pure function of (seed, micro-batch number).
 
     After each training forward `logits` holds the extremes, or bounds, of its attention logits (LogitRange of
-    (layers, heads)), and `exact` which heads' are exact, (layers, heads) bool, None for all.
+    (layers, heads)), and `exact` which heads' are exact, (layers, heads) bool, None for all. `has_experts`: the
+    model is a MixtureOfExperts.
 
     `config` is what `muonlab.train.config.resolve` gives. Automatic optimization with one optimizer object, so that
     Lightning's step count is the optimizer's. Raises MuonlabError for settings that the parts refuse.
@@ -44,6 +63,7 @@ class LanguageModel(L.LightningModule):
                 f"model.vocab_size={vocab_size} is smaller than the {data.vocab_size} tokens of {data.name}"
             )
         self.model = build_model(settings.pop("name"), vocab_size=vocab_size, **settings)
+        self.has_experts = isinstance(self.model, MixtureOfExperts)
         self.context: int = config["model"]["context"]
         self.batch_size: int = config["trainer"]["batch_size"]
         settings = dict(config["optimizer"])
@@ -75,6 +95,16 @@ class LanguageModel(L.LightningModule):
         output: ModelOutput = self.model(tokens, targets)
         self._measure_logits(batch_idx // self.trainer.accumulate_grad_batches)
         return {"loss": output.loss, "cross_entropy": output.cross_entropy.detach()}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Lightning's, and the end of the routers' step.
+
+        Once for all micro-batches of a step, by the sum of their loads. A step that the gradient scaler skips ends
+        too: its gradients overflowed, but its loads are those of a forward like any other.
+        """
+        super().optimizer_step(*args, **kwargs)
+        if self.has_experts:
+            self.model.update_balance()
 
     def _measure_logits(self, step: int) -> None:
         """Max logits of the forward just done: exact every `exact_every` steps, in between bounds below tau.

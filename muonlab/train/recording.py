@@ -35,6 +35,7 @@ class Recording(L.Callback):
         self.seconds_before = 0.0
         self.row: dict[str, Any] = {}
         self.heads: dict[str, Tensor] = {}
+        self.loads: dict[int, Tensor] = {}
         self.losses: list[Tensor] = []
         self.weights_before: list[Tensor] = []
         self.latest: dict[str, Tensor] = {}
@@ -95,6 +96,8 @@ class Recording(L.Callback):
                 self.heads["exact"] = inexact == 0
         if gammas := module.optimizer.gammas():
             self.heads["gamma"] = torch.stack([gammas[name] for name in module.model.layer_names])
+        if module.has_experts:
+            self._look_at_experts(trainer, module)
         if self.weights_before:
             self.row |= self._group_sizes(module)
             self.weights_before = []
@@ -106,14 +109,27 @@ class Recording(L.Callback):
         }
         self.latest = {"loss": loss, "max_logit": self.heads["max_logit"]}
         if self.record is not None:
-            self.record.append(step - 1, self.row, self.heads)
-        self.row, self.heads, self.losses = {}, {}, []
+            self.record.append(step - 1, self.row, self.heads, self.loads)
+        self.row, self.heads, self.loads, self.losses = {}, {}, {}, []
         if self.on_step:
             self.on_step(step)
 
     def _raise(self, key: str, value: Tensor) -> None:
         # The step's maximum is that over its micro-batches.
         self.heads[key] = torch.maximum(self.heads[key], value) if key in self.heads else value
+
+    def _look_at_experts(self, trainer: L.Trainer, module: LanguageModel) -> None:
+        """Loads at every step; what takes a pass over activations with the probe."""
+        loads = module.model.expert_loads()  # of all micro-batches and ranks: the step has ended
+        names = module.model.layer_names
+        layers = [names.index(name) for name in module.model.expert_layers]
+        self.loads = dict(zip(layers, loads / loads.sum(-1, keepdim=True), strict=True))
+        if self.weights_before:
+            measured = module.model.measurements()
+            if trainer.world_size > 1:
+                values = trainer.strategy.reduce(torch.stack([*measured.values()]), reduce_op="mean")
+                measured = dict(zip(measured, values.unbind(), strict=True))
+            self.row |= measured
 
     def _group_sizes(self, module: LanguageModel) -> dict[str, Tensor]:
         """Root mean square of this step's change and of the weights, by optimizer group."""
