@@ -108,6 +108,12 @@ def peak(part: Part, column: str, over: str = "max") -> float:
     return float(part.trace(column, over).max())
 
 
+@measure("run", "", "muonlab")
+def average(part: Part, column: str, over: str = "max") -> float:
+    """The mean of a column's readings over the run, for what is noisy at every single one."""
+    return float(part.trace(column, over).mean())
+
+
 @measure("run", "", "Moonlight Fig 7c: rise and fall")
 def peak_over_end(part: Part, column: str = "max_logit") -> float:
     """Largest reading over the median of the last 5 % of the steps: 1 at a trace's top, above where it fell."""

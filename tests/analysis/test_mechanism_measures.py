@@ -1,0 +1,28 @@
+"""Measures of why logits grow, on the columns that a real run records."""
+
+import numpy as np
+import pytest
+
+from analysis.frames import collect
+from analysis.measures import measured, parts_by_seed
+from muonlab.train.run import train
+
+
+@pytest.fixture
+def part(tiny):
+    run = tiny("optimizer=muon", "optimizer.lr=0.1", "trainer.spectra_every=4", "trainer.max_steps=24")
+    return parts_by_seed(collect([train(run).folder]))[1]
+
+
+def test_norms_and_cosine_share_the_growth_of_the_recorded_logit(part):
+    read = part.steps.set_index("step").loc[[4, 20]]  # the first reading after warm-up and the last
+    grown = np.log(read["probe_max_logit"]).diff().iloc[-1]
+    assert grown > np.log(1.1)
+    norms = np.log(read["argmax_query_norm"] * read["argmax_key_norm"]).diff().iloc[-1]
+    share, _ = measured("norm_share", part)
+    assert share == pytest.approx(norms / grown)
+
+
+def test_an_average_is_over_the_readings_and_not_over_the_steps(part):
+    readings = part.steps.set_index("step")["overlap/query"].loc[[0, 4, 8, 12, 16, 20]]
+    assert measured({"name": "average", "column": "overlap/query"}, part)[0] == pytest.approx(readings.mean())
