@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data smoke sweep ablation figures ui test lint clean bench-optim bench-step gpu-check parity
+.PHONY: help setup data smoke sweep ablation evidence figures report ui test lint clean bench-optim bench-step gpu-check parity
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,8 +39,14 @@ sweep: setup  ## search AdamW, Muon and MuonClip at equal budget, compare them, 
 ablation: setup  ## the loss-spike ablation: explosion, collapse, cure, and the switch, with verdicts
 	@$(RUN) -m muonlab.experiment ablation $(OVERRIDES)
 
+evidence: setup  ## every experiment at cpu scale (hours; stop at any time, the same command goes on)
+	@$(RUN) -m muonlab.experiment all $(OVERRIDES)
+
 figures: setup  ## redraw every figure of results/ from its stored tables
 	@$(RUN) -m analysis.redraw results
+
+report: setup  ## results/report.html: every figure, every verdict and the method on one page
+	@$(RUN) -m analysis.report results
 
 ui: setup  ## browse all runs in MLflow at http://127.0.0.1:5000
 	@MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \

@@ -1,7 +1,7 @@
 """The tables that a sweep and an ablation end with, as aligned text, Markdown and CSV."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +84,11 @@ def as_text(table: pd.DataFrame) -> str:
     return "\n".join([head, "-" * max(map(len, (head, *body))), *body])
 
 
-def as_markdown(table: pd.DataFrame) -> str:
-    """The table in GitHub's Markdown, first column to the left, the rest to the right."""
+def as_markdown(table: pd.DataFrame, right: Collection[str] | None = None) -> str:
+    """The table in GitHub's Markdown, the columns `right` to the right; None: all but the first."""
+    right = list(table.columns[1:]) if right is None else right
     head = "| " + " | ".join(str(name) for name in table.columns) + " |"
-    rule = "|" + "|".join(["---"] + ["---:"] * (len(table.columns) - 1)) + "|"
+    rule = "|" + "|".join("---:" if name in right else "---" for name in table.columns) + "|"
     body = [
         "| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in table.to_numpy()
     ]

@@ -41,6 +41,7 @@ def test_a_run_ends_with_its_folder_and_divergence_with_a_sentence(tmp_path, tin
         ("muonlab.experiment", ["ablatio"], "did you mean 'ablation'"),
         ("muonlab.record", ["nowhere"], "no run in nowhere"),
         ("muonlab.data", ["shakespear"], "did you mean 'shakespeare'"),
+        ("analysis.evidence", ["nowhere"], "no experiment is kept in nowhere"),
         ("analysis.redraw", ["nowhere"], "no experiment is kept in nowhere"),
     ],
 )
@@ -71,5 +72,18 @@ def test_a_multirun_runs_every_combination_and_outlives_a_mistake(tmp_path, tiny
 
 def test_make_help_lists_the_targets():
     done = subprocess.run(["make", "help"], capture_output=True, text=True, cwd=ROOT, check=True)
-    for target in ("setup", "data", "smoke", "sweep", "ablation", "figures", "ui", "test", "lint", "clean"):
+    targets = (
+        "setup",
+        "data",
+        "smoke",
+        "sweep",
+        "ablation",
+        "evidence",
+        "figures",
+        "report",
+        "ui",
+        "test",
+        "lint",
+    )
+    for target in (*targets, "clean"):
         assert f"make {target} " in done.stdout

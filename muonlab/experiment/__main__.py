@@ -6,9 +6,12 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
+import sys
 from pathlib import Path
 
 from muonlab.cli import run_command
+from muonlab.errors import MuonlabError
+from muonlab.experiment.catalogue import experiment_names
 from muonlab.experiment.spec import load_experiment
 
 
@@ -17,7 +20,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m muonlab.experiment", description=__doc__.partition(": ")[2]
     )
-    parser.add_argument("name", help="a file of experiments/, without .yaml")
+    parser.add_argument("name", help="a file of experiments/, without .yaml; `all` for every one")
     parser.add_argument(
         "overrides", nargs="*", help="scale=NAME, and Hydra overrides of every run, e.g. trainer.device=cuda"
     )
@@ -26,21 +29,37 @@ def main() -> int:
     )
     parser.add_argument("--results", type=Path, default=Path("results"), help="where NAME/ is written")
     arguments = parser.parse_args()
-    scale = next((o.partition("=")[2] for o in arguments.overrides if o.startswith("scale=")), "cpu")
-    overrides = [o for o in arguments.overrides if not o.startswith("scale=")]
-    name = arguments.name if scale == "cpu" else f"{arguments.name}-{scale}"
-    spec = load_experiment(arguments.name, scale)
-    print(f"{name}: about {spec['minutes']} minutes, {' '.join(spec['question'].split())}", flush=True)
+    names = experiment_names() if arguments.name == "all" else [arguments.name]
+    failed = []
+    for name in names:
+        try:
+            run_experiment(name, arguments.overrides, arguments.workers, arguments.results)
+        except MuonlabError as error:
+            if len(names) == 1:
+                raise
+            print(f"muonlab: {name}: {error}", file=sys.stderr)
+            failed.append(name)
+    if failed:
+        raise MuonlabError(f"{len(failed)} of {len(names)} experiments failed: {', '.join(failed)}")
+    return 0
 
+
+def run_experiment(experiment: str, given: list[str], workers: int | None, results: Path) -> None:
+    """Train what is missing of one experiment, judge and draw it into results/NAME, and renew results/README.md."""
+    scale = next((o.partition("=")[2] for o in given if o.startswith("scale=")), "cpu")
+    overrides = [o for o in given if not o.startswith("scale=")]
+    name = experiment if scale == "cpu" else f"{experiment}-{scale}"
+    spec = load_experiment(experiment, scale)
+    print(f"{name}: about {spec['minutes']} minutes. {' '.join(spec['question'].split())}", flush=True)
+
+    from analysis.evidence import write_evidence
     from muonlab.experiment.judging import judge_and_draw
     from muonlab.experiment.training import train_experiment
 
-    command = " ".join(["python -m muonlab.experiment", arguments.name, *arguments.overrides])
-    trained, tuned = train_experiment(
-        name, spec, overrides, arguments.workers, Path("studies") / name / "logs"
-    )
-    judge_and_draw(name, spec, trained, tuned, arguments.results / name, command)
-    return 0
+    trained, tuned = train_experiment(name, spec, overrides, workers, Path("studies") / name / "logs")
+    command = " ".join(["python -m muonlab.experiment", experiment, *given])
+    judge_and_draw(name, spec, trained, tuned, results / name, command)
+    print(f"  {write_evidence(results)}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,12 @@ ARM_KEYS = {"overrides", "vary", "levels"}
 
 
 def load_experiment(name: str, scale: str = "cpu") -> dict[str, Any]:
-    """experiments/<name>.yaml at a scale, checked. Raises MuonlabError for an unknown name, with the near ones."""
+    """experiments/<name>.yaml at a scale, checked; raises what `read_experiment` and `at_scale` raise."""
+    return at_scale(read_experiment(name), scale)
+
+
+def read_experiment(name: str) -> dict[str, Any]:
+    """experiments/<name>.yaml as it stands, checked. Raises MuonlabError for an unknown name, with the near ones."""
     path = project_folder("experiments") / f"{name}.yaml"
     if not path.exists():
         raise unknown_name("experiment", name, [p.stem for p in path.parent.glob("*.yaml")])
@@ -37,7 +42,7 @@ def load_experiment(name: str, scale: str = "cpu") -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise MuonlabError(f"{path.name} is not YAML: {' '.join(str(error).split())}") from error
     check_spec(spec, path.name)
-    return at_scale(spec, scale)
+    return spec
 
 
 def at_scale(spec: Mapping[str, Any], scale: str) -> dict[str, Any]:

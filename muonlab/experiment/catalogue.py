@@ -1,0 +1,53 @@
+"""python -m muonlab.experiment.catalogue: write the table of all experiments into experiments/README.md."""
+
+import ast
+from pathlib import Path
+
+from muonlab.cli import project_folder, run_command
+from muonlab.errors import MuonlabError
+from muonlab.experiment.spec import claims_of, read_experiment
+
+BEGIN, END = "<!-- catalogue: python -m muonlab.experiment.catalogue -->", "<!-- end of the catalogue -->"
+
+
+def experiment_names() -> list[str]:
+    """The experiments of experiments/, those that take the fewest minutes first."""
+    names = sorted(path.stem for path in project_folder("experiments").glob("*.yaml"))
+    return sorted(names, key=lambda name: read_experiment(name)["minutes"])
+
+
+def catalogue() -> str:
+    """A Markdown table: name, question, claims, minutes on two cores, other scales; then the scripts."""
+    lines = ["| name | question | claims | minutes | scales |", "|---|---|---:|---:|---|"]
+    for name in experiment_names():
+        spec = read_experiment(name)
+        scales = ", ".join(dict.fromkeys(["cpu", *spec.get("scales", ())]))
+        question = " ".join(spec["question"].split())
+        lines.append(
+            f"| [{name}]({name}.yaml) | {question} | {len(claims_of(spec))} | {spec['minutes']} | {scales} |"
+        )
+    for path in sorted(project_folder("experiments").glob("*.py")):
+        asked = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).partition("Question: ")[2]
+        question = " ".join(asked.partition("?")[0].split()) + "?"
+        lines.append(f"| [{path.stem}]({path.name}) | {question[0].upper()}{question[1:]} | 0 | 1 | cpu |")
+    return "\n".join(lines)
+
+
+def with_catalogue(text: str) -> str:
+    """A page with the table renewed between its two markers. Raises MuonlabError where it lacks them."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise MuonlabError(f"the page has no place for the catalogue, between '{BEGIN}' and '{END}'")
+    return f"{before}{BEGIN}\n{catalogue()}\n{END}{after}"
+
+
+def main() -> None:
+    """Renew the table in experiments/README.md."""
+    path = Path(project_folder("experiments")) / "README.md"
+    path.write_text(with_catalogue(path.read_text(encoding="utf-8")), encoding="utf-8")
+    print(path)
+
+
+if __name__ == "__main__":
+    run_command(main)
