@@ -161,7 +161,8 @@ class Recording(L.Callback):
             "probe_loss": probe_loss.item(),
         }
         path = Path(trainer.checkpoint_callback.dirpath) / f"step-{trainer.global_step:08d}.ckpt"
-        if not path.exists():
+        # All ranks save or none: the first one's file may appear before another looks for it.
+        if not trainer.strategy.broadcast(path.exists()):
             trainer.save_checkpoint(path, weights_only=False)
 
     def finish(self, status: str, cause: str) -> None:
