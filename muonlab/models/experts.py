@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from muonlab.errors import MuonlabError
 from muonlab.layout import ParameterRole
 
-# What torch's grouped product takes; it reads rows of whole 16 bytes.
-GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# What torch's grouped product takes on a device; it reads rows of whole 16 bytes.
+GROUPED_DTYPES = {"cpu": (torch.float32, torch.bfloat16, torch.float16), "cuda": (torch.bfloat16,)}
 ALIGNMENT = 16
 
 
@@ -98,11 +98,36 @@ def padded_products(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     return (padded.view(len(ends), most, -1) @ weight.mT).flatten(0, 1).index_select(0, slot)
 
 
+# An operator of our own, because torch's cannot be compiled but in bf16.
+@torch.library.custom_op("muonlab::grouped_mm", mutates_args=())
+def _grouped_mm(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
+    """(M, in) x (E, in, out) -> (M, out), or (in, M) x (M, out) -> (E, in, out), in groups along M."""
+    return F.grouped_mm(a, b, offs=ends)
+
+
+@_grouped_mm.register_fake
+def _(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
+    shape = (a.shape[0], b.shape[2]) if b.ndim == 3 else (ends.shape[0], a.shape[0], b.shape[1])
+    return a.new_empty(shape)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    a, b, ends = ctx.saved_tensors
+    return _grouped_mm(grad, b.mT, ends), _grouped_mm(a.mT, grad, ends), None
+
+
+_grouped_mm.register_autograd(_backward, setup_context=_save)
+
+
 def grouped_products(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """W_e x_m for the rows of each expert e: x (M, in) grouped, weight (E, out, in), ends (E,) -> (M, out)."""
-    widths = (size * x.element_size() for size in weight.shape[1:])
-    if x.dtype in GROUPED_DTYPES and not any(width % ALIGNMENT for width in widths):
-        return F.grouped_mm(x, weight.mT, offs=ends)
+    aligned = all(size * x.element_size() % ALIGNMENT == 0 for size in weight.shape[1:])
+    if aligned and x.dtype in GROUPED_DTYPES.get(x.device.type, ()):
+        return _grouped_mm(x, weight.mT, ends)
     return padded_products(x, weight, ends)
 
 
@@ -122,8 +147,7 @@ class Experts(nn.Module):
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         rows = _Dispatch.apply(x, groups.order, groups.inverse, gates.shape[1])
-        gate_up = torch.cat((self.gate, self.up), 1).to(x.dtype)
-        gate, up = grouped_products(rows, gate_up, groups.ends).chunk(2, -1)
+        gate, up = (grouped_products(rows, w.to(x.dtype), groups.ends) for w in (self.gate, self.up))
         out = grouped_products(F.silu(gate) * up, self.down.to(x.dtype), groups.ends)
         return _Combine.apply(out, gates.to(out.dtype), groups.order, groups.inverse)
 

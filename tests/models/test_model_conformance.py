@@ -125,7 +125,9 @@ def test_flops_are_those_that_torch_counts(model):
 
     x = tokens(2)
     with (
-        FlopCounterMode(display=False, custom_mapping={torch.ops.aten._grouped_mm: grouped_flops}) as counter,
+        FlopCounterMode(
+            display=False, custom_mapping={torch.ops.muonlab.grouped_mm: grouped_flops}
+        ) as counter,
         torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
     ):
         model(x, x, measure_entropy=True).loss.backward()

@@ -1,0 +1,58 @@
+"""Count a model without building it: `python -m muonlab.models NAME [setting=value ...]`."""
+
+import argparse
+
+from muonlab.cli import compose_config, plain, project_folder, run_command
+from muonlab.errors import MuonlabError
+from muonlab.models.counts import Count, total
+from muonlab.models.registry import model_counts
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print parameters, active parameters and FLOPs per token of a config of conf/model, part by part.
+
+    Raises MuonlabError for an unknown name or setting.
+    """
+    names = sorted(path.stem for path in (project_folder("conf") / "model").glob("*.yaml"))
+    parser = argparse.ArgumentParser(
+        prog="python -m muonlab.models",
+        description="Count a model's parameters and floating-point operations without building it.",
+    )
+    parser.add_argument("name", metavar="name", help=f"one of {', '.join(names)}")
+    parser.add_argument("settings", nargs="*", metavar="setting=value", help="as in conf/model/<name>.yaml")
+    chosen = parser.parse_args(arguments)
+    for setting in chosen.settings:
+        if "=" not in setting:
+            raise MuonlabError(f"settings are written name=value, not '{setting}'")
+    overrides = [f"model={chosen.name}", *(f"++model.{setting}" for setting in chosen.settings)]
+    settings = {"vocab_size": 256} | plain(compose_config("train", overrides))["model"]
+    counts = model_counts(settings.pop("name"), **settings)
+    print(format_counts(counts))
+    print(
+        f"\nvocabulary {settings['vocab_size']:,}, context {settings['context']:,}; active: what one token uses;"
+        " FLOPs: of one training token, forward and backward"
+    )
+
+
+def format_counts(counts: dict[str, Count]) -> str:
+    """The table: a row a part, and their sum."""
+    rows = [("part", "parameters", "active", "FLOPs")]
+    for part, count in (*counts.items(), ("total", total(counts.values()))):
+        rows.append((part, *map(short, (count.parameters, count.active, count.flops))))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return "\n".join(
+        f"{row[0]:<{widths[0]}}" + "".join(f"  {c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True))
+        for row in rows
+    )
+
+
+def short(number: float) -> str:
+    """Three digits and a unit: 1.03 T, 31.7 B, 225 K, 64."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if number >= 0.9995 * size:
+            return f"{float(f'{number / size:.3g}'):g} {unit}"
+    return f"{number:g}"
+
+
+if __name__ == "__main__":
+    run_command(main)
