@@ -1,0 +1,125 @@
+"""FlexAttention's masks here; its kernel and its maxima on a GPU, against explicit attention (`make gpu-check`)."""
+
+import pytest
+import torch
+from torch.nn.attention.flex_attention import flex_attention
+
+from muonlab.models import build_model
+from muonlab.models.explicit_attention import explicit_attention
+from muonlab.models.flex import _block_mask, flex_attend, flex_highest, flex_supports
+from muonlab.models.fused_attention import fused_attention
+from muonlab.models.max_logits import LayerLogits, bounded_logits, logit_extremes, logit_range
+
+on_gpu = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+DOCUMENTS = [False, True]
+
+
+def random(*shape, seed=0, device="cpu", dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
+
+
+def inputs(length, device="cpu", dtype=torch.float32, head_dim=32, documents=False):
+    """Four query heads on two key heads; documents begin at one position in four."""
+    q = 3 * random(2, 4, length, head_dim, device=device, dtype=dtype)
+    k, v = (random(2, 2, length, head_dim, seed=i, device=device, dtype=dtype) for i in (1, 2))
+    starts = torch.rand(2, length, generator=torch.Generator().manual_seed(3)) < 0.25
+    return q, k, v, starts.long().cumsum(1).to(device) if documents else None
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("documents", DOCUMENTS)
+@pytest.mark.parametrize("length", [1, 130])
+def test_the_block_mask_shows_what_explicit_attention_sees(documents, length):
+    q, k, v, ids = inputs(length, documents=documents)
+    out = flex_attention(q, k, v, block_mask=_block_mask(length, q.device, ids), enable_gqa=True)
+    torch.testing.assert_close(out, explicit_attention(q, k, v, documents=ids)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_whose_kernel_told_its_highest_logit_needs_no_exact_pass_for_it(monkeypatch):
+    """What a GPU does, with the CPU's exact pass in place of the kernel."""
+    monkeypatch.setattr(
+        "muonlab.models.max_logits.flex_highest", lambda q, k, documents: logit_range(q, k, documents).highest
+    )
+    q, k, _, _ = inputs(9)
+    exact = logit_range(q, k)
+    layer = LayerLogits(None, q, k, highest=exact.highest)
+    for found, expected in zip(logit_extremes([layer]), exact, strict=True):
+        assert torch.equal(found[0], expected)
+    limit = exact.highest.median().item()
+    signed, known = bounded_logits([layer], limit)
+    assert torch.equal(signed.highest[0], exact.highest)  # what a signed clip acts on, whatever the cadence
+    assert not known.any()  # its lowest are bounds still
+    absolute, known = bounded_logits([layer], limit, absolute=True)
+    assert torch.equal(absolute.absolute[known], exact.absolute[known[0]])
+    assert known[0][exact.absolute >= limit].all()
+
+
+def test_the_kernel_is_not_asked_for_what_it_cannot_do():
+    q, _, v, _ = inputs(4)
+    assert not flex_supports(q, v)  # the CPU
+    meta = [x.to("meta") for x in (q, v)]
+    assert not flex_supports(*meta)
+
+
+gpu = pytest.param("cuda", marks=on_gpu)
+
+
+@pytest.mark.parametrize("device", [gpu])
+@pytest.mark.parametrize("documents", DOCUMENTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("length", [16, 128, 300])
+def test_flex_attention_and_its_maxima_are_explicit_attentions(device, documents, dtype, length):
+    q, k, v, ids = inputs(length, device, dtype, documents=documents)
+    assert flex_supports(q, v)
+    out, highest = flex_attend(q, k, v, ids)
+    expected, _, extremes = explicit_attention(q, k, v, documents=ids)
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
+    # In natural units after scaling: a mistake of ln 2 or sqrt(d) would be far outside.
+    torch.testing.assert_close(highest, extremes.highest, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(-flex_highest(-q, k, ids), extremes.lowest, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("device", [gpu])
+@pytest.mark.parametrize("head_dim", [8, 32])  # SDPA, FlexAttention
+@pytest.mark.parametrize("documents", DOCUMENTS)
+def test_gradients_on_a_gpu_are_explicit_attentions(device, head_dim, documents):
+    q, k, v, ids = inputs(130, device, head_dim=head_dim, documents=documents)
+    given = [x.requires_grad_() for x in (q, k, v)]
+    results = []
+    for out in (fused_attention(q, k, v, ids)[0], explicit_attention(q, k, v, documents=ids)[0]):
+        results.append(torch.autograd.grad(out.square().sum(), given))
+    for fused, explicit in zip(*results, strict=True):
+        torch.testing.assert_close(fused, explicit, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("device", [gpu])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("num_heads", [2, 8])  # head_dim 32 and 8: FlexAttention and SDPA
+def test_a_model_on_a_gpu_says_what_it_says_on_a_cpu(device, compiled, num_heads):
+    torch.manual_seed(0)
+    settings = dict(vocab_size=61, context=160, d_model=64, num_layers=2, num_heads=num_heads)
+    model = build_model("nanogpt", **settings)
+    tokens = torch.randint(61, (3, 160), generator=torch.Generator().manual_seed(0))
+    model(tokens, tokens).loss.backward()
+    expected = model.logit_extremes()
+    gradient = model.blocks[0].attention.query.weight.grad.clone()
+    model.zero_grad()
+    model.to(device)
+    if compiled:
+        model.compile()
+    model(tokens.to(device), tokens.to(device)).loss.backward()
+    for found, end in zip(model.logit_extremes(), expected, strict=True):
+        torch.testing.assert_close(found.cpu(), end, rtol=1e-3, atol=1e-3)
+    found = model.blocks[0].attention.query.weight.grad.cpu()
+    torch.testing.assert_close(found, gradient, rtol=1e-2, atol=1e-4)
+    bounds, exact = model.bounded_logits()
+    assert exact.all()  # what is known of this forward stays known
+    model(tokens.to(device), tokens.to(device))
+    bounds, exact = model.bounded_logits()
+    assert not exact.any()
+    assert (bounds.highest.cpu() >= expected.highest - 1e-2).all()
+    assert (bounds.lowest.cpu() <= expected.lowest + 1e-2).all()
