@@ -16,23 +16,31 @@ from muonlab.errors import MuonlabError
 def redraw(folder: Path) -> list[Path]:
     """Draw the figures of one experiment's folder; their PNG files.
 
-    A figure with `table` shows that CSV file of the folder, any other the kept runs.
+    A figure with `table` shows that CSV file of the folder, any other the kept runs. Raises MuonlabError for those that
+    cannot be drawn, after all others were.
     """
     spec = yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8"))
     made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
-    paths = []
-    for figure in spec["figures"]:
+    paths, failed = [], []
+    for figure in spec.get("figures", ()):
         figure = dict(figure)
         table = figure.pop("table", None)
-        data = pd.read_csv(folder / table) if table else load_frames(folder)
-        paths.append(draw(figure, data, folder, made_by(made))["png"])
+        try:
+            data = pd.read_csv(folder / table) if table else load_frames(folder)
+            paths.append(draw(figure, data, folder, made_by(made))["png"])
+        except MuonlabError as error:
+            failed.append(f"{figure['name']}: {error}")
+    if failed:
+        raise MuonlabError(f"{folder} has figures that cannot be drawn: {'; '.join(failed)}")
     return paths
 
 
 def made_by(made: dict) -> str:
-    """The caption's last sentence: how to repeat it, and with which code it was made."""
-    commit = (made.get("commit") or "unknown")[:9] + ("+changes" if made.get("dirty") else "")
-    return f"Repeat: {made['command']} (commit {commit})."
+    """The caption's last sentence: how to repeat it, and with which code its runs were trained."""
+    trained = made.get("runs", {"commits": [made.get("commit") or "unknown"], "dirty": made.get("dirty")})
+    commits = ", ".join(commit[:9] for commit in trained["commits"])
+    changed = "+changes" if trained["dirty"] else ""
+    return f"Repeat: {made['command']} (commit {commits}{changed})."
 
 
 def main() -> int:

@@ -53,13 +53,16 @@ def run_experiment(experiment: str, given: list[str], workers: int | None, resul
     print(f"{name}: about {spec['minutes']} minutes. {' '.join(spec['question'].split())}", flush=True)
 
     from analysis.evidence import write_evidence
-    from muonlab.experiment.judging import judge_and_draw
+    from analysis.redraw import redraw
+    from muonlab.experiment.judging import judge_experiment
     from muonlab.experiment.training import train_experiment
 
     trained, tuned = train_experiment(name, spec, overrides, workers, Path("studies") / name / "logs")
     command = " ".join(["python -m muonlab.experiment", experiment, *given])
-    judge_and_draw(name, spec, trained, tuned, results / name, command)
-    print(f"  {write_evidence(results)}")
+    judge_experiment(name, spec, trained, tuned, results / name, command)
+    print(f"\nwritten: {results / name}, {write_evidence(results)}")
+    for path in redraw(results / name):
+        print(f"  {path}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import ast
 from pathlib import Path
+from typing import Any
 
 from muonlab.cli import project_folder, run_command
 from muonlab.errors import MuonlabError
@@ -12,20 +13,25 @@ BEGIN, END = "<!-- catalogue: python -m muonlab.experiment.catalogue -->", "<!--
 
 def experiment_names() -> list[str]:
     """The experiments of experiments/, those that take the fewest minutes first."""
+    return list(_experiments())
+
+
+def _experiments() -> dict[str, dict[str, Any]]:
     names = sorted(path.stem for path in project_folder("experiments").glob("*.yaml"))
-    return sorted(names, key=lambda name: read_experiment(name)["minutes"])
+    specs = {name: read_experiment(name) for name in names}
+    return dict(sorted(specs.items(), key=lambda item: item[1]["minutes"]))
 
 
 def catalogue() -> str:
     """A Markdown table: name, question, claims, minutes on two cores, other scales; then the scripts."""
     lines = ["| name | question | claims | minutes | scales |", "|---|---|---:|---:|---|"]
-    for name in experiment_names():
-        spec = read_experiment(name)
+    for name, spec in _experiments().items():
         scales = ", ".join(dict.fromkeys(["cpu", *spec.get("scales", ())]))
         question = " ".join(spec["question"].split())
-        lines.append(
+        row = (
             f"| [{name}]({name}.yaml) | {question} | {len(claims_of(spec))} | {spec['minutes']} | {scales} |"
         )
+        lines.append(row)
     for path in sorted(project_folder("experiments").glob("*.py")):
         asked = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).partition("Question: ")[2]
         question = " ".join(asked.partition("?")[0].split()) + "?"

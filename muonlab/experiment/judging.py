@@ -1,4 +1,4 @@
-"""What finished runs say: tables, verdicts, figures and answers in results/NAME."""
+"""What finished runs say: tables, verdicts and answers in results/NAME."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,6 @@ from analysis.archive import save_frames, stack
 from analysis.claims import answer_all
 from analysis.frames import Frames, collect
 from analysis.judge import judge_runs, judge_switch, summarise
-from analysis.redraw import redraw
 from analysis.tables import as_text, save_table, verdict_table
 from muonlab.experiment.spec import claims_of
 from muonlab.experiment.training import Best, Trained
@@ -48,10 +47,10 @@ ANSWER_COLUMNS += [
 MADE = ("command", "commit", "dirty", "python", "packages", "platform", "cpu", "cores", "accelerators")
 
 
-def judge_and_draw(
+def judge_experiment(
     name: str, spec: Mapping[str, Any], trained: Trained, tuned: list[Best], out: Path, command: str
 ) -> None:
-    """Write tables, verdicts and figures of the finished runs into `out`, and print the answers."""
+    """Write the finished runs' tables and verdicts into `out`, from which figures are drawn, and print the answers."""
     frames, verdicts = gather(spec, trained)
     claims = claims_of(spec)
     rows = answer_all(claims, frames, verdicts)
@@ -77,9 +76,6 @@ def judge_and_draw(
     shown = ["claim", "source", "n", "effect", "verdict", *(c for c in ("side", "note") if answers[c].any())]
     save_table(answers[shown], out, "answers")
     _print(spec, verdicts, answers, tuned)
-    print(f"\n{name} is written:")
-    for path in [out / "answers.md", out / "verdicts.csv", *redraw(out)]:
-        print(f"  {path}")
 
 
 def gather(spec: Mapping[str, Any], trained: Trained) -> tuple[Frames, pd.DataFrame]:
