@@ -56,7 +56,9 @@ def attention_entropy(weights: Tensor) -> Tensor:
 
     0 is a head that always looks at one place; a uniform causal head of context T has mean ln(i) over i <= T.
     """
-    return torch.special.entr(weights).sum(-1).mean((0, 2))
+    # special.entr says the same of a weight of 0, and on a CPU takes three times as long.
+    logs = weights.clamp_min(torch.finfo(weights.dtype).tiny).log()
+    return (weights * logs).sum(-1).mean((0, 2)).neg()
 
 
 def one_hot_share(weights: Tensor) -> Tensor:

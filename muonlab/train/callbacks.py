@@ -1,5 +1,6 @@
 """What watches a run: its health, the user's Ctrl-C, and the one progress bar."""
 
+import math
 import signal
 import sys
 import threading
@@ -8,7 +9,6 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
-import torch
 from tqdm import tqdm
 
 from muonlab.train.module import LanguageModel
@@ -38,11 +38,9 @@ class Health(L.Callback):
         """Raises Diverged after the step's row is written."""
         if module.device.type != "cpu" and (batch_idx + 1) % 25:
             return
-        loss = outputs["cross_entropy"]
-        if not torch.isfinite(loss):
-            raise Diverged(
-                f"the loss is {loss.item()} at step {batch_idx // trainer.accumulate_grad_batches}"
-            )
+        loss = outputs["cross_entropy"].item()
+        if not math.isfinite(loss):
+            raise Diverged(f"the loss is {loss} at step {batch_idx // trainer.accumulate_grad_batches}")
 
 
 class StopBetweenSteps(L.Callback):

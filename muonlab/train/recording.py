@@ -67,7 +67,9 @@ class Recording(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: LanguageModel, optimizer: Any) -> None:
         """Gradient norm before clipping, and the learning rate of this very update."""
-        gradients = [p.grad for p in module.model.parameters() if p.grad is not None]
+        # Read from the groups: a walk over the modules takes as long as the norms.
+        groups = module.optimizer.param_groups
+        gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
         self.row["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
         self.row["lr"] = module.config["optimizer"]["lr"] * module.schedule(trainer.global_step)
 
