@@ -37,7 +37,8 @@ class RMSNorm(nn.RMSNorm):
         super().__init__(size, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape as x."""
-        if x.device.type != "cpu" or x.dtype != self.weight.dtype or torch.compiler.is_compiling():
+        """Same shape as x, in the dtype of the gains (under autocast fp32, as torch's own norms)."""
+        x = x.to(self.weight.dtype)
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
             return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
         return _RMSNorm.apply(x, self.weight, self.eps)

@@ -82,7 +82,7 @@ class Router(nn.Module):
         a E sum_i f_i P_i, with f_i the share of assignments that went to expert i, and P_i the mean of its normalised
         scores, through which alone it has a gradient. `a` where all experts are used alike.
         """
-        share = loads / loads.sum()
+        share = loads.to(logits.dtype) / loads.sum()
         probability = normalised_scores(logits).mean(0)
         return self.loss_weight * self.num_experts * (share * probability).sum()
 
