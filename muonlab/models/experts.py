@@ -17,7 +17,7 @@ GROUPED_DTYPES = {"cpu": (torch.float32, torch.bfloat16, torch.float16), "cuda":
 ALIGNMENT = 16
 
 
-def num_routed_experts(num_experts: int, experts_per_token: int, sparsity: int | None) -> int:
+def num_routed_experts(num_experts: int, experts_per_token: int, sparsity: float | None) -> int:
     """`num_experts`, or sparsity * experts_per_token where a sparsity (experts over active ones) is given."""
     if sparsity is None:
         return num_experts
@@ -106,21 +106,21 @@ def _grouped_mm(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
 
 
 @_grouped_mm.register_fake
-def _(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
+def _shape(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
     shape = (a.shape[0], b.shape[2]) if b.ndim == 3 else (ends.shape[0], a.shape[0], b.shape[1])
     return a.new_empty(shape)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+def _save_factors(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
     a, b, ends = ctx.saved_tensors
     return _grouped_mm(grad, b.mT, ends), _grouped_mm(a.mT, grad, ends), None
 
 
-_grouped_mm.register_autograd(_backward, setup_context=_save)
+_grouped_mm.register_autograd(_gradients, setup_context=_save_factors)
 
 
 def grouped_products(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:

@@ -100,10 +100,8 @@ class LatentAttention(nn.Module):
                 x, self.query_up, self.query_rotary, self.kv_down, self.key_rotary
             )
         else:
-            latent_q, latent, key = _products(
-                x, self.query_down, self.kv_down, self.key_rotary
-            )  # eq. 6, 1, 3
-            still, turned = _products(self.query_norm(latent_q), self.query_up, self.query_rotary)  # eq. 7, 8
+            down, latent, key = _products(x, self.query_down, self.kv_down, self.key_rotary)  # eq. 6, 1, 3
+            still, turned = _products(self.query_norm(down), self.query_up, self.query_rotary)  # eq. 7, 8
         # The shared key is rotated as one more head.
         turned = rotate(torch.cat((turned, key), -1).unflatten(-1, (heads + 1, -1)), cos, sin)
         keys, v = _products(self.kv_norm(latent), self.key_up, self.value_up)  # eq. 2, 5

@@ -117,7 +117,7 @@ class MoE(Decoder):
         dense_hidden: int = 192,
         num_experts: int = 16,
         experts_per_token: int = 2,
-        sparsity: int | None = None,
+        sparsity: float | None = None,
         expert_hidden: int = 64,
         num_shared_experts: int = 1,
         routed_scaling: float = 1.414,
