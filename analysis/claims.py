@@ -116,7 +116,8 @@ def answer_all(
     - `metric` (a column of `Frames.runs`) or `measure` (see analysis.measures) with `above`, `below`: the 95 % interval
       over seeds must lie there; with `baseline`, that of the paired difference (or `as: ratio`);
     - `metric` or `measure` with `baseline` and `expect` ("lower", "higher" or "tie"): the paired difference over seeds,
-      beyond the noise floor, with p by Holm over all such claims given, and perhaps `at_least`, a size for its mean;
+      beyond the noise floor, with p by Holm over all such claims given, and perhaps `at_least`, a size for its mean (a
+      factor for a ratio, in either direction);
     - `harmless`: the arm's loss against this baseline's (see verdicts.harmless).
     verdicts: `judge.judge_runs` and the like, with `condition`.
     """
@@ -154,7 +155,7 @@ def _by_level(claim: Mapping[str, Any], effect: Effect) -> str:
     low, high = effect.interval.low, effect.interval.high
     if math.isnan(low):
         # No interval where a value is infinite: then every seed must lie there.
-        inside = [above < value < below for value in effect.values]
+        inside = [value > above and ("below" not in claim or value < below) for value in effect.values]
         return "reproduced" if all(inside) else "not reproduced" if any(inside) else "opposite"
     if low > above and high < below:
         return "reproduced"
@@ -170,7 +171,12 @@ def _by_difference(claim: Mapping[str, Any], effect: Effect, p_holm: float) -> s
         return "tie"
     if ("lower" if estimate < 0 else "higher") != expected:
         return "opposite"
-    return "reproduced" if abs(effect.interval.estimate) >= claim.get("at_least", 0) else "not reproduced"
+    size = claim.get("at_least", 1 if effect.unit == "x" else 0)
+    return (
+        "reproduced"
+        if abs(estimate) >= (math.log(size) if effect.unit == "x" else size)
+        else "not reproduced"
+    )
 
 
 def _by_verdict(claim: Mapping[str, Any], verdicts: pd.DataFrame) -> dict[str, Any]:

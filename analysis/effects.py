@@ -113,8 +113,8 @@ def _effect(claim: Mapping[str, Any], given: Any, unit: str, frames: Frames) -> 
     if paired and unit == "nats":
         floor = float(np.nanmax([floor, SMALLEST_DIFFERENCE]))
     why = _clip_never_acted(arm, baseline, list(values)) if paired else ""
-    if paired and len(differences) < 2:
-        why = why or f"{len(differences)} paired seed is too few: two are needed"
+    if len(differences) < 2:
+        why = why or f"one {'pair of seeds' if paired else 'seed'} has no interval: two are needed"
     interval = _interval(differences, unit)
     p = paired_p(differences) if paired else math.nan
     told = tuple(np.exp(differences) if unit == "x" else differences)
@@ -134,7 +134,8 @@ def _of_pairs(claim: Any, given: Any, unit: str, arm: dict[int, Part], baseline:
     if unit == "x":
         values = np.log(values)
     told = tuple(np.exp(values) if unit == "x" else values)
-    return Effect(_words(given), unit, _interval(values, unit), math.nan, math.nan, told, 0, "", False)
+    why = "one pair of seeds has no interval: two are needed" if len(values) < 2 else ""
+    return Effect(_words(given), unit, _interval(values, unit), math.nan, math.nan, told, 0, why, False)
 
 
 def _values(given: Any, parts: Mapping[int, Part]) -> tuple[dict[int, float], dict[int, int]]:

@@ -140,6 +140,7 @@ def _rows(answers: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
         f"[{row.figure}]({row.experiment}/{row.figure}.png)" if row.figure else ""
         for row in table.itertuples()
     ]
+    table["n"] = ["" if n == "" else f"{n:.0f}" for n in table["n"]]
     table["verdict"] = "**" + table["verdict"] + "**"
     return table[columns].rename(
         columns={

@@ -5,7 +5,6 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from analysis.figures.switch import off_windows
 from analysis.frames import Frames
 from analysis.verdicts import (
     Verdict,
@@ -17,6 +16,7 @@ from analysis.verdicts import (
     exploded,
     falls,
     harmless,
+    off_windows,
     recovered,
     spiked,
 )

@@ -215,6 +215,18 @@ def falls(loss: pd.Series, at: int, within: int = 50) -> Verdict:
     return Verdict("falls", change < 0, change, 0.0, sentence)
 
 
+def off_windows(windows: Sequence[tuple[int, int]], last: int) -> list[tuple[int, int]]:
+    """The gaps that `windows` leave in the steps 0 to `last`: [first, end) pairs, in order."""
+    gaps, reached = [], 0
+    for first, end in sorted(windows):
+        if first > reached:
+            gaps.append((reached, min(first, last)))
+        reached = max(reached, end)
+    if reached < last:
+        gaps.append((reached, last))
+    return [(first, end) for first, end in gaps if first < end]
+
+
 def _around(series: pd.Series, at: int, within: int) -> tuple[pd.Series, pd.Series]:
     s = series.dropna()
     return s[(s.index > at - within) & (s.index <= at)], s[(s.index > at) & (s.index <= at + within)]

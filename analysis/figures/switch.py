@@ -10,6 +10,7 @@ from analysis.canvas import styled
 from analysis.figures.loss import plot_loss
 from analysis.figures.max_logit import plot_max_logit
 from analysis.figures.traces import hide_steps_labels
+from analysis.verdicts import off_windows
 
 
 @styled
@@ -20,6 +21,7 @@ def plot_switch(
     tau: float | None = None,
     column: str = "probe_loss",
     title: str = "",
+    legend: bool = True,
 ) -> None:
     """Loss above, max logit below, on one steps axis, shaded where the clip is off.
 
@@ -27,7 +29,7 @@ def plot_switch(
     last exclusive, as in the optimizer's setting `windows`. column: the loss of the upper panel.
     """
     top, bottom = axes
-    plot_loss(top, frame, column, title=title)
+    plot_loss(top, frame, column, title=title, legend=legend)
     plot_max_logit(bottom, frame, tau, legend=False)
     hide_steps_labels(top)
     last = int(frame["step"].max()) + 1
@@ -48,15 +50,3 @@ def plot_switch(
             fontsize=6.5,
             color="#4d4d4d",
         )
-
-
-def off_windows(windows: Sequence[tuple[int, int]], last: int) -> list[tuple[int, int]]:
-    """The gaps that `windows` leave in the steps 0 to `last`: [first, end) pairs, in order."""
-    gaps, reached = [], 0
-    for first, end in sorted(windows):
-        if first > reached:
-            gaps.append((reached, min(first, last)))
-        reached = max(reached, end)
-    if reached < last:
-        gaps.append((reached, last))
-    return [(first, end) for first, end in gaps if first < end]

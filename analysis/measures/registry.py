@@ -72,8 +72,9 @@ class Measure:
     """A registered measure.
 
     kind: "run" takes the `Part` of one run, "sweep" a Series of values by level, "pair" the parts of arm and baseline.
-    unit: of the result. source: who defined it. picks: it looks for the best level, so it says nothing about fresh
-    seeds. limit: for a measure that is infinite where something was not reached, the value that it had at least.
+    unit: of the result; "x": a factor, of which the logarithm is averaged; "of": that of the values of a sweep. source:
+    who defined it. picks: it looks for the best level, so it says nothing about fresh seeds. limit: for a measure
+    that is infinite where something was not reached, the value that it had at least.
     """
 
     name: str

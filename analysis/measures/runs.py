@@ -43,7 +43,7 @@ def _end_of(clock: str):
     return limit
 
 
-@measure("run", "steps", "papers.md (b), steps-to-target", limit=_end_of("step"))
+@measure("run", "steps", "Jordan 2024; censored after Wen et al. (arXiv 2509.02046)", limit=_end_of("step"))
 def steps_to_target(part: Part, target: float, column: str = "probe_loss") -> float:
     """Steps until `column` (nats) first reads `target` or less, interpolated; infinite where it never does."""
     return _to_target(part, "step", target, column)
@@ -94,7 +94,7 @@ def value_at(
     return float(np.interp(at, readings.index, readings))
 
 
-@measure("run", "", "papers.md (b), verdict labels")
+@measure("run", "", "the verdict `exploded`")
 def end(part: Part, column: str, over: str = "max") -> float:
     """Median of a column's readings in the last 5 % of the steps, or its last reading."""
     readings = part.trace(column, over)
@@ -114,13 +114,13 @@ def average(part: Part, column: str, over: str = "max") -> float:
     return float(part.trace(column, over).mean())
 
 
-@measure("run", "", "Moonlight Fig 7c: rise and fall")
+@measure("run", "x", "Moonlight Fig 7c: rise and fall")
 def peak_over_end(part: Part, column: str = "max_logit") -> float:
     """Largest reading over the median of the last 5 % of the steps: 1 at a trace's top, above where it fell."""
     return peak(part, column) / end(part, column)
 
 
-@measure("run", "", "papers.md (b), exploded")
+@measure("run", "x", "the verdict `exploded`")
 def growth(part: Part, column: str = "max_logit", over: str = "max") -> float:
     """The end (last 5 % of the steps) over the first reading after warm-up."""
     readings = part.trace(column, over)
@@ -136,7 +136,7 @@ def change(part: Part, start: float, stop: float, column: str = "probe_loss", lo
     return math.log(last / first) if log else last - first
 
 
-@measure("run", "nats", "papers.md (b): excess-loss area above a running minimum")
+@measure("run", "nats", "muonlab: what a spike score is blind to")
 def excess_loss(part: Part, column: str = "train_loss", window: int = 25) -> float:
     """How far the trailing median of `window` readings lies above its own running minimum, averaged over the run.
 

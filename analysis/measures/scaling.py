@@ -35,7 +35,9 @@ def fit_power_law(compute: np.ndarray, loss: np.ndarray) -> PowerLaw:
     """
     if len(np.unique(compute)) < 2 or not (np.asarray(loss) > 0).all():
         raise MuonlabError("a power law needs two or more computes and positive losses")
-    slope, intercept = np.polyfit(np.log(compute), np.log(loss), 1)
+    x, y = np.log(compute), np.log(loss)
+    slope = ((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum()
+    intercept = y.mean() - slope * x.mean()
     return PowerLaw(math.exp(intercept), -float(slope), float(np.min(compute)), float(np.max(compute)))
 
 
@@ -58,18 +60,21 @@ def bootstrap_ratio(
     """
     rng = np.random.default_rng(seed)
 
-    def value(a: np.ndarray, b: np.ndarray) -> float:
-        return compute_at_equal_loss(fit_power_law(compute, a.mean(1)), fit_power_law(compute, b.mean(1)), at)
+    def means(losses: np.ndarray) -> np.ndarray:
+        drawn = rng.integers(losses.shape[1], size=(resamples, *losses.shape))
+        return np.take_along_axis(losses[None], drawn, axis=2).mean(2)  # (resamples, sizes)
 
-    def draw(losses: np.ndarray) -> np.ndarray:
-        return np.take_along_axis(losses, rng.integers(losses.shape[1], size=losses.shape), axis=1)
-
-    drawn = [value(draw(arm), draw(baseline)) for _ in range(resamples)]
+    drawn = [_ratio(a, b, compute, at) for a, b in zip(means(arm), means(baseline), strict=True)]
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(value(arm, baseline), float(low), float(high), arm.shape[1])
+    estimate = _ratio(arm.mean(1), baseline.mean(1), compute, at)
+    return Interval(estimate, float(low), float(high), arm.shape[1])
 
 
-@measure("pair", "", "Moonlight (arXiv 2502.16982), Fig 1a: 0.519")
+def _ratio(arm: np.ndarray, baseline: np.ndarray, compute: np.ndarray, at: float) -> float:
+    return compute_at_equal_loss(fit_power_law(compute, arm), fit_power_law(compute, baseline), at)
+
+
+@measure("pair", "x", "Moonlight (arXiv 2502.16982), Fig 1a: 0.519")
 def compute_ratio(arm: Part, baseline: Part, at: float | None = None, column: str = "loss") -> float:
     """The share of the baseline's compute at which the arm has its loss, by two power laws over the levels (sizes).
 

@@ -58,7 +58,7 @@ def contrast(values: pd.Series, high: float | str, low: float | str) -> float:
     return _at(values, high) - _at(values, low)
 
 
-@measure("sweep", "", "muonlab")
+@measure("sweep", "x", "muonlab")
 def ratio(values: pd.Series, high: float | str, low: float | str) -> float:
     """The value at level `high` over the value at level `low`, of the same seed."""
     return _at(values, high) / _at(values, low)
@@ -78,7 +78,7 @@ def rank_correlation(values: pd.Series) -> float:
     return float(stats.spearmanr(values.index, values).statistic)
 
 
-@measure("sweep", "", "Wortsman et al. (arXiv 2309.14322), Fig 9")
+@measure("sweep", "x", "Wortsman et al. (arXiv 2309.14322), Fig 9")
 def extrapolation_factor(values: pd.Series, degree: int = 2) -> float:
     """How far the highest level's value lies from its prediction by the others: exp(|log predicted - log measured|).
 

@@ -1,6 +1,7 @@
 """What results/ keeps: enough to redraw every figure to the same bytes, and to answer every claim."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -63,6 +64,35 @@ def test_kept_frames_lose_no_run_and_no_peak(stacked, tmp_path):
     assert "folder" not in kept.runs
     for column in ("max_logit", "grad_norm"):
         peaks = [frames.steps.groupby("run")[column].max() for frames in (kept, stacked)]
+        pd.testing.assert_series_equal(*peaks, rtol=1e-6, check_dtype=False)
+
+
+def test_the_file_of_many_runs_stays_small_and_keeps_rare_readings(stacked, tmp_path, monkeypatch):
+    steps = stacked.steps.assign(level=stacked.steps["arm"])
+    steps["svd_entropy/query"] = steps["probe_loss"].where(steps["step"] % 100 == 0)
+    steps["level"] = steps["level"].astype(object).where(steps["arm"] != "adamw", 0.01)
+    frames = replace(stacked, steps=steps)
+    save_frames(frames, tmp_path)
+    whole = (tmp_path / "steps.parquet").stat().st_size
+    monkeypatch.setattr("analysis.archive.STEPS_BYTES", whole // 2)
+    save_frames(frames, tmp_path)
+    assert (tmp_path / "steps.parquet").stat().st_size <= whole // 2
+    kept = load_frames(tmp_path).steps
+    assert kept["svd_entropy/query"].count() == 4 * kept["run"].nunique()
+    assert set(kept["level"]) == {"0.01", "muon", "muonclip"}
+    monkeypatch.setattr("analysis.archive.STEPS_BYTES", 0)
+    save_frames(frames, tmp_path)
+    assert load_frames(tmp_path).steps.groupby("run").size().between(50, 60).all(), "never fewer than that"
+
+
+def test_the_traces_of_single_heads_are_kept_with_their_peaks(stacked, tmp_path):
+    heads = stacked.heads
+    save_frames(stacked, tmp_path)
+    kept = load_frames(tmp_path).heads
+    assert kept["step"].nunique() == 200
+    keys = ["arm", "run", "layer", "head"]
+    for column, extreme in (("value", "max"), ("gamma", "min")):
+        peaks = [table.groupby(keys)[column].agg(extreme) for table in (kept, heads)]
         pd.testing.assert_series_equal(*peaks, rtol=1e-6, check_dtype=False)
 
 

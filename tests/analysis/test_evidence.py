@@ -1,0 +1,115 @@
+"""The page of all answers: rows, links, disputes, provenance, and the same bytes twice."""
+
+import json
+
+import pandas as pd
+import pytest
+import yaml
+
+from analysis.evidence import VERDICTS, evidence, load_evidence, write_evidence
+from analysis.redraw import made_by
+from muonlab.errors import MuonlabError
+
+ROW = {
+    "id": "x-01",
+    "claim": "Muon is faster",
+    "source": "Jordan",
+    "n": 5,
+    "effect": "loss -0.1 [-0.2, -0.05]",
+}
+ROW |= {
+    "verdict": "reproduced",
+    "contradicts": "",
+    "side": "",
+    "figure": "f",
+    "note": "",
+    "command": "make x",
+}
+MADE = {"command": "python -m muonlab.experiment x", "commit": "c" * 40, "dirty": False, "date": "2026-11-22"}
+RUNS = {"commits": ["a" * 40, "b" * 40], "dirty": 2, "cpu": ["Some CPU"], "accelerators": []}
+
+
+def keep(folder, name, rows, made=MADE | {"runs": RUNS}, runs=3):
+    out = folder / name
+    out.mkdir()
+    spec = {"question": f"Is {name}\n true?", "figures": [{"name": "f", "kind": "traces"}]}
+    (out / "experiment.yaml").write_text(yaml.safe_dump(spec))
+    (out / "made.json").write_text(json.dumps(made))
+    if rows:
+        (out / "verdict.json").write_text(json.dumps(rows))
+        pd.DataFrame({"run": range(runs)}).to_csv(out / "runs.csv", index=False)
+
+
+@pytest.fixture
+def results(tmp_path):
+    dispute = ROW | {"id": "a-02", "contradicts": "D3: enough?", "side": "Anson", "verdict": "opposite"}
+    first = dispute | {
+        "id": "a-03",
+        "contradicts": "D1: why?",
+        "side": "neither",
+        "verdict": "tie",
+        "n": None,
+    }
+    keep(tmp_path, "b", [ROW | {"note": "search/muon: best of 3; search/adamw: edge"}])
+    keep(tmp_path, "a", [ROW | {"claim": "a | b"}, dispute, first])
+    keep(
+        tmp_path,
+        "exact",
+        [],
+        made={"command": "python experiments/exact.py", "commit": "d" * 40, "dirty": False},
+    )
+    return tmp_path
+
+
+def section(page, title):
+    return page.partition(f"## {title}\n")[2].partition("\n## ")[0]
+
+
+def test_a_row_a_claim_under_its_experiment_with_links(results):
+    page = write_evidence(results).read_text()
+    assert page.startswith(
+        "# The evidence\n\n4 claims, judged by code in 2 experiments with 6 runs: 2 reproduced, "
+    )
+    assert page.index("\n## a\n") < page.index("\n## b\n") < page.index("\n## exact\n")
+    text = section(page, "a")
+    assert text.strip().startswith("Is a true?")
+    assert "| a \\| b | Jordan | 5 | loss -0.1 [-0.2, -0.05] | **reproduced** | [f](a/f.png) |" in text
+    assert text.count("| [f](a/f.png) |") == 3
+    assert "Tuning: search/adamw: edge." in section(page, "b")
+    assert "| claim |" not in section(page, "exact"), "an experiment without claims still has its figure"
+    assert "Repeat: `python experiments/exact.py`. Figures: [f](exact/f.png)." in section(page, "exact")
+
+
+def test_disputes_have_a_table_of_their_own_in_order(results):
+    text = section(evidence(load_evidence(results)), "Where papers disagree")
+    rows = [line for line in text.splitlines() if line.startswith("| D")]
+    assert [row.split(" | ")[0] for row in rows] == ["| D1: why?", "| D3: enough?"]
+    assert "| **opposite** | Anson | [f](a/f.png) |" in rows[1]
+    (results / "a" / "verdict.json").unlink()
+    assert "Where papers disagree" not in evidence(load_evidence(results))
+
+
+def test_what_trained_the_runs_is_told(results):
+    text = section(evidence(load_evidence(results)), "b")
+    assert (
+        "3 runs, trained at aaaaaaaaa, bbbbbbbbb, 2 with uncommitted changes; Some CPU; 2026-11-22." in text
+    )
+    assert made_by(MADE | {"runs": RUNS}).endswith("(commit aaaaaaaaa, bbbbbbbbb+changes).")
+    assert made_by(MADE).endswith("(commit ccccccccc).")
+
+
+def test_the_same_answers_give_the_same_bytes(results):
+    first = write_evidence(results).read_bytes()
+    assert write_evidence(results).read_bytes() == first
+    assert sorted(path.name for path in results.iterdir()) == ["README.md", "a", "b", "exact"]
+
+
+def test_every_verdict_is_counted(results):
+    page = evidence(load_evidence(results))
+    counts = [int(page.partition(f" {verdict}")[0].split()[-1]) for verdict in VERDICTS[1:]]
+    assert counts == [0, 1, 1, 0]
+
+
+def test_an_empty_folder_is_told(tmp_path):
+    with pytest.raises(MuonlabError, match="no experiment is kept"):
+        load_evidence(tmp_path)
