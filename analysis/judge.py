@@ -82,12 +82,12 @@ def judge_harmless(runs: pd.DataFrame, arm: str, baseline: str, metric: str = "l
 
 
 def summarise(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """One row per arm, learning rate and verdict: arm, lr, name, held, judged, runs, value (median),
+    """One row per arm, level, learning rate and verdict: arm, level, lr, name, held, judged, runs, value (median),
     threshold.
 
     `held` of `judged` runs; `runs` counts those that could not be judged too.
     """
-    groups = verdicts.groupby(["arm", "lr", "name"], sort=False)
+    groups = verdicts.groupby(["arm", "level", "lr", "name"], sort=False, dropna=False)
     return groups.agg(
         held=("holds", lambda answers: int(sum(answer is True for answer in answers))),
         judged=("holds", lambda answers: int(sum(answer is not None for answer in answers))),

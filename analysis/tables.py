@@ -52,7 +52,7 @@ def comparison_table(
 
 
 def verdict_table(summary: pd.DataFrame) -> pd.DataFrame:
-    """One row per arm and learning rate, one column a verdict ("3/3 (134)": held of judged runs, median
+    """One row per arm, level and learning rate, one column a verdict ("3/3 (134)": held of judged runs, median
     value).
 
     summary: `judge.summarise`. A dash: not judged in any run.
@@ -60,10 +60,12 @@ def verdict_table(summary: pd.DataFrame) -> pd.DataFrame:
     labels = styles(summary["arm"])
     names = sorted(set(summary["name"]), key=VERDICTS.index)
     rows = []
-    for (arm, lr), group in summary.groupby(["arm", "lr"], sort=False):
+    varied = summary["level"].notna().any()
+    for (arm, level, lr), group in summary.groupby(["arm", "level", "lr"], sort=False, dropna=False):
         cells = {row.name_: _cell(row) for row in group.rename(columns={"name": "name_"}).itertuples()}
         rows.append(
-            {"arm": labels[arm].label, "lr": f"{lr:g}"} | {name: cells.get(name, "-") for name in names}
+            {"arm": labels[arm].label, **({"level": level} if varied else {}), "lr": f"{lr:g}"}
+            | {name: cells.get(name, "-") for name in names}
         )
     return pd.DataFrame(rows)
 

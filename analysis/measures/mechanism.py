@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from analysis.measures.registry import Part, measure
-from analysis.measures.runs import end
+from analysis.measures.runs import after_warmup, end
 from muonlab.errors import MuonlabError
 
 NORMS = ("argmax_query_norm", "argmax_key_norm")
@@ -17,11 +17,14 @@ def norm_share(part: Part) -> float:
     """The share of log S_max's growth that the norms of query and key make up; the cosine makes up the rest.
 
     S = |q| |k| cos(q, k) / sqrt(d) at the largest logit, so d log S = d log|q| + d log|k| + d log cos, from the first
-    reading after warm-up to the last. NaN where the logit grew by less than a tenth: there is nothing to divide.
+    reading after warm-up to the last. NaN where the logit grew by less than a tenth, since there is nothing to divide,
+    and where the run ended within its warm-up.
     """
     traces = [np.log(part.trace(name).clip(lower=1e-30)) for name in (*NORMS, COSINE)]
-    start = part.only["warmup_steps"].iloc[0]
-    growth = [float(t.iloc[-1] - t[t.index >= start].iloc[0]) for t in traces]
+    judged = [after_warmup(part, trace) for trace in traces]
+    if any(trace.empty for trace in judged):
+        return math.nan
+    growth = [float(trace.iloc[-1] - trace.iloc[0]) for trace in judged]
     return sum(growth[:2]) / sum(growth) if sum(growth) > math.log(1.1) else math.nan
 
 

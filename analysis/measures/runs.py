@@ -122,11 +122,14 @@ def peak_over_end(part: Part, column: str = "max_logit") -> float:
 
 @measure("run", "x", "the verdict `exploded`")
 def growth(part: Part, column: str = "max_logit", over: str = "max") -> float:
-    """The end (last 5 % of the steps) over the first reading after warm-up."""
-    readings = part.trace(column, over)
-    return end(part, column, over) / float(
-        readings[readings.index >= part.only["warmup_steps"].iloc[0]].iloc[0]
-    )
+    """The end (last 5 % of the steps) over the first reading after warm-up; NaN for a run that ended within it."""
+    after = after_warmup(part, part.trace(column, over))
+    return end(part, column, over) / float(after.iloc[0]) if len(after) else math.nan
+
+
+def after_warmup(part: Part, readings: pd.Series) -> pd.Series:
+    """The readings from the end of the warm-up on; all of them where there was none."""
+    return readings[~(readings.index < part.only["warmup_steps"].iloc[0])]
 
 
 @measure("run", "", "muonlab")

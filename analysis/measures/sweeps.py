@@ -31,7 +31,7 @@ def best(values: pd.Series) -> float:
 def best_level(values: pd.Series) -> float:
     """The level with the lowest value: judge it `as: ratio`, since levels are spaced by factors."""
     _numeric(values)
-    return float(values.idxmin())
+    return float(values.idxmin()) if values.notna().any() else math.nan
 
 
 @measure("sweep", "", "muonlab")

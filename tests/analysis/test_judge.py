@@ -42,6 +42,13 @@ def test_verdict_table_shows_counts_and_medians_in_a_fixed_order(long_frames):
     assert table["capped"].tolist()[2] == "3/3 (1)"
 
 
+def test_levels_are_summed_up_apart(long_frames):
+    verdicts = judge_runs(long_frames).assign(level=lambda table: table["seed"] * 10.0)
+    table = verdict_table(summarise(verdicts))
+    assert table["level"].tolist() == [10.0, 20.0, 30.0] * 3
+    assert table["collapsed"].tolist()[3] == "1/1 (1)"
+
+
 def test_the_switch_is_judged_where_the_clip_goes_off_and_on(runs, make_run):
     folders = [
         folder

@@ -82,6 +82,9 @@ def test_rise_and_fall():
     assert measured("peak_over_end", run)[0] == pytest.approx(100 / end)
     assert measured("growth", run)[0] == pytest.approx(end / rise_and_fall[10])
     assert measured("peak_over_end", part(max_logit=np.full(N, 7.0)))[0] == 1.0
+    assert math.isnan(measured("growth", part(max_logit=rise_and_fall, warmup_steps=500))[0])
+    whole = measured("growth", part(max_logit=rise_and_fall, warmup_steps=math.nan))[0]
+    assert whole == pytest.approx(end), "without a schedule the first reading counts"
 
 
 def test_a_column_read_at_a_cadence_ends_with_its_last_readings():
