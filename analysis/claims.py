@@ -199,7 +199,8 @@ def _by_verdict(claim: Mapping[str, Any], verdicts: pd.DataFrame) -> dict[str, A
 def _by_harm(claim: Mapping[str, Any], frames: Frames) -> dict[str, Any]:
     runs = frames.runs[frames.runs["condition"].isin(_conditions(claim))]
     if {"level", "levels"} & set(claim):
-        runs = runs[at_levels(runs["level"], claim)]
+        without = (runs["arm"] == claim["harmless"]) & runs["level"].isna()
+        runs = runs[at_levels(runs["level"], claim) | without]
     found = judge_harmless(runs, claim["arm"], claim["harmless"])
     words = {True: "reproduced", False: "not reproduced", None: "not testable"}
     return {

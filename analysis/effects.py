@@ -90,7 +90,7 @@ def at_levels(levels: pd.Series, choice: Mapping[str, Any]) -> pd.Series:
 def _effect(claim: Mapping[str, Any], given: Any, unit: str, frames: Frames) -> Effect:
     name, _ = split_measure(given)
     arm = _parts(frames, claim)
-    baseline = _parts(frames, _baseline(claim)) if "baseline" in claim else {}
+    baseline = _parts(frames, _baseline(claim, frames)) if "baseline" in claim else {}
     if name in MEASURES and MEASURES[name].kind == "pair":
         return _of_pairs(claim, given, unit, arm, baseline)
     values, censored = _values(given, arm)
@@ -165,19 +165,25 @@ def _interval(values: np.ndarray, unit: str) -> Interval:
     return Interval(math.exp(found.estimate), math.exp(found.low), math.exp(found.high), found.n)
 
 
-def _baseline(claim: Mapping[str, Any]) -> Mapping[str, Any]:
+def _baseline(claim: Mapping[str, Any], frames: Frames) -> Mapping[str, Any]:
+    """The baseline's arm, condition and level: the claim's where it says nothing else and has levels to choose from."""
     given = claim["baseline"]
     own = given if isinstance(given, Mapping) else {"arm": given}
     kept = {key: claim[key] for key in ("arm", "condition", "conditions", "level", "levels") if key in claim}
     if {"condition", "conditions"} & set(own):
         kept.pop("condition", None), kept.pop("conditions", None)
-    if {"level", "levels"} & set(own):
+    runs = _runs(frames, kept | own).runs
+    if {"level", "levels"} & set(own) or ("level" in runs and runs["level"].isna().all()):
         kept.pop("level", None), kept.pop("levels", None)
     return kept | own
 
 
+def _runs(frames: Frames, side: Mapping[str, Any]) -> Frames:
+    return choose(frames, side["conditions"] if "conditions" in side else [side["condition"]], [side["arm"]])
+
+
 def _parts(frames: Frames, side: Mapping[str, Any]) -> dict[int, Part]:
-    chosen = choose(frames, side.get("conditions", [side["condition"]]), [side["arm"]])
+    chosen = _runs(frames, side)
     if {"level", "levels"} & set(side):
         runs = chosen.runs[at_levels(level_of(chosen.runs), side)]
         if runs.empty:

@@ -193,6 +193,12 @@ class TestLevels:
         assert answer(frames, metric="loss", above=4)["verdict"] == "not reproduced"
         assert answer(frames, metric="loss", below=2)["verdict"] == "opposite"
 
+    def test_a_baseline_that_varies_nothing_has_no_level_to_choose(self):
+        frames = joined(made_up({"a": [2.0, 2.1, 2.2]}, level=5.0), made_up({"b": [3.0, 3.11, 3.19]}))
+        row = answer(frames, metric="loss", level=5, baseline="b", expect="lower")
+        assert row["estimate"] == pytest.approx(-1.0)
+        assert row["verdict"] == "reproduced"
+
     def test_one_seed_cannot_be_judged_against_a_level(self):
         assert answer(made_up({"a": [2.0]}), metric="loss", above=1)["verdict"] == "not testable"
 
