@@ -73,7 +73,7 @@ def test_micro_batches_make_one_step_of_the_bias(mixture, accumulate):
     loads = module.model.expert_loads()
     recorded = run.experts["load"].to_numpy().reshape(2, 8)
     assert recorded == pytest.approx((loads / (accumulate * CHOICES)).numpy())
-    expected = 1e-3 * (loads.mean(-1, keepdim=True) - loads).sign()
+    expected = config["model"]["balance_speed"] * (loads.mean(-1, keepdim=True) - loads).sign()
     for bias, row in zip(biases(run.folder).values(), expected, strict=True):
         torch.testing.assert_close(bias, row)
 
