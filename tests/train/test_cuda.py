@@ -44,7 +44,7 @@ MIXTURE = ["model=moe_xs", "model.num_layers=3", "model.num_experts=8", "model.e
 
 
 def test_a_mixture_of_experts_on_a_gpu_follows_the_cpus(tiny, tmp_path):
-    """Its bf16 run takes the grouped products, its fp32 run the padded ones. A token near a tie may change its expert."""
+    """Its bf16 run takes the grouped products, its fp32 run the padded; a token near a tie may change experts."""
     overrides = [*MIXTURE, *FP32["muonclip"]]
     reference, _ = losses(tiny, tmp_path / "fp32", "cpu", *overrides)
     exact, _ = losses(tiny, tmp_path / "fp32", "cuda", *overrides)
