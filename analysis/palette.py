@@ -4,6 +4,7 @@ The four optimizers have colours of Okabe and Ito's (2008), told apart under the
 the dashes and markers tell arms apart in grey. The solid line is plain Muon, the short dashes the baseline.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -25,39 +26,54 @@ class Style:
 ARMS = {
     "adamw": Style("AdamW", "#4d4d4d", (0, (2.2, 1.1)), "s"),
     "adamwclip": Style("AdamW + QK-Clip", "#009e73", (0, (4, 1.1, 1, 1.1)), "D"),
+    "adamw-qknorm": Style("AdamW, QK-norm", "#8a8a8a", (0, (4, 2)), "p"),
     "muon": Style("Muon", "#d55e00", "-", "o"),
     "muonclip": Style("MuonClip", "#0072b2", (0, (6, 1.4)), "^"),
-    "weight-decay": Style("Muon, weight decay", "#cc79a7", (0, (1.2, 1.2)), "v"),
-    "qk-norm": Style("Muon, QK-norm", "#7b3294", (0, (3, 1, 1, 1, 1, 1)), "P"),
-    "soft-cap": Style("Muon, soft-cap", "#e69f00", (0, (2.5, 1.2)), "X"),
-    "qk-lr": Style("Muon, Q/K lr / 10", "#999933", (0, (7, 1.5, 3, 1.5)), "<"),
-    "per-head": Style("Muon, per head", "#7a3b00", (0, (5, 1, 1, 1)), ">"),
-    "adamw-on-qk": Style("AdamW on Q and K", "#1b7837", (0, (2, 2)), "h"),
+    "muon-qknorm": Style("Muon, QK-norm", "#7b3294", (0, (3, 1, 1, 1, 1, 1)), "P"),
+    "muon-softcap": Style("Muon, soft-cap", "#e69f00", (0, (2.5, 1.2)), "X"),
+    "muon-decay": Style("Muon, weight decay", "#cc79a7", (0, (1.2, 1.2)), "v"),
+    "muon-slowqk": Style("Muon, Q/K lr / 10", "#999933", (0, (7, 1.5, 3, 1.5)), "<"),
+    "muon-perhead": Style("Muon, per head", "#7a3b00", (0, (5, 1, 1, 1)), ">"),
+    "muon-adamwqk": Style("AdamW on Q and K", "#1b7837", (0, (2, 2)), "h"),
 }
 UNKNOWN = Style("", "#000000", (0, (1, 1)), "*")
 VARIANT_DASHES: tuple[Dash, ...] = ((0, (3, 1.2)), (0, (5, 1.2, 1.2, 1.2)), (0, (1.1, 1.1)))
+VARIANT_MARKERS = ("d", "H", "8")
 
 
 def styles(arms: Iterable[str]) -> dict[str, Style]:
     """The style of each arm, in the order given.
 
-    An arm's name is one of `ARMS`, or one of them and what varies after a space ("muonclip tau=10"): then it
-    keeps the optimizer's colour, and the second and later variants of one optimizer are lighter with dashes
-    of their own. Names outside the palette are black dots.
+    An arm's name is one of `ARMS`, or one of them and what varies after a space or a hyphen ("muonclip tau=10",
+    "muonclip-tau100"): then it keeps the optimizer's colour, and the second and later variants of one optimizer are
+    lighter with dashes and markers of their own. Names outside the palette are black dots.
     """
     found: dict[str, Style] = {}
     variants: dict[str, int] = {}
     for arm in dict.fromkeys(arms):
-        name, _, detail = arm.partition(" ")
-        base = ARMS.get(name, replace(UNKNOWN, label=name))
+        name, detail = split_arm(arm)
+        base = ARMS.get(name, replace(UNKNOWN, label=name.replace("-", " ")))
         rank = variants.get(name, 0)
         variants[name] = rank + 1
         style = replace(base, label=f"{base.label}, {detail}" if detail else base.label)
         if rank:
             dash = VARIANT_DASHES[(rank - 1) % len(VARIANT_DASHES)]
-            style = replace(style, colour=lighter(base.colour, min(0.3 * rank, 0.6)), dash=dash)
+            marker = VARIANT_MARKERS[(rank - 1) % len(VARIANT_MARKERS)]
+            colour = lighter(base.colour, min(0.25 * rank, 0.5))
+            style = replace(style, colour=colour, dash=dash, marker=marker)
         found[arm] = style
     return found
+
+
+def split_arm(arm: str) -> tuple[str, str]:
+    """The longest name of `ARMS` that the arm begins with, and what it says beyond it ("tau100": "τ = 100"; "" for
+    nothing). An arm of another name is that name up to the first space."""
+    for name in sorted(ARMS, key=len, reverse=True):
+        if re.match(rf"{name}(?![a-z0-9])", arm):
+            detail = arm[len(name) :].strip(" -")
+            return name, re.sub(r"^tau(\d+)$", r"τ = \1", detail)
+    name, _, detail = arm.partition(" ")
+    return name, detail
 
 
 def lighter(colour: str, share: float) -> str:

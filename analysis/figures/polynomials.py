@@ -4,29 +4,32 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.canvas import styled
-from analysis.palette import ARMS
+from analysis.palette import Style
 
-LABELS = {
-    "baseline": "untuned (2, -1.5, 0.5)",
-    "you": "You",
-    "cans": "CANS",
-    "cubic": "cubic",
-    "deepseek": "DeepSeek",
-    "jordan": "Jordan",
+# A schedule is no optimizer, so none has an optimizer's place in the palette; Muon's own has its colour and its line.
+SCHEDULES = {
+    "baseline": Style("untuned (2, -1.5, 0.5)", "#4d4d4d", (0, (1.2, 1.2)), ""),
+    "jordan": Style("Jordan", "#d55e00", "-", ""),
+    "you": Style("You", "#e69f00", (0, (6, 1.4)), ""),
+    "polar_express_1.02": Style("Polar Express", "#0072b2", (0, (4, 1.1, 1, 1.1)), ""),
+    "cans": Style("CANS", "#56b4e9", (0, (3, 1.2)), ""),
+    "cubic": Style("cubic", "#8a8a8a", (0, (2.2, 1.1)), ""),
+    "deepseek": Style("DeepSeek", "#7b3294", (0, (3, 1, 1, 1, 1, 1)), ""),
 }
+UNKNOWN = Style("", "#000000", (0, (1, 1)), "")
 
 
 @styled
-def plot_polynomials(ax: Axes, frame: pd.DataFrame, log: bool = False) -> None:
+def plot_polynomials(ax: Axes, frame: pd.DataFrame, log: bool = False, legend: bool = True) -> None:
     """Image of a singular value under each schedule, with a dotted line at 1 and Jordan's accepted band shaded.
 
     frame: schedule, steps, x in (0, 1], y. log: a logarithmic x axis, which shows where small singular values are lost.
     """
     ax.axhspan(0.7, 1.3, color="#f3ead9", lw=0, zorder=0.5)
     ax.axhline(1, color="#8c8c8c", lw=0.6, ls=(0, (1, 2)), zorder=1)
-    styles = list(ARMS.values())
-    for style, (name, curve) in zip(styles, frame.groupby("schedule", sort=False), strict=False):
-        label = f"{LABELS.get(name, name.replace('_', ' ').title())} ({curve['steps'].iloc[0]} steps)"
+    for name, curve in frame.groupby("schedule", sort=False):
+        style = SCHEDULES.get(name, UNKNOWN)
+        label = f"{style.label or name.replace('_', ' ')} ({curve['steps'].iloc[0]} steps)"
         ax.plot(curve["x"], curve["y"], color=style.colour, ls=style.dash, lw=1.0, label=label)
     ax.set_xlabel("singular value / norm")
     ax.set_ylabel("image after all steps")
@@ -34,4 +37,5 @@ def plot_polynomials(ax: Axes, frame: pd.DataFrame, log: bool = False) -> None:
         ax.set_xscale("log")
     ax.set_xlim(frame["x"].min() if log else 0, frame["x"].max())
     ax.set_ylim(0, 1.4)
-    ax.legend(loc="lower right")
+    if legend:
+        ax.legend(loc="lower right")

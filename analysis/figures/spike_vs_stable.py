@@ -21,6 +21,7 @@ def plot_spike_vs_stable(
     column: str = "train_loss",
     window: int = 25,
     title: str = "",
+    legend: bool = True,
 ) -> None:
     """Loss, max logit and gradient norm on one steps axis, with a rug of spikes below the first and the last.
 
@@ -28,7 +29,7 @@ def plot_spike_vs_stable(
     per spike, a row an arm. column: the loss drawn. window: trailing mean of the two noisy traces, in steps.
     """
     top, middle, bottom = axes
-    plot_loss(top, frame, column, window, title=title)
+    plot_loss(top, frame, column, window, title=title, legend=legend)
     plot_max_logit(middle, frame, tau, legend=False)
     draw_traces(bottom, frame, "grad_norm", window)
     positive = frame.loc[np.isfinite(frame["grad_norm"]) & (frame["grad_norm"] > 0), "grad_norm"]

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from analysis.palette import Style, styles
 from muonlab.errors import MuonlabError
@@ -13,10 +13,11 @@ from muonlab.errors import MuonlabError
 def draw_traces(ax: Axes, frame: pd.DataFrame, column: str, window: int = 1) -> None:
     """Draw `column` over `step` for every arm of `frame`, in the frame's order of arms.
 
-    frame: run, arm, status, step and `column`; steps without a reading are left out. window: the trailing
-    mean in readings that is drawn over the raw trace (alpha 0.2); 1 draws the raw trace alone. Thin lines
-    are seeds, the bold line is the median over seeds, in which a run that diverged counts as the worst from
-    there on. Raises MuonlabError where the frame lacks a column or holds no finite reading.
+    frame: run, arm, status, step and `column`; steps without a reading are left out; where it has `clock`
+    (units a step, one value an arm), the horizontal axis is step x clock. window: the trailing mean in steps
+    that is drawn over the raw trace (alpha 0.2); 1 draws the raw trace alone. Thin lines are seeds, the bold
+    line is the median over seeds, in which a run that diverged counts as the worst from there on. Raises
+    MuonlabError where the frame lacks a column or holds no finite reading.
     """
     if missing := sorted({"run", "arm", "status", "step", column} - set(frame.columns)):
         raise MuonlabError(f"the frame to draw lacks the columns {', '.join(missing)}")
@@ -29,21 +30,27 @@ def draw_traces(ax: Axes, frame: pd.DataFrame, column: str, window: int = 1) -> 
 def _draw_arm(ax: Axes, runs: pd.DataFrame, column: str, window: int, style: Style, zorder: float) -> None:
     drawn, diverged = {}, 0
     count = runs["run"].nunique()
+    clock = clock_of(runs)
     for run, trace in runs.groupby("run", sort=False):
         readings = trace.set_index("step")[column].replace([np.inf, -np.inf], np.nan).dropna()
         smooth = trailing_mean(readings, window)
         if window > 1:
-            ax.plot(readings.index, readings, color=style.colour, alpha=0.2, lw=0.35, zorder=2)
+            ax.plot(clock * readings.index, readings, color=style.colour, alpha=0.2, lw=0.35, zorder=2)
         if count > 1:
-            ax.plot(smooth.index, smooth, color=style.colour, alpha=0.45, lw=0.6, zorder=zorder)
+            ax.plot(clock * smooth.index, smooth, color=style.colour, alpha=0.45, lw=0.6, zorder=zorder)
         if trace["status"].iloc[0] == "diverged":
             diverged += 1
-            mark_divergence(ax, smooth.index[-1:], smooth.iloc[-1:], style)
+            mark_divergence(ax, clock * smooth.index[-1:], smooth.iloc[-1:], style)
             smooth.loc[smooth.index.max() + 1 if len(smooth) else 0] = np.inf
         drawn[run] = smooth
     middle = median_trace(pd.DataFrame(drawn))
     label = f"{style.label} (n={count}" + (f", {diverged} diverged)" if diverged else ")")
-    ax.plot(middle.index, middle, color=style.colour, ls=style.dash, label=label, zorder=zorder + 2)
+    ax.plot(clock * middle.index, middle, color=style.colour, ls=style.dash, label=label, zorder=zorder + 2)
+
+
+def clock_of(runs: pd.DataFrame) -> float:
+    """What a step counts on the horizontal axis: `clock` where the frame has it, else 1."""
+    return float(runs["clock"].iloc[0]) if "clock" in runs else 1
 
 
 def median_trace(traces: pd.DataFrame) -> pd.Series:
@@ -78,9 +85,14 @@ def mark_divergence(ax: Axes, x: object, y: object, style: Style) -> None:
 
 def set_steps_axis(ax: Axes, frame: pd.DataFrame) -> None:
     """Limits and label of a horizontal axis in optimizer steps, with the tokens of a step where they are
-    known."""
+    known; or in units of 1 / (learning rate x weight decay) where the frame has a clock."""
+    if "clock" in frame:
+        ax.set_xlim(0, (frame["clock"] * (frame["step"] + 1)).max())
+        ax.set_xlabel("step x learning rate x weight decay")
+        return
     ax.set_xlim(0, frame["step"].max() + 1)
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 2.5, 5, 10], integer=True))
+    bins = 8 if ax.get_gridspec().ncols < 3 else 5
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=bins, steps=[1, 2, 2.5, 5, 10], integer=True))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
     label = "optimizer step"
     if "tokens" in frame and frame["tokens"].notna().any():
@@ -89,10 +101,19 @@ def set_steps_axis(ax: Axes, frame: pd.DataFrame) -> None:
     ax.set_xlabel(label)
 
 
-def set_log_axis(axis: Axis, low: float, high: float) -> None:
-    """Ticks of a logarithmic axis that say 30 or 1,000, not powers; thirds of a decade where it spans few."""
-    axis.set_major_locator(LogLocator(subs=(1, 3) if high / low < 2000 else (1,), numticks=12))
-    axis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=50))
+def set_log_axis(axis: Axis, low: float, high: float, narrow: bool = False) -> None:
+    """Ticks of a logarithmic axis that say 30 or 1,000, not powers; the fewer decades, the more of them in each.
+
+    narrow: fewer, for a horizontal axis of a quarter page.
+    """
+    ratio = high / low
+    if ratio < 4:
+        axis.set_major_locator(MaxNLocator(nbins=3 if narrow else 5, steps=[1, 2, 5, 10]))
+        axis.set_minor_locator(NullLocator())
+    else:
+        subs = (1, 2, 5) if ratio < 40 and not narrow else (1, 3) if ratio < 2000 else (1,)
+        axis.set_major_locator(LogLocator(subs=subs, numticks=12))
+        axis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=50))
     axis.set_major_formatter(
         FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:.3g}")
     )

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.frames import collect
+from analysis.frames import Frames, collect
 
 TAU = 30.0
 CONTEXT = 64
@@ -143,3 +143,70 @@ def long_frames(runs, make_run):
                 runs(**{f"{optimizer}{seed}": make_run(optimizer, seed, num_steps=400)})
             )
     return collect(arms)
+
+
+def made_up_cell(
+    condition="main",
+    arm="muon",
+    level=np.nan,
+    seed=1,
+    loss=2.0,
+    logit=100.0,
+    status="finished",
+    lr=0.03,
+    **more,
+):
+    """One run of 60 steps as tables (runs, steps, heads): the loss falls to `loss`, the max logit rises to `logit`.
+
+    more: columns of the run (weight_decay, flops, ...), or a dict `steps` of columns of its steps.
+    """
+    steps, num_steps = more.pop("steps", {}), 60
+    noise = np.random.default_rng([seed, round(1000 * loss)])
+    step = np.arange(num_steps)
+    curve = loss + 3 * np.exp(-step / 6)
+    trace = logit ** ((step + 1) / num_steps) * np.exp(0.02 * noise.standard_normal(num_steps))
+    row = {"run": f"{condition}-{arm}-{level}-{seed}", "condition": condition, "arm": arm, "level": level}
+    row |= {"optimizer": arm.partition("-")[0], "lr": lr, "seed": seed, "status": status}
+    table = pd.DataFrame(
+        row
+        | {"step": step, "tokens": 512.0 * (step + 1), "flops": 1e9 * (step + 1), "seconds": 0.1 * (step + 1)}
+        | {"scheduled_lr": lr * np.minimum(1, (step + 1) / 6), "train_loss": curve, "max_logit": trace}
+        | {"probe_loss": np.where(step % 5 == 0, curve, np.nan), "grad_norm": 1 + noise.random(num_steps)}
+        | {
+            "gamma": np.minimum(1, 30 / trace) if "clip" in arm else np.nan,
+            "loss_spikes": 0,
+            "grad_spikes": 0,
+        }
+        | steps
+    )
+    settled = status == "finished"
+    run = row | {
+        "weight_decay": 0.0,
+        "tau": 30.0 if "clip" in arm else np.nan,
+        "folder": "",
+        "warmup_steps": 5,
+    }
+    run |= {"tokens": 512.0 * num_steps, "flops": 1e9 * num_steps, "seconds": 6.0, "initial_loss": 5.5}
+    run |= {
+        "val_loss": loss if settled else np.nan,
+        "loss": loss if settled else 5.5,
+        "max_logit": trace.max(),
+    }
+    run |= {"end_max_logit": logit, "clipped_share": 0.0, "spikes/olmo2/grad_norm": 0.0} | more
+    heads = [
+        pd.DataFrame(row | {"step": step, "layer": i, "head": 0, "value": trace / (i + 1), "gamma": 1.0})
+        for i in range(2)
+    ]
+    return pd.DataFrame([run]), table if settled else table.head(30), pd.concat(heads)
+
+
+@pytest.fixture(scope="session")
+def make_frames():
+    """`make_frames([{...}, {...}])`: frames of one `made_up_cell` a mapping."""
+
+    def make(cells):
+        runs, steps, heads = zip(*(made_up_cell(**cell) for cell in cells), strict=True)
+        tables = (pd.concat(parts, ignore_index=True) for parts in (runs, steps, heads))
+        return Frames(*tables, pd.DataFrame())
+
+    return make

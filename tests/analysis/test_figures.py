@@ -8,15 +8,14 @@ from matplotlib.colors import to_hex
 from analysis.canvas import new_figure
 from analysis.figures import (
     plot_loss,
-    plot_lr_sensitivity,
     plot_max_logit,
     plot_spike_vs_stable,
     plot_switch,
 )
-from analysis.figures.switch import off_windows
 from analysis.figures.traces import median_trace, trailing_mean
 from analysis.frames import collect
 from analysis.palette import ARMS
+from analysis.verdicts import off_windows
 from muonlab.errors import MuonlabError
 
 
@@ -147,70 +146,6 @@ class TestMaxLogit:
         low, high = axes[0, 0].get_ylim()
         assert 0 < low < steps.loc[steps["step"] == 5, "max_logit"].min()
         assert high > steps["max_logit"].max()
-
-
-class TestLearningRate:
-    @pytest.fixture
-    def sweep(self, runs, make_run):
-        arms = {}
-        for optimizer, best in (("adamw", 0.003), ("muon", 0.01), ("muonclip", 0.1)):
-            for lr in (0.001, 0.003, 0.01, 0.03, 0.1):
-                diverged = optimizer == "adamw" and lr == 0.1
-                run = make_run(
-                    optimizer, 1, num_steps=20, lr=lr, status="diverged" if diverged else "finished"
-                )
-                run.metrics = {"val_loss": 2 + 0.1 * np.log10(lr / best) ** 2}
-                arms.setdefault(optimizer, []).extend(runs(**{f"{optimizer}-{lr}": run}))
-        return collect(arms).runs
-
-    def test_optimum_edge_and_divergence_are_marked(self, sweep):
-        fig, axes = new_figure(height=2.6)
-        ax = axes[0, 0]
-        plot_lr_sensitivity(ax, sweep)
-        assert_drawn(fig)
-        assert ax.get_xscale() == "log"
-        assert ax.get_xlabel() == "peak learning rate"
-        assert ax.get_ylabel() == "validation loss (nats per token)"
-        assert legend(ax) == [
-            "AdamW: 2.000 at 0.003 (1 of 5 diverged)",
-            "Muon: 2.000 at 0.01",
-            "MuonClip: 2.000 at 0.1, edge",
-        ]
-        rings = [(ring.get_xdata()[0], ring.get_ydata()[0]) for ring in lines(ax, "optimum")]
-        assert rings == [(0.003, 2.0), (0.01, 2.0), (0.1, 2.0)]
-        (cross,) = lines(ax, "diverged")
-        (ceiling,) = lines(ax, "ceiling")
-        assert cross.get_ydata()[0] == ceiling.get_ydata()[0]
-        assert cross.get_xdata()[0] == pytest.approx(0.1, rel=0.15)
-
-    def test_legend_stands_above_the_ceiling(self, sweep):
-        fig, axes = new_figure(height=2.6)
-        ax = axes[0, 0]
-        plot_lr_sensitivity(ax, sweep)
-        fig.canvas.draw()
-        (ceiling,) = lines(ax, "ceiling")
-        assert (
-            ax.get_legend().get_window_extent().y0 > ax.transData.transform((0.01, ceiling.get_ydata()[0]))[1]
-        )
-
-    def test_seeds_are_points_and_the_line_is_their_median(self, sweep):
-        seeds = [sweep.assign(val_loss=sweep["val_loss"] + shift) for shift in (0.0, 0.01, 0.05)]
-        _, axes = new_figure()
-        plot_lr_sensitivity(axes[0, 0], pd.concat(seeds))
-        line, points = axes[0, 0].lines[:2]
-        assert len(points.get_xdata()) == 12, "three seeds at each of the four rates that did not diverge"
-        assert line.get_ydata()[1] == pytest.approx(2.01)
-
-    def test_losses_far_above_the_basin_do_not_flatten_it(self, sweep):
-        sweep.loc[sweep.index[0], "val_loss"] = 50.0
-        _, axes = new_figure()
-        plot_lr_sensitivity(axes[0, 0], sweep)
-        assert axes[0, 0].get_ylim()[1] < 4
-
-    def test_nothing_finished(self, sweep):
-        _, axes = new_figure()
-        with pytest.raises(MuonlabError, match="no run finished"):
-            plot_lr_sensitivity(axes[0, 0], sweep.assign(val_loss=np.nan))
 
 
 class TestSwitch:

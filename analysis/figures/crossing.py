@@ -1,0 +1,81 @@
+"""Two or more arms over steps, and beneath each one's paired difference to the first with its interval."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis.canvas import styled
+from analysis.figures.loss import plot_loss
+from analysis.figures.traces import clock_of, hide_steps_labels, set_steps_axis
+from analysis.palette import styles
+from analysis.statistics import t_interval
+from muonlab.errors import MuonlabError
+
+
+@styled
+def plot_crossing(
+    axes: Sequence[Axes],
+    frame: pd.DataFrame,
+    baseline: str,
+    column: str = "probe_loss",
+    title: str = "",
+    legend: bool = True,
+) -> None:
+    """Loss above; below, loss minus the baseline's at the same step and seed: below zero an arm leads.
+
+    axes: two axes, top and bottom. frame: `Frames.steps` (run, arm, seed, status, step and `column`); a `clock`
+    must be the same for all of it. The band is the 95 % t interval of the mean over seeds,
+    drawn from two seeds on; the thin lines are the seeds. Raises MuonlabError where no arm shares a seed with it.
+    """
+    top, bottom = axes
+    plot_loss(top, frame, column, title=title, legend=legend)
+    hide_steps_labels(top)
+    drawn = 0
+    for arm, style in styles(frame["arm"]).items():
+        if arm == baseline:
+            continue
+        differences = paired_differences(frame, arm, baseline, column)
+        differences.index = differences.index * clock_of(frame)
+        drawn += len(differences.columns)
+        for seed in differences if len(differences.columns) > 1 else ():
+            ax_line = differences[seed].dropna()
+            bottom.plot(ax_line.index, ax_line, color=style.colour, alpha=0.4, lw=0.5, zorder=3, gid="seed")
+        complete = differences.dropna()
+        bottom.plot(
+            complete.index, complete.mean(axis=1), color=style.colour, ls=style.dash, zorder=4, gid="mean"
+        )
+        if len(differences.columns) > 1 and len(complete):
+            ends = [t_interval(row) for row in complete.to_numpy()]
+            low, high = [i.low for i in ends], [i.high for i in ends]
+            bottom.fill_between(complete.index, low, high, color=style.colour, alpha=0.18, lw=0, zorder=2)
+    if not drawn:
+        raise MuonlabError(f"no arm has a seed in common with the baseline '{baseline}'")
+    bottom.axhline(0, color="#4d4d4d", lw=0.7, zorder=1)
+    _limit_differences(bottom)
+    bottom.set_ylabel("minus the baseline's\n(nats)")
+    set_steps_axis(bottom, frame)
+
+
+def paired_differences(frame: pd.DataFrame, arm: str, baseline: str, column: str) -> pd.DataFrame:
+    """arm - baseline by step (index) and seed (columns), over the seeds that both have."""
+    tables = [
+        frame[frame["arm"] == name].pivot_table(index="step", columns="seed", values=column)
+        for name in (arm, baseline)
+    ]
+    return (tables[0] - tables[1]).dropna(how="all").dropna(axis="columns", how="all")
+
+
+def _limit_differences(ax: Axes) -> None:
+    """Cut the axis to the differences after the first tenth, where early training does not flatten them."""
+    means = [line for line in ax.lines if line.get_gid() == "mean"]
+    ends = [np.asarray(line.get_xdata(), float).max() for line in means if len(line.get_xdata())]
+    kept = []
+    for line in ax.lines:
+        if line.get_gid() in ("mean", "seed"):
+            x, y = (np.asarray(data, float) for data in line.get_data())
+            kept.append(y[x >= 0.1 * max(ends)])
+    values = np.concatenate([*kept, [0.0]])
+    span = np.ptp(values) or 0.01
+    ax.set_ylim(values.min() - 0.1 * span, values.max() + 0.1 * span)

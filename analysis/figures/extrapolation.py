@@ -1,0 +1,72 @@
+"""Can the max logit of the next size be predicted from the sizes before?"""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis.canvas import styled
+from analysis.figures.labels import axis_label
+from analysis.figures.level_axis import level_axis
+from analysis.figures.traces import set_log_axis
+from analysis.palette import styles
+from muonlab.errors import MuonlabError
+
+
+@styled
+def plot_extrapolation(
+    ax: Axes,
+    frame: pd.DataFrame,
+    metric: str = "end_max_logit",
+    x: str = "width",
+    degree: int = 2,
+    title: str = "",
+    legend: bool = True,
+) -> None:
+    """`metric` over size by arm on two logarithmic axes, with the fit to all sizes but the largest.
+
+    frame: `Frames.runs` (arm, level, seed and `metric`). A marker is a run, a line the polynomial of `degree` through
+    the geometric means of the known sizes, dotted beyond them (Wortsman et al., arXiv 2309.14322, Fig 9); the ring is
+    its prediction for the held-out size, and the legend says by which factor the measured mean there differs. Raises
+    MuonlabError for fewer known sizes than the fit has coefficients.
+    """
+    axis = level_axis(frame["level"])
+    for arm, style in styles(frame["arm"]).items():
+        rows = frame[(frame["arm"] == arm) & (frame[metric] > 0) & np.isfinite(frame[metric])]
+        places = axis.place(rows["level"])
+        means = np.log10(rows[metric]).groupby(places).mean()
+        if len(means) < degree + 2:
+            raise MuonlabError(
+                f"a fit of degree {degree} needs {degree + 2} sizes, and '{arm}' has {len(means)}"
+            )
+        known, held = means.iloc[:-1], means.index[-1]
+        fit = np.polynomial.Polynomial.fit(known.index, known, degree)
+        inside, beyond = (
+            np.linspace(known.index[0], known.index[-1], 50),
+            np.linspace(known.index[-1], held, 20),
+        )
+        factor = 10 ** (means.iloc[-1] - fit(held))
+        drawn = {"color": style.colour, "lw": 1.1, "zorder": 3}
+        ax.plot(
+            inside,
+            10 ** fit(inside),
+            ls=style.dash,
+            label=f"{style.label}: measured {factor:.2f} x predicted",
+            **drawn,
+        )
+        ax.plot(beyond, 10 ** fit(beyond), ls=(0, (1, 1.2)), gid="prediction", **drawn)
+        ring = {"mfc": "none", "mec": style.colour, "mew": 1.0, "ms": 8, "zorder": 5, "gid": "predicted"}
+        ax.plot([held], [10 ** fit(held)], "o", **ring)
+        ax.plot(places, rows[metric], style.marker, color=style.colour, mec="white", zorder=4, gid="runs")
+    ax.set_yscale("log")
+    low, high = frame.loc[frame[metric] > 0, metric].min() / 1.4, frame[metric].max() * 1.4
+    ends = [value for line in ax.lines if line.get_gid() == "prediction" for value in line.get_ydata()]
+    low, high = min([low, *(0.9 * v for v in ends)]), max([high, *(1.1 * v for v in ends)])
+    ax.set_ylim(low, high)
+    set_log_axis(ax.yaxis, low, high)
+    axis.draw(ax, x)
+    held_from = (sorted(axis.places.values())[-2] + max(axis.places.values())) / 2
+    ax.axvspan(held_from, ax.get_xlim()[1], color="#f3ead9", lw=0, zorder=0.5, gid="held out")
+    ax.set_ylabel(axis_label(metric))
+    ax.set_title(title)
+    if legend:
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.02))

@@ -1,0 +1,53 @@
+"""The max logit of every single head of one run."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis.canvas import styled
+from analysis.figures.labels import axis_label
+from analysis.figures.max_logit import draw_tau
+from analysis.figures.traces import set_log_axis, set_steps_axis
+from analysis.palette import Style, lighter, styles
+from muonlab.errors import MuonlabError
+
+
+@styled
+def plot_heads(
+    ax: Axes,
+    frame: pd.DataFrame,
+    tau: float | None = None,
+    title: str = "",
+    limits: tuple[float, float] | None = None,
+) -> None:
+    """A thin line a head over steps, log axis, the deeper the layer the lighter; a dashed line at `tau`.
+
+    frame: `Frames.heads` of one run (arm, step, layer, head, value). Readings at or below zero are left out. limits:
+    of the axis, for panels that are compared; None takes the run's own. Raises MuonlabError where no head was kept.
+    """
+    frame = frame[np.isfinite(frame["value"]) & (frame["value"] > 0)]
+    if frame.empty:
+        raise MuonlabError("no head's logits were kept; set `heads: true` on the experiment's condition")
+    style = next(iter(styles(frame["arm"]).values()))
+    last = max(int(frame["layer"].max()), 1)
+    for (layer, _), head in frame.groupby(["layer", "head"]):
+        ax.plot(head["step"], head["value"], color=shade(style, layer, last), lw=0.5, zorder=3, gid="head")
+    low, high = limits or head_limits(frame, tau)
+    ax.set_yscale("log")
+    ax.set_ylim(low, high)
+    set_log_axis(ax.yaxis, low, high)
+    draw_tau(ax, tau)
+    ax.set_ylabel(axis_label("max_logit"))
+    set_steps_axis(ax, frame)
+    ax.set_title(title or style.label)
+
+
+def head_limits(frame: pd.DataFrame, tau: float | None) -> tuple[float, float]:
+    """An axis that shows every head from the first percentile on, and tau."""
+    positive = frame.loc[np.isfinite(frame["value"]) & (frame["value"] > 0), "value"]
+    return positive.quantile(0.01) / 1.2, max(positive.max(), tau or 0) * 1.3
+
+
+def shade(style: Style, layer: int, last: int) -> str:
+    """The first layer in the arm's colour, the last one in its lightest."""
+    return lighter(style.colour, 0.6 * layer / last)

@@ -1,0 +1,107 @@
+"""Loss over compute, the power laws through it, and how much compute one optimizer saves."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+
+from analysis.canvas import styled
+from analysis.figures.labels import axis_label
+from analysis.measures.scaling import PowerLaw, bootstrap_ratio, fit_power_law
+from analysis.palette import styles
+from analysis.statistics import CONFIDENCE
+from muonlab.errors import MuonlabError
+
+RESAMPLES = 2000
+Points = tuple[np.ndarray, np.ndarray]  # compute by size (sizes,) and losses (sizes, seeds)
+
+
+@styled
+def plot_scaling(
+    ax: Axes,
+    frame: pd.DataFrame,
+    arm: str,
+    baseline: str,
+    metric: str = "loss",
+    title: str = "",
+    legend: bool = True,
+) -> None:
+    """Loss over training FLOPs on two logarithmic axes: a marker a run, a power law an arm, its bootstrap band.
+
+    frame: `Frames.runs` (arm, seed, level, flops and `metric`), every arm at the same sizes. The law goes through the
+    means over seeds; the band holds 95 % of the laws of seeds drawn anew at each size. The arrow lies at the baseline's
+    loss at its largest compute and ends where `arm` has that loss: its text is the ratio of compute with its interval
+    (Moonlight, arXiv 2502.16982, Fig 1a). Raises MuonlabError for arms without runs or with one size.
+    """
+    points = {name: _points(frame, name, metric) for name in dict.fromkeys([*frame["arm"], arm, baseline])}
+    for name, style in styles(points).items():
+        compute, losses = points[name]
+        law = fit_power_law(compute, losses.mean(axis=1))
+        x = np.geomspace(compute[0] / 1.15, compute[-1] * 1.15, 60)
+        label = f"{style.label}: {_power(law)}"
+        ax.plot(x, [law.loss(c) for c in x], color=style.colour, ls=style.dash, lw=1.1, zorder=3, label=label)
+        low, high = _band(compute, losses, x)
+        ax.fill_between(x, low, high, color=style.colour, alpha=0.15, lw=0, zorder=1.5)
+        ax.plot(
+            np.repeat(compute, losses.shape[1]), losses.ravel(), style.marker,
+            color=style.colour, mec="white", zorder=4, gid="runs",
+        )  # fmt: skip
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    _draw_saving(ax, styles([arm])[arm].label, points[arm], points[baseline])
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set_xlabel("training compute (FLOPs)")
+    ax.set_ylabel(axis_label(metric))
+    ax.set_title(title)
+    if legend:
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.02))
+
+
+def _points(frame: pd.DataFrame, arm: str, metric: str) -> Points:
+    """Compute by size (sizes,), ascending, and losses (sizes, seeds) over the seeds that every size has."""
+    runs = frame[(frame["arm"] == arm) & frame[metric].notna()]
+    if runs.empty:
+        raise MuonlabError(f"there is no finished run of '{arm}'; arms: {', '.join(frame['arm'].unique())}")
+    table = runs.pivot_table(index="level", columns="seed", values=metric).dropna(axis="columns")
+    compute = runs.groupby("level")["flops"].mean().reindex(table.index)
+    order = np.argsort(compute.to_numpy())
+    return compute.to_numpy()[order], table.to_numpy()[order]
+
+
+def _band(compute: np.ndarray, losses: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    sizes, seeds = losses.shape
+    chosen = rng.integers(seeds, size=(RESAMPLES, sizes, seeds))
+    means = np.take_along_axis(losses[None], chosen, axis=2).mean(axis=2)
+    slopes, intercepts = np.polyfit(np.log(compute), np.log(means).T, 1)  # as fit_power_law, all at once
+    values = np.exp(intercepts[:, None] + slopes[:, None] * np.log(x))
+    return tuple(np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0))
+
+
+def _draw_saving(ax: Axes, name: str, arm: Points, baseline: Points) -> None:
+    compute, losses = baseline
+    at = compute[-1]
+    laws = [fit_power_law(c, values.mean(axis=1)) for c, values in (arm, baseline)]
+    level = laws[1].loss(at)
+    shared = min(arm[1].shape[1], losses.shape[1])
+    interval = bootstrap_ratio(arm[1][:, :shared], losses[:, :shared], compute, at, RESAMPLES)
+    end = laws[0].compute(level)
+    line = {
+        "arrowstyle": "-|>",
+        "lw": 0.8,
+        "color": "#262626",
+        "shrinkA": 0,
+        "shrinkB": 0,
+        "mutation_scale": 7,
+    }
+    ax.annotate("", (end, level), (at, level), arrowprops=line, zorder=5)
+    said = f"{name} needs {interval.estimate:.2f} of the compute\n[{interval.low:.2f}, {interval.high:.2f}]"
+    words = {"ha": "right", "va": "top", "fontsize": 6.5, "color": "#262626", "gid": "saving"}
+    ax.text(0.99, 0.99, said, transform=ax.transAxes, **words)
+
+
+def _power(law: PowerLaw) -> str:
+    return f"{law.coefficient:.3g} $C^{{-{law.exponent:.3f}}}$"

@@ -1,0 +1,99 @@
+"""What each arm spends until a loss is reached, as a ratio to the baseline: steps, tokens, FLOPs, seconds."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+
+from analysis.canvas import styled
+from analysis.palette import styles
+from analysis.statistics import t_interval
+from muonlab.errors import MuonlabError
+
+CLOCKS = {"steps": "steps", "tokens": "tokens", "flops": "FLOPs", "seconds": "seconds"}
+TICKS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1, 1.25, 1.5, 2, 3, 4, 6, 10)
+
+
+@styled
+def plot_to_target(
+    ax: Axes, frame: pd.DataFrame, baseline: str, title: str = "", legend: bool = True
+) -> None:
+    """Ratios of what was spent: a row a clock, a marker at the geometric mean, a bar for its 95 % interval.
+
+    frame: arm, seed, clock (a key of CLOCKS), spent, reached (False: never, and `spent` is the whole run's). A tick is
+    a seed; an open triangle to the right is one that never arrived (its ratio is at least that), to the left one whose
+    baseline never did (at most). Beside each row stands the mean with its interval. Raises MuonlabError where an arm
+    shares no seed with the baseline.
+    """
+    arms = {arm: style for arm, style in styles(frame["arm"]).items() if arm != baseline}
+    clocks = [clock for clock in CLOCKS if clock in set(frame["clock"])]
+    places = {}
+    for row, clock in enumerate(clocks):
+        for rank, arm in enumerate(arms):
+            places[clock, arm] = row + (rank - (len(arms) - 1) / 2) * 0.6 / max(len(arms), 2)
+    ax.axvline(1, color="#8c8c8c", lw=0.7, zorder=1)
+    extremes = [1.0]
+    for (clock, arm), place in places.items():
+        style, ratios = arms[arm], seed_ratios(frame[frame["clock"] == clock], arm, baseline)
+        mean = t_interval(np.log(ratios["ratio"]))
+        low, middle, high = (np.exp(v) for v in (mean.low, mean.estimate, mean.high))
+        known = ratios["arm_reached"] & ratios["baseline_reached"]
+        shown = {"color": style.colour, "ls": "none", "zorder": 4}
+        ax.plot(
+            ratios.loc[known, "ratio"], [place] * known.sum(), marker="|", ms=6, mew=0.9, gid="seeds", **shown
+        )
+        for side, lost in ((">", ~ratios["arm_reached"]), ("<", ~ratios["baseline_reached"])):
+            if lost.any():
+                at = ratios.loc[lost, "ratio"]
+                ax.plot(at, [place] * len(at), marker=side, mfc="white", ms=4.5, gid="censored", **shown)
+        if np.isfinite(low):
+            ax.plot([low, high], [place, place], color=style.colour, lw=2.2, alpha=0.4, zorder=3)
+            extremes += [low, high]
+        label = style.label if clock == clocks[0] else None
+        ax.plot([middle], [place], style.marker, color=style.colour, mec="white", ms=5, zorder=5, label=label)
+        said = f"{middle:.2f}" + (f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else "")
+        ax.annotate(
+            said, (1, place), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+            va="center", fontsize=6.5, color=style.colour,
+        )  # fmt: skip
+        extremes += list(ratios["ratio"])
+    _finish(ax, clocks, min(extremes) / 1.12, max(extremes) * 1.12)
+    ax.set_xlabel(f"spent until the target, over {styles([baseline])[baseline].label}'s")
+    ax.set_title(title)
+    if legend:
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=len(arms))
+
+
+def seed_ratios(frame: pd.DataFrame, arm: str, baseline: str) -> pd.DataFrame:
+    """By seed: ratio, arm_reached, baseline_reached, over the seeds that both have of one clock."""
+    sides = [frame[frame["arm"] == name].set_index("seed") for name in (arm, baseline)]
+    shared = sides[0].index.intersection(sides[1].index)
+    if shared.empty:
+        raise MuonlabError(f"'{arm}' and '{baseline}' have no seed in common")
+    ours, theirs = (side.loc[shared] for side in sides)
+    columns = {"ratio": ours["spent"] / theirs["spent"]}
+    columns |= {
+        "arm_reached": ours["reached"].astype(bool),
+        "baseline_reached": theirs["reached"].astype(bool),
+    }
+    return pd.DataFrame(columns)
+
+
+def _finish(ax: Axes, clocks: list[str], low: float, high: float) -> None:
+    ax.set_xscale("log")
+    ax.set_xlim(low, high)
+    inside = [tick for tick in TICKS if low <= tick <= high]
+    # Ticks closer than a sixteenth of the axis would touch; 1 always stays.
+    kept = [1]
+    for tick in sorted(inside, key=lambda value: abs(np.log(value))):
+        if all(abs(np.log(tick / other)) > np.log(high / low) / 10 for other in kept):
+            kept.append(tick)
+    ax.xaxis.set_major_locator(FixedLocator(sorted(kept)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_yticks(range(len(clocks)), [CLOCKS[clock] for clock in clocks])
+    ax.set_ylim(len(clocks) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="y", visible=False)
+    ax.grid(axis="x", visible=True)
