@@ -8,6 +8,7 @@ Interleaved repeats on one thread; medians over repeats, with their range. Read 
     transcription the same architecture with materialised attention and autograd alone (benchmarks/plain_gpt.py)
     dense         for a mixture of experts: a dense model of as many active parameters
     compiled      torch.compile, with --compile, since compiling takes from seconds to minutes
+    products      the matrix products of forward and backward alone, at their own shapes: the floor of every variant
     allocator     glibc's default, which returns freed memory; two threads; both in processes of their own
 
 with tokens per second, the share of the machine's measured fp32 matrix-product peak that the model's FLOPs reach, the
@@ -33,13 +34,17 @@ from typing import Any
 
 import torch
 from plain_gpt import PlainGPT
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from muonlab.cli import compose_config, plain
 from muonlab.models import NanoGPT, build_model
+from muonlab.models.counts import total
 from muonlab.optim import build_optimizer
 from muonlab.runtime import settle
 
 MODELS = ["nanogpt_xs", "nanogpt_s", "nanogpt_m", "moe_xs"]
+PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.bmm.default, torch.ops.aten.baddbmm.default}
+PRODUCTS |= {torch.ops.muonlab.grouped_mm.default}
 PARTS = ("data", "forward", "backward", "optimizer", "clip")
 
 
@@ -122,18 +127,50 @@ def transcription(settings: dict[str, Any]) -> BareLoop:
 
 def dense_twin(settings: dict[str, Any]) -> BareLoop:
     """A NanoGPT as deep and wide as the mixture, whose MLPs make its parameters the mixture's active ones."""
-    loop = BareLoop(settings)
-    active = loop.model.active_parameters()
     wanted = dict(settings["model"])
     shared = {key: wanted[key] for key in ("context", "d_model", "num_layers", "num_heads")}
-    shared |= {"vocab_size": loop.data.vocab_size, "activation": "swiglu"}
 
-    def size(ratio: float) -> int:
-        return sum(p.numel() for p in build_model("nanogpt", mlp_ratio=ratio, **shared).parameters())
+    def active(model: torch.nn.Module) -> int:
+        return total(model.counts(wanted["context"]).values()).active
 
-    empty, one = size(1 / wanted["d_model"]), size(1 + 1 / wanted["d_model"])
-    ratio = 1 / wanted["d_model"] + max(0.0, (active - empty) / (one - empty))
-    return BareLoop(settings, build_model("nanogpt", mlp_ratio=ratio, **shared))
+    def dense(hidden: float) -> NanoGPT:
+        return build_model("nanogpt", mlp_ratio=hidden / wanted["d_model"], activation="swiglu", **shared)
+
+    settings_of_model = {key: value for key, value in wanted.items() if key != "name"}
+    goal, narrow, wide = active(build_model(wanted["name"], **settings_of_model)), dense(1), dense(2)
+    hidden = 1 + (goal - active(narrow)) / (active(wide) - active(narrow))
+    return BareLoop(settings, dense(round(hidden)))
+
+
+class _Products(TorchDispatchMode):
+    """Remembers every matrix product that runs beneath it, to repeat them without what lies between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple, dict]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func in PRODUCTS:
+            self.calls.append((func, args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+class Products:
+    """The matrix products of one forward and backward, again and again."""
+
+    def __init__(self, loop: BareLoop):
+        with _Products() as products:
+            loop.loss(*loop.data.batch(1, 0, loop.batch_size, loop.context)).backward()
+        self.calls = products.calls
+
+    @torch.no_grad()
+    def steps(self, count: int) -> float:
+        """Seconds for the products of one step."""
+        started = time.perf_counter()
+        for _ in range(count):
+            for func, args, kwargs in self.calls:
+                func(*args, **kwargs)
+        return (time.perf_counter() - started) / count
 
 
 def recorded(settings: dict[str, Any], skip: int = 3) -> float:
@@ -213,6 +250,7 @@ def bench_model(name: str, repeats: int, seconds: float, compiled: bool) -> None
             loops["transcription"] = transcription(settings)
         else:
             loops["dense, as many active"] = dense_twin(settings)
+        loops["products alone"] = Products(BareLoop(settings))
         if compiled:
             loops["compiled"] = BareLoop(settings)
             loops["compiled"].model.compile()
