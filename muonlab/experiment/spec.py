@@ -20,7 +20,6 @@ SPEC_KEYS = {
     "harmless",
     "figures",
     "scales",
-    "notes",
 }
 SCALE_KEYS = {"common", "seeds", "minutes"}
 CONDITION_KEYS = {"about", "arms", "common", "seeds", "vary", "levels", "tuned_on", "windows", "heads"}
