@@ -64,10 +64,14 @@ def verdict_table(summary: pd.DataFrame) -> pd.DataFrame:
     for (arm, level, lr), group in summary.groupby(["arm", "level", "lr"], sort=False, dropna=False):
         cells = {row.name_: _cell(row) for row in group.rename(columns={"name": "name_"}).itertuples()}
         rows.append(
-            {"arm": labels[arm].label, **({"level": level} if varied else {}), "lr": f"{lr:g}"}
+            {"arm": labels[arm].label, **({"level": _level(level)} if varied else {}), "lr": f"{lr:g}"}
             | {name: cells.get(name, "-") for name in names}
         )
     return pd.DataFrame(rows)
+
+
+def _level(value: float | str) -> str:
+    return value if isinstance(value, str) else "" if math.isnan(value) else f"{value:g}"
 
 
 def as_text(table: pd.DataFrame) -> str:
