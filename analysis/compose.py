@@ -76,7 +76,7 @@ def draw(spec: Mapping[str, Any], data: Frames | pd.DataFrame, folder: Path, mad
 
 
 def describe_sample(runs: pd.DataFrame) -> str:
-    """What the numbers rest on: "9 runs, n = 3 seeds each; 716,800 tokens a run."."""
+    """What the numbers rest on: "9 runs, n=3 seeds each; 716,800 tokens a run."."""
     setting = [c for c in ("condition", "arm", "level", "lr") if c in runs]
     seeds = runs.groupby(setting, dropna=False)["seed"].nunique()
     count = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
@@ -86,4 +86,4 @@ def describe_sample(runs: pd.DataFrame) -> str:
     diverged = int((runs["status"] == "diverged").sum())
     lost = f", {diverged} diverged" if diverged else ""
     spent = f"{tokens[0]:,}" if len(tokens) == 1 else f"{tokens[0]:,} to {tokens[-1]:,}"
-    return f"{len(runs)} runs, n = {count} {plural} each{lost}; {spent} tokens a run."
+    return f"{len(runs)} runs, n={count} {plural} each{lost}; {spent} tokens a run."

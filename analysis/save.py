@@ -10,6 +10,7 @@ from analysis.canvas import styled
 CAPTION_SIZE = 5.8  # points
 CAPTION_SPACING = 1.3  # line heights
 CAPTION_MARGIN = 0.06  # inches left, right, above and below
+CAPTION_SHARE = "CaptionShare"  # a text chunk of the PNG
 
 
 @styled
@@ -20,13 +21,14 @@ def save_figure(
     paths.
 
     The caption is wrapped and set below the axes in small type, in a strip by which the figure grows, so that
-    the axes keep their size; it is also the PDF's subject and the PNG's description. Saving the same figure
+    the axes keep their size; it is also the PDF's subject and the PNG's description, whose key CAPTION_SHARE says how
+    much of the height the strip is. Saving the same figure
     with the same versions of matplotlib and its fonts gives the same bytes: no dates, no program version.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = {kind: folder / f"{name}.{kind}" for kind in ("pdf", "png", "csv")}
-    _set_caption(fig, caption)
+    share = _set_caption(fig, caption)
     flat = " ".join(caption.split())
     pdf_metadata = {
         "Title": name,
@@ -36,12 +38,14 @@ def save_figure(
         "CreationDate": None,
     }
     fig.savefig(paths["pdf"], metadata=pdf_metadata)
-    fig.savefig(paths["png"], metadata={"Title": name, "Description": flat, "Software": None})
+    png_metadata = {"Title": name, "Description": flat, CAPTION_SHARE: f"{share:.6f}", "Software": None}
+    fig.savefig(paths["png"], metadata=png_metadata)
     frame.to_csv(paths["csv"], index=False, float_format="%.7g", lineterminator="\n")
     return paths
 
 
-def _set_caption(fig: Figure, caption: str) -> None:
+def _set_caption(fig: Figure, caption: str) -> float:
+    """Add the strip; its share of the figure's height."""
     width, height = fig.get_size_inches()
     lines = _wrap(fig, caption, (width - 2 * CAPTION_MARGIN) * fig.dpi)
     strip = len(lines) * CAPTION_SIZE * CAPTION_SPACING / 72 + 2 * CAPTION_MARGIN
@@ -60,6 +64,7 @@ def _set_caption(fig: Figure, caption: str) -> None:
         gid="caption",
         in_layout=False,
     )
+    return strip / total
 
 
 def _wrap(fig: Figure, caption: str, width: float) -> list[str]:

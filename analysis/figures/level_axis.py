@@ -29,10 +29,10 @@ class LevelAxis:
         return levels.map(level_text).isin(self.joined)
 
     @property
-    def gap(self) -> float:
-        """The smallest distance of two levels; 1 where there is one only."""
+    def dodge(self) -> float:
+        """How far arms stand beside each other at one level: little, against the axis and against its steps."""
         ordered = sorted(set(self.places.values()))
-        return min((b - a for a, b in pairwise(ordered)), default=1.0)
+        return min([0.08 * (b - a) for a, b in pairwise(ordered)] + [0.012 * (ordered[-1] - ordered[0])])
 
     def draw(self, ax: Axes, label: str) -> None:
         """Ticks at the levels, their texts slanted where they would touch, and limits a little beyond the outermost."""

@@ -53,11 +53,12 @@ def plot_levels(
             look = {"color": style.colour, "ls": style.dash, "lw": 1.0, "alpha": 0.8, "zorder": 2}
             ax.axhline(median, label=style.label, gid="fixed", **look)
         if arm in names:
-            shift = (names.index(arm) - (len(names) - 1) / 2) * 0.08 * axis.gap
+            shift = (names.index(arm) - (len(names) - 1) / 2) * axis.dodge
             rows = swept[swept["arm"] == arm]
             rows = rows.assign(place=axis.place(rows["level"]) + shift, joined=axis.joins(rows["level"]))
             _draw_arm(ax, rows, ceiling, style, best, name_best)
-    _limit(ax, low, ceiling, is_logarithmic(metric))
+    ends = [line.get_ydata()[0] for line in ax.lines if line.get_gid() == "interval"]
+    _limit(ax, min([low, *ends]), ceiling, is_logarithmic(metric))
     reasons = ["diverged"] if (judged["status"] == "diverged").any() else []
     reasons += ["never reached"] if (np.isinf(values) & (judged["status"] != "diverged")).any() else []
     reasons += ["worse than this"] if finite.max() > ceiling else []
@@ -119,9 +120,8 @@ def _draw_seeds(
     reached = rows.loc[np.isfinite(rows["value"]), "value"]
     if len(rows) > FEW_SEEDS and len(reached) == len(rows):
         mean = t_interval(reached)
-        ax.plot(
-            [place, place], np.minimum([mean.low, mean.high], ceiling), color=style.colour, lw=1.0, zorder=4
-        )
+        ends = np.minimum([mean.low, mean.high], ceiling)
+        ax.plot([place, place], ends, color=style.colour, lw=1.0, zorder=4, gid="interval")
         ax.plot([place], [median], mec="white", **dot)
         return
     ax.plot([place] * len(reached), reached.clip(upper=ceiling), mec="white", gid="seeds", **dot)

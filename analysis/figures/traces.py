@@ -16,8 +16,8 @@ def draw_traces(ax: Axes, frame: pd.DataFrame, column: str, window: int = 1) -> 
     frame: run, arm, status, step and `column`; steps without a reading are left out; where it has `clock`
     (units a step, one value an arm), the horizontal axis is step x clock. window: the trailing mean in steps
     that is drawn over the raw trace (alpha 0.2); 1 draws the raw trace alone. Thin lines are seeds, the bold
-    line is the median over seeds, in which a run that diverged counts as the worst from there on. Raises
-    MuonlabError where the frame lacks a column or holds no finite reading.
+    line is their median, in which a run that diverged counts as the worst from there on, in up to 120 bins of
+    consecutive readings. Raises MuonlabError where the frame lacks a column or holds no finite reading.
     """
     if missing := sorted({"run", "arm", "status", "step", column} - set(frame.columns)):
         raise MuonlabError(f"the frame to draw lacks the columns {', '.join(missing)}")
@@ -45,7 +45,19 @@ def _draw_arm(ax: Axes, runs: pd.DataFrame, column: str, window: int, style: Sty
         drawn[run] = smooth
     middle = median_trace(pd.DataFrame(drawn))
     label = f"{style.label} (n={count}" + (f", {diverged} diverged)" if diverged else ")")
+    middle = binned(middle)
     ax.plot(clock * middle.index, middle, color=style.colour, ls=style.dash, label=label, zorder=zorder + 2)
+
+
+def binned(trace: pd.Series, bins: int = 120) -> pd.Series:
+    """The median of each of at most `bins` runs of consecutive readings, at its middle: along every wiggle of a noisy
+    trace a dashed line is solid."""
+    width = -(-len(trace) // bins)
+    if width < 2:
+        return trace
+    parts = trace.groupby(np.arange(len(trace)) // width)
+    middle = trace.index.to_series().groupby(np.arange(len(trace)) // width).median()
+    return pd.Series(parts.median().to_numpy(), index=middle.to_numpy())
 
 
 def clock_of(runs: pd.DataFrame) -> float:

@@ -16,6 +16,7 @@ from analysis.frames import Frames
 from analysis.measures.registry import level_of
 
 Drawing = tuple[Figure, pd.DataFrame, str]
+BOLD = "Thin: seeds; bold: their median, in up to 120 bins."
 TRACE_COLUMNS = ["run", "condition", "arm", "level", "seed", "status", "step", "tokens"]
 
 
@@ -84,16 +85,20 @@ def legend_above(fig: Figure, axes: Iterable[Axes]) -> None:
             found.setdefault(label, handle)
     if not found:
         return
-    width, _ = fig.get_size_inches()
-    each = 0.55 + 0.052 * max(len(label) for label in found)  # inches: the line, and 6.5 pt letters
-    columns = max(1, min(len(found), int((width - 0.3) / each)))
+    width, height = fig.get_size_inches()
+    columns = next(n for n in range(len(found), 0, -1) if n == 1 or _legend_width(list(found), n) <= width)
     rows = math.ceil(len(found) / columns)
     # Matplotlib fills a legend column by column; read it row by row.
     by_column = zip_longest(*(list(found)[row * columns : (row + 1) * columns] for row in range(rows)))
     labels = [label for column in by_column for label in column if label is not None]
-    fig.set_size_inches(width, fig.get_size_inches()[1] + 0.04 + 0.135 * rows)
-    handles = [found[label] for label in labels]
-    fig.legend(handles, labels, loc="outside upper left", ncols=columns)
+    fig.set_size_inches(width, height + 0.04 + 0.135 * rows)
+    fig.legend([found[label] for label in labels], labels, loc="outside upper left", ncols=columns)
+
+
+def _legend_width(labels: list[str], columns: int) -> float:
+    """Inches of a legend in so many columns, read row by row: lines of half an inch, and letters of 6.5 pt."""
+    longest = [max(map(len, labels[column::columns])) for column in range(columns)]
+    return sum(0.55 + 0.052 * letters for letters in longest) + 0.1
 
 
 def only_outer_labels(axes: Iterable[Axes]) -> None:

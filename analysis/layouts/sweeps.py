@@ -124,7 +124,9 @@ def draw_scaling(
     fig, axes = new_figure(1, 1, height=2.6)
     plot_scaling(axes[0, 0], frames.runs, arm, baseline, metric, title, legend=False)
     legend_above(fig, list(axes.flat))
-    note = "Power laws through the means over seeds; bands and brackets hold 95% of the laws of resampled seeds."
+    note = (
+        "Power laws through the means over seeds; bands and brackets hold 95% of the laws of resampled seeds."
+    )
     return fig, kept(frames.runs, [*SETTING, "flops", metric]), note
 
 

@@ -19,6 +19,7 @@ from analysis.figures.heads import head_limits
 from analysis.figures.traces import hide_steps_labels
 from analysis.frames import Frames
 from analysis.layouts.drawing import (
+    BOLD,
     TRACE_COLUMNS,
     Drawing,
     clock_by_arm,
@@ -42,7 +43,7 @@ def draw_traces(frames: Frames, title: str = "", tau: float | None = None, x: st
     plot_loss(axes[0, 0], steps, title=title or "Held-out loss", legend=False)
     plot_max_logit(axes[0, 1], steps, tau, title="Largest attention logit", legend=False)
     legend_above(fig, axes[0, :1])
-    note = "Left: loss on one fixed held-out batch. Right: largest scaled attention logit of all layers and heads."
+    note = f"Left: loss on one fixed held-out batch. Right: largest logit of all layers and heads. {BOLD}"
     return fig, kept(steps, [*TRACE_COLUMNS, "probe_loss", "max_logit"]), note
 
 
@@ -54,7 +55,7 @@ def draw_spike_vs_stable(
     fig, axes = new_figure(3, 1, width=PAGE, height=5.2, sharex=True)
     plot_spike_vs_stable(axes[:, 0], steps, tau, window=window, title=title, legend=False)
     legend_above(fig, axes[:1, 0])
-    note = f"Loss and gradient norm: trailing mean of {window} steps over the raw trace; spikes found in the raw trace."
+    note = f"Loss and gradient norm: trailing mean of {window} steps over the raw trace, spikes of the raw one. {BOLD}"
     drawn = ["train_loss", "max_logit", "grad_norm", "loss_spikes", "grad_spikes"]
     return fig, kept(steps, [*TRACE_COLUMNS, *drawn]), note
 
@@ -67,7 +68,7 @@ def draw_switch(
     fig, axes = new_figure(2, 1, width=PAGE, height=3.9, sharex=True)
     plot_switch(axes[:, 0], steps, windows, tau, title=title, legend=False)
     legend_above(fig, axes[:1, 0])
-    return fig, kept(steps, [*TRACE_COLUMNS, "probe_loss", "max_logit"]), "Shaded: the clip is off."
+    return fig, kept(steps, [*TRACE_COLUMNS, "probe_loss", "max_logit"]), f"Shaded: the clip is off. {BOLD}"
 
 
 def draw_crossing(
@@ -92,7 +93,9 @@ def draw_crossing(
     plot_crossing(axes[:, 0], steps, baseline, column, title=title, legend=False)
     legend_above(fig, axes[:1, 0])
     name = styles(steps["arm"])[baseline].label
-    note = f"Below: minus {name}, paired over seeds, with the 95% interval of the mean; below zero an arm leads."
+    note = (
+        f"Below: minus {name}, paired over seeds, with the 95% interval of the mean; below zero an arm leads."
+    )
     return fig, kept(steps, [*TRACE_COLUMNS, column]), note
 
 
@@ -128,7 +131,7 @@ def draw_rise_and_fall(
             plot_column(ax, steps, column, title="Steps that clip", legend=False)
     legend_above(fig, axes[:1])
     smooth = "Gradient norm and share of clipping steps" if "clipped" in drawn else "Gradient norm"
-    note = f"{smooth}: trailing mean of {window} steps. {CLOCK_NOTE if clock else ''}"
+    note = f"{smooth}: trailing mean of {window} steps. {CLOCK_NOTE if clock else ''} {BOLD}"
     return fig, kept(steps, [*TRACE_COLUMNS, "clock", "probe_loss", "max_logit", "grad_norm", "gamma"]), note
 
 
@@ -168,6 +171,7 @@ def draw_spectra(
     legend_above(fig, axes[:1])
     note = f"At each step the {over} over all layers." if over else ""
     note += f" Trailing mean of {window} steps." if window > 1 else ""
+    note += f" {BOLD}"
     return fig, kept(steps, [*TRACE_COLUMNS, *drawn]).dropna(subset=drawn, how="all"), note.strip()
 
 

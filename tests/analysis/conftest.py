@@ -194,7 +194,10 @@ def made_up_cell(
     }
     run |= {"end_max_logit": logit, "clipped_share": 0.0, "spikes/olmo2/grad_norm": 0.0} | more
     heads = [
-        pd.DataFrame(row | {"step": step, "layer": i, "head": 0, "value": trace / (i + 1), "gamma": 1.0})
+        pd.DataFrame(
+            row
+            | {"step": step, "layer": i, "head": 0, "value": trace / (i + 1), "gamma": 1.0, "entropy": 1.0}
+        )
         for i in range(2)
     ]
     return pd.DataFrame([run]), table if settled else table.head(30), pd.concat(heads)

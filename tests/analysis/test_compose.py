@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
-from analysis import compose
+from analysis import canvas, compose
 from analysis.compose import KINDS, check_figure, describe_sample, draw
 from analysis.save import save_figure
 from muonlab.errors import MuonlabError
@@ -216,7 +217,12 @@ def assert_legible(fig):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """draw(...) that also returns its figure."""
+    """draw(...) that also returns its figure. For speed at few dots an inch and without PDF, whose bytes test_save and
+    test_archive compare."""
+    monkeypatch.setitem(canvas._SETTINGS, "savefig.dpi", 60)
+    savefig = Figure.savefig
+    without = lambda fig, path, **more: None if path.suffix == ".pdf" else savefig(fig, path, **more)  # noqa: E731
+    monkeypatch.setattr(Figure, "savefig", without)
 
     def both(spec, data, folder):
         kept = []
@@ -246,7 +252,7 @@ def test_a_kind_shows_its_series_and_is_the_same_bytes_twice(kind, make_frames, 
     if legend is not None:
         assert sorted(text.get_text() for text in fig.legends[0].get_texts()) == sorted(legend)
     caption = next(text for text in fig.texts if text.get_gid() == "caption").get_text()
-    assert f"{len(frames.runs)} runs, n = 3 seeds each" in " ".join(caption.split())
+    assert f"{len(frames.runs)} runs, n=3 seeds each" in " ".join(caption.split())
     assert " ".join(caption.split()).startswith("Made-up runs.")
     assert " ".join(caption.split()).endswith(MADE)
     assert len(pd.read_csv(paths["csv"]))
@@ -307,4 +313,4 @@ def test_the_sample_counts_seeds_a_setting_and_leaves_short_runs_out_of_the_toke
     runs = make_frames(
         [*sweep("muon", [1.0, 2.0]), {"arm": "adamw", "status": "diverged", "tokens": 5.0}]
     ).runs
-    assert describe_sample(runs) == "7 runs, n = 1 to 3 seeds each, 1 diverged; 30,720 tokens a run."
+    assert describe_sample(runs) == "7 runs, n=1 to 3 seeds each, 1 diverged; 30,720 tokens a run."
