@@ -1,0 +1,233 @@
+"""Panels that hold arms against one another over steps, in dots and in tables."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.canvas import new_figure
+from analysis.figures import (
+    plot_column,
+    plot_crossing,
+    plot_differences,
+    plot_heads,
+    plot_logit_dots,
+    plot_mechanism,
+    plot_spike_events,
+    plot_to_target,
+)
+from analysis.figures.crossing import paired_differences
+from analysis.figures.spike_events import column_label
+from analysis.figures.to_target import seed_ratios
+from analysis.figures.traces import binned
+from analysis.layouts.comparisons import spent_until
+from analysis.layouts.drawing import clock_by_arm, line_per_level
+from analysis.layouts.traces import draw_rise_and_fall, draw_spectra
+from analysis.palette import ARMS
+from analysis.statistics import t_interval
+from muonlab.errors import MuonlabError
+
+
+def lines(ax, gid):
+    return [line for line in ax.lines if line.get_gid() == gid]
+
+
+@pytest.fixture
+def arms(make_frames):
+    """Muon, MuonClip 0.1 lower in every seed but for noise, AdamW far above with one diverged seed of four."""
+    offsets = {"muon": 0.0, "muonclip": -0.1, "adamw": 1.5}
+    return make_frames(
+        {
+            "arm": arm,
+            "seed": s,
+            "loss": 2 + offset + 0.01 * s + 0.002 * s * (arm != "muon"),
+            "logit": 10.0 * s,
+        }
+        | ({"status": "diverged"} if (arm, s) == ("adamw", 2) else {})
+        for arm, offset in offsets.items()
+        for s in (1, 2, 3, 4)
+    )
+
+
+class TestDifferences:
+    def test_means_and_intervals_are_those_of_the_pairs(self, arms):
+        _, axes = new_figure()
+        ax = axes[0, 0]
+        plot_differences(ax, arms.runs, "muon")
+        assert [text.get_text() for text in ax.get_yticklabels()] == ["Muon", "MuonClip", "AdamW"]
+        mean = next(line for line in lines(ax, "mean") if line.get_ydata()[0] == 1)
+        differences = -0.1 + 0.002 * np.array([1, 2, 3, 4])
+        assert mean.get_xdata()[0] == pytest.approx(differences.mean())
+        bar = next(line for line in ax.lines if line.get_alpha() == 0.45 and line.get_ydata()[0] == 1)
+        expected = t_interval(differences)
+        assert bar.get_xdata() == pytest.approx([expected.low, expected.high])
+
+    def test_an_arm_far_worse_stands_at_the_edge_with_its_mean_and_its_losses(self, arms):
+        _, axes = new_figure()
+        ax = axes[0, 0]
+        plot_differences(ax, arms.runs, "muon")
+        (edge,) = lines(ax, "beyond")
+        assert edge.get_ydata()[0] == 2
+        assert ax.get_xlim()[1] == edge.get_xdata()[0] < 1
+        assert ax.texts[0].get_text() == "+2.00, 1 of 4 diverged"
+
+    def test_the_band_is_the_noise_floor(self, arms):
+        _, axes = new_figure()
+        plot_differences(axes[0, 0], arms.runs[arms.runs["arm"] != "adamw"], "muon")
+        (band,) = [patch for patch in axes[0, 0].patches if patch.get_gid() == "noise floor"]
+        seeds = np.array([1, 2, 3, 4])
+        floor = np.sqrt((np.var(0.01 * seeds, ddof=1) + np.var(0.012 * seeds, ddof=1)) / 2)
+        assert band.get_width() == pytest.approx(2 * floor)
+
+    def test_logits_are_medians_and_diverged_arms_have_a_cross(self, arms):
+        _, axes = new_figure()
+        ax = axes[0, 0]
+        plot_logit_dots(ax, arms.runs, tau=30.0)
+        medians = {line.get_ydata()[0]: line.get_xdata()[0] for line in lines(ax, "median")}
+        assert medians == {0: 25, 1: 25, 2: 30}
+        assert len(lines(ax, "diverged")) == 1
+        assert ax.texts[0].get_text() == "τ = 30"
+
+
+class TestCrossing:
+    def test_differences_are_paired_by_step_and_seed(self, arms):
+        steps = arms.steps[arms.steps["arm"] != "adamw"]
+        found = paired_differences(steps, "muonclip", "muon", "probe_loss")
+        assert found.columns.tolist() == [1, 2, 3, 4]
+        assert found.loc[55].to_numpy() == pytest.approx(-0.1 + 0.002 * np.array([1, 2, 3, 4]))
+        _, axes = new_figure(2, 1)
+        plot_crossing(axes[:, 0], steps, "muon", legend=False)
+        (mean,) = lines(axes[1, 0], "mean")
+        assert mean.get_ydata()[-1] == pytest.approx(-0.095)
+        assert len(lines(axes[1, 0], "seed")) == 4
+        assert axes[0, 0].get_xlim() == axes[1, 0].get_xlim()
+
+    def test_on_the_clock_steps_become_products_with_learning_rate_and_decay(self, arms):
+        steps = arms.steps[arms.steps["arm"] != "adamw"].assign(clock=0.01)
+        _, axes = new_figure(2, 1)
+        plot_crossing(axes[:, 0], steps, "muon", legend=False)
+        assert axes[1, 0].get_xlim() == pytest.approx((0, 0.6))
+        assert lines(axes[1, 0], "mean")[0].get_xdata()[-1] == pytest.approx(0.55)
+        assert axes[1, 0].get_xlabel() == "step x learning rate x weight decay"
+
+    def test_arms_without_a_shared_seed_are_told(self, arms):
+        steps = arms.steps[arms.steps["arm"] == "muon"]
+        _, axes = new_figure(2, 1)
+        with pytest.raises(MuonlabError, match="no arm has a seed in common"):
+            plot_crossing(axes[:, 0], steps, "muon")
+
+
+class TestLines:
+    def test_levels_and_conditions_become_names_only_where_there_are_several(self, make_frames):
+        cells = [{"arm": "muon", "condition": "decay", "level": wd} for wd in (0.0, 0.125)]
+        cells += [{"arm": "muon", "condition": "same_clock", "level": 0.5}, {"arm": "adamw", "level": 3.0}]
+        frames = line_per_level(make_frames(cells), "weight decay")
+        expected = ["muon weight decay 0 decay", "muon weight decay 0.125 decay", "muon same clock", "adamw"]
+        for table in (frames.runs, frames.steps, frames.heads):
+            assert list(dict.fromkeys(table["arm"])) == expected
+
+    def test_the_clock_of_an_arm_without_decay_is_the_slowest_of_the_others(self):
+        runs = pd.DataFrame({"arm": ["a", "b", "c"], "lr": [0.1, 0.1, 0.2], "weight_decay": [0.0, 0.1, 0.5]})
+        assert clock_by_arm(runs).to_dict() == pytest.approx({"a": 0.01, "b": 0.01, "c": 0.1})
+
+    def test_bins_hold_medians_of_consecutive_readings(self):
+        trace = pd.Series(np.arange(300.0), index=np.arange(0, 600, 2))
+        found = binned(trace, 100)
+        assert len(found) == 100
+        assert found.iloc[0] == 1.0
+        assert found.index[0] == 2
+        pd.testing.assert_series_equal(binned(trace.head(100), 100), trace.head(100))
+
+
+class TestTarget:
+    def test_ratios_are_taken_seed_by_seed_and_censored_ones_are_marked(self):
+        rows = [("adamw", s, "steps", 100.0, True) for s in (1, 2, 3)]
+        rows += [
+            ("muon", 1, "steps", 50.0, True),
+            ("muon", 2, "steps", 80.0, True),
+            ("muon", 3, "steps", 200.0, False),
+        ]
+        frame = pd.DataFrame(rows, columns=["arm", "seed", "clock", "spent", "reached"])
+        ratios = seed_ratios(frame, "muon", "adamw")
+        assert ratios["ratio"].to_dict() == {1: 0.5, 2: 0.8, 3: 2.0}
+        assert ratios["arm_reached"].tolist() == [True, True, False]
+        _, axes = new_figure()
+        ax = axes[0, 0]
+        plot_to_target(ax, frame, "adamw", legend=False)
+        (censored,) = lines(ax, "censored")
+        assert (censored.get_marker(), censored.get_xdata().tolist()) == (">", [2.0])
+        mean = np.exp(np.log([0.5, 0.8, 2.0]).mean())
+        assert ax.texts[0].get_text().startswith(f"{mean:.2f} [")
+
+    def test_a_run_that_never_arrives_has_spent_everything(self, arms):
+        spent = spent_until(arms, 2.05)
+        steps = spent[spent["clock"] == "steps"].set_index(["arm", "seed"])
+        assert not steps.loc[("adamw", 1), "reached"]
+        assert steps.loc[("adamw", 1), "spent"] == 59
+        # 1.902 + 0.01 + 3 exp(-t / 6) reaches 2.05 near t = 18, between the readings at 15 and 20.
+        assert 15 < steps.loc[("muonclip", 1), "spent"] < 20
+        assert set(spent["clock"]) == {"steps", "tokens", "flops", "seconds"}
+
+
+class TestTables:
+    def test_cells_say_the_mean_score_and_where_a_seed_diverged(self):
+        frame = pd.DataFrame(
+            {"condition": ["base", "base", "deep"], "status": ["finished", "diverged", "finished"]}
+            | {"spikes/olmo2/grad_norm": [0.0, 1.0, 0.0], "spikes/zclip/grad_norm": [0.001, 0.001, np.nan]}
+        )
+        _, axes = new_figure()
+        columns = ["spikes/olmo2/grad_norm", "spikes/zclip/grad_norm"]
+        plot_spike_events(axes[0, 0], frame, ["base", "deep", "bf16"], columns, 1.0)
+        assert [text.get_text() for text in axes[0, 0].texts] == ["0.5†", "<.01†", "0"]
+        assert [column_label(name) for name in columns] == ["OLMo 2: grad", "ZClip: grad"]
+
+
+class TestColumns:
+    def test_a_family_is_a_panel_a_member_or_one_for_all(self, make_frames):
+        recorded = {"svd_entropy/query": 0.8, "svd_entropy/key": 0.6}
+        frames = make_frames([{"arm": "muon", "seed": s, "steps": recorded} for s in (1, 2)])
+        fig, _, _ = draw_spectra(frames)
+        assert [ax.get_title(loc="left") for ax in fig.axes] == ["Query", "Key"]
+        assert fig.axes[0].get_ylim() == fig.axes[1].get_ylim()
+        fig, table, _ = draw_spectra(frames, over="mean")
+        assert len(fig.axes) == 1
+        assert table["svd_entropy"].unique() == pytest.approx([0.7])
+
+    def test_clip_activity_is_drawn_only_where_a_clip_acted(self, make_frames):
+        for arm, panels in (("muon", 3), ("muonclip", 4)):
+            fig, _, _ = draw_rise_and_fall(make_frames([{"arm": arm, "logit": 100.0}]))
+            assert len(fig.axes) == panels
+        (line,) = fig.axes[3].lines
+        assert line.get_ydata()[0] == 0
+        assert line.get_ydata()[-1] == 0.64, "16 of the last 25 steps lie above tau"
+
+    def test_a_logarithmic_column_leaves_out_what_is_not_positive(self, make_frames):
+        steps = make_frames([{"arm": "muon"}]).steps.assign(**{"sigma_max/mlp": np.linspace(-1, 5, 60)})
+        _, axes = new_figure()
+        plot_column(axes[0, 0], steps, "sigma_max/mlp")
+        assert axes[0, 0].get_yscale() == "log"
+        assert axes[0, 0].lines[0].get_ydata().min() > 0
+
+
+class TestMechanism:
+    def test_the_parts_add_up_to_the_growth_of_the_logit(self, make_frames):
+        share = np.arange(60) / 59
+        parts = {"argmax_query_norm": 10**share, "argmax_key_norm": 100**share, "argmax_cosine": 0.1**share}
+        steps = make_frames([{"arm": "muon", "seed": s, "steps": parts} for s in (1, 2)]).steps
+        _, axes = new_figure()
+        plot_mechanism(axes[0, 0], steps)
+        total = next(line for line in axes[0, 0].lines if line.get_label() == "max logit")
+        first = 5 / 59  # warm-up ends at step 5
+        assert total.get_ydata()[-1] == pytest.approx((1 + 2 - 1) * (1 - first))
+        assert axes[0, 0].get_ylim()[0] < -(1 - first), "the cosine shrinks below zero"
+
+
+class TestHeads:
+    def test_a_line_a_head_and_the_line_at_tau(self, make_frames):
+        heads = make_frames([{"arm": "muon"}]).heads
+        _, axes = new_figure()
+        plot_heads(axes[0, 0], heads, tau=30.0)
+        first, second = lines(axes[0, 0], "head")
+        assert first.get_color() == ARMS["muon"].colour != second.get_color()
+        assert second.get_ydata() == pytest.approx(first.get_ydata() / 2)
+        assert lines(axes[0, 0], "tau")
+        assert axes[0, 0].get_title(loc="left") == "Muon"
