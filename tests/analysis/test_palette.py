@@ -42,3 +42,11 @@ def test_variants_keep_the_colour_family_and_differ_in_shade_and_dash():
 def test_an_unknown_arm_is_drawn_and_named():
     style = styles(["lion lr=0.1"])["lion lr=0.1"]
     assert (style.label, style.colour) == ("lion, lr=0.1", "#000000")
+
+
+def test_an_arm_of_the_palette_is_found_by_its_longest_name():
+    found = styles(["muon-qknorm", "muon-vo-mlp", "muonclip-tau100", "adamw-qknorm", "muonish"])
+    labels = [style.label for style in found.values()]
+    assert labels == ["Muon, QK-norm", "Muon, vo-mlp", "MuonClip, τ = 100", "AdamW, QK-norm", "muonish"]
+    assert found["muon-qknorm"] == ARMS["muon-qknorm"]
+    assert found["muonclip-tau100"].colour == ARMS["muonclip"].colour
