@@ -27,11 +27,12 @@ def plot_loss(
 
     frame: `Frames.steps`. column: train_loss, probe_loss or val_loss. window: trailing mean in readings for
     noisy losses (say it in the caption); 1 draws raw. The axis is cut to what the runs look like after the
-    first tenth, where the arms differ.
+    first tenth, where the arms differ, and little above the loss that they began with.
     """
     draw_traces(ax, frame, column, window)
     settled = frame.loc[frame["step"] >= 0.1 * frame["step"].max(), column]
-    settled = settled[np.isfinite(settled)]
+    began = frame.loc[frame["step"] == frame["step"].min(), column].max()
+    settled = settled[np.isfinite(settled)].clip(upper=1.05 * began if np.isfinite(began) else None)
     if len(settled) and settled.max() > settled.min():
         span = settled.max() - settled.min()
         ax.set_ylim(settled.min() - 0.06 * span, settled.max() + 0.06 * span)

@@ -1,5 +1,7 @@
 """Lines over steps: one thin line a seed, one bold line an arm, a cross where a run diverged."""
 
+import math
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -114,9 +116,9 @@ def set_steps_axis(ax: Axes, frame: pd.DataFrame) -> None:
 
 
 def set_log_axis(axis: Axis, low: float, high: float, narrow: bool = False) -> None:
-    """Ticks of a logarithmic axis that say 30 or 1,000, not powers; the fewer decades, the more of them in each.
+    """Ticks of a logarithmic axis that say 30 or 1,000, not powers, up to a million.
 
-    narrow: fewer, for a horizontal axis of a quarter page.
+    The fewer decades, the more ticks in each; narrow: fewer, for a horizontal axis of a quarter page.
     """
     ratio = high / low
     if ratio < 4:
@@ -126,13 +128,30 @@ def set_log_axis(axis: Axis, low: float, high: float, narrow: bool = False) -> N
         subs = (1, 2, 5) if ratio < 40 and not narrow else (1, 3) if ratio < 2000 else (1,)
         axis.set_major_locator(LogLocator(subs=subs, numticks=12))
         axis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=50))
-    axis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:.3g}")
-    )
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _short_number(value)))
     axis.set_minor_formatter(NullFormatter())
+
+
+def draw_rate_axis(ax: Axes, frame: pd.DataFrame) -> None:
+    """A second axis above, of the learning rate at each step, for runs whose schedule only grows and is the same."""
+    rates = frame.groupby("step")["scheduled_lr"].median().dropna()
+    decades = range(math.floor(math.log10(rates.iloc[0])), math.ceil(math.log10(rates.iloc[-1])) + 1)
+    wanted = [k * 10.0**n for n in decades for k in (1, 3) if rates.iloc[0] <= k * 10.0**n <= rates.iloc[-1]]
+    places = np.interp(np.log(wanted), np.log(rates), rates.index)
+    # A warm-up crosses several at once: of those that would touch, the last stays.
+    apart = np.diff(places, append=np.inf) > 0.08 * rates.index.max()
+    above = ax.secondary_xaxis("top")
+    above.set_xticks(places[apart], [f"{rate:g}" for rate, kept in zip(wanted, apart, strict=True) if kept])
+    above.set_xlabel("learning rate")
 
 
 def hide_steps_labels(ax: Axes) -> None:
     """For a panel above another that has the same steps axis."""
     ax.set_xlabel("")
     ax.tick_params(labelbottom=False)
+
+
+def _short_number(value: float) -> str:
+    if value >= 1e6:
+        return f"$10^{{{round(math.log10(value))}}}$" if math.log10(value) % 1 < 1e-9 else f"{value:.0e}"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.3g}"

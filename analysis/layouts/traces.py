@@ -16,7 +16,7 @@ from analysis.figures import (
 )
 from analysis.figures.columns import expand_columns
 from analysis.figures.heads import head_limits
-from analysis.figures.traces import hide_steps_labels
+from analysis.figures.traces import draw_rate_axis, hide_steps_labels
 from analysis.frames import Frames
 from analysis.layouts.drawing import (
     BOLD,
@@ -36,12 +36,16 @@ from muonlab.errors import MuonlabError
 CLOCK_NOTE = "An arm without decay is drawn on the slowest clock of the others."
 
 
-def draw_traces(frames: Frames, title: str = "", tau: float | None = None, x: str = "") -> Drawing:
-    """Probe loss and max logit side by side."""
+def draw_traces(
+    frames: Frames, title: str = "", tau: float | None = None, x: str = "", rates: bool = False
+) -> Drawing:
+    """Probe loss and max logit side by side; with `rates` the learning rate stands above, for a ramp."""
     steps = line_per_level(frames, x).steps
     fig, axes = new_figure(1, 2, width=PAGE, height=2.5)
     plot_loss(axes[0, 0], steps, title=title or "Held-out loss", legend=False)
     plot_max_logit(axes[0, 1], steps, tau, title="Largest attention logit", legend=False)
+    for ax in axes[0] if rates else ():
+        draw_rate_axis(ax, steps)
     legend_above(fig, axes[0, :1])
     note = f"Left: loss on one fixed held-out batch. Right: largest logit of all layers and heads. {BOLD}"
     return fig, kept(steps, [*TRACE_COLUMNS, "probe_loss", "max_logit"]), note

@@ -21,7 +21,7 @@ from analysis.figures.to_target import seed_ratios
 from analysis.figures.traces import binned
 from analysis.layouts.comparisons import spent_until
 from analysis.layouts.drawing import clock_by_arm, line_per_level
-from analysis.layouts.traces import draw_rise_and_fall, draw_spectra
+from analysis.layouts.traces import draw_rise_and_fall, draw_spectra, draw_traces
 from analysis.palette import ARMS
 from analysis.statistics import t_interval
 from muonlab.errors import MuonlabError
@@ -136,6 +136,35 @@ class TestLines:
         assert found.iloc[0] == 1.0
         assert found.index[0] == 2
         pd.testing.assert_series_equal(binned(trace.head(100), 100), trace.head(100))
+
+
+class TestRamp:
+    def test_the_rates_stand_above_where_the_schedule_reaches_them(self, make_frames):
+        ramp = {"scheduled_lr": 0.001 * 1000 ** (np.arange(60) / 59)}
+        frames = make_frames([{"arm": "muon", "seed": s, "steps": ramp} for s in (1, 2)])
+        fig, _, _ = draw_traces(frames, rates=True)
+        (above,) = fig.axes[0].child_axes
+        texts = [text.get_text() for text in above.get_xticklabels()]
+        assert texts == ["0.001", "0.003", "0.01", "0.03", "0.1", "0.3", "1"]
+        assert above.get_xticks()[[0, 2, 4, 6]] == pytest.approx([0, 59 / 3, 118 / 3, 59])
+
+    def test_rates_that_a_warm_up_crosses_at_once_do_not_touch(self, make_frames):
+        ramp = np.concatenate([np.geomspace(1e-4, 0.02, 6), np.geomspace(0.021, 1, 54)])
+        fig, _, _ = draw_traces(make_frames([{"steps": {"scheduled_lr": ramp}}]), rates=True)
+        assert np.diff(fig.axes[0].child_axes[0].get_xticks()).min() > 0.08 * 59
+
+    def test_losses_above_the_first_one_are_cut_off(self, make_frames):
+        loss = np.where(np.arange(60) % 5 == 0, np.linspace(5.0, 2.0, 60), np.nan)
+        loss[55] = 70.0
+        fig, _, _ = draw_traces(make_frames([{"steps": {"probe_loss": loss}}]))
+        assert 5 < fig.axes[0].get_ylim()[1] < 6
+
+    def test_a_million_is_a_power(self, make_frames):
+        trace = np.geomspace(1, 1e9, 60)
+        fig, _, _ = draw_traces(make_frames([{"steps": {"max_logit": trace}}]))
+        fig.canvas.draw()
+        texts = [text.get_text() for text in fig.axes[1].get_yticklabels()]
+        assert {"1,000", "$10^{6}$"} <= set(texts)
 
 
 class TestTarget:
