@@ -99,7 +99,7 @@ def mark_divergence(ax: Axes, x: object, y: object, style: Style) -> None:
 
 def set_steps_axis(ax: Axes, frame: pd.DataFrame) -> None:
     """Limits and label of a horizontal axis in optimizer steps, with the tokens of a step where they are
-    known; or in units of 1 / (learning rate x weight decay) where the frame has a clock."""
+    known and there is room; or in units of 1 / (learning rate x weight decay) where the frame has a clock."""
     if "clock" in frame:
         ax.set_xlim(0, (frame["clock"] * (frame["step"] + 1)).max())
         ax.set_xlabel("step x learning rate x weight decay")
@@ -109,7 +109,8 @@ def set_steps_axis(ax: Axes, frame: pd.DataFrame) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(nbins=bins, steps=[1, 2, 2.5, 5, 10], integer=True))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
     label = "optimizer step"
-    if "tokens" in frame and frame["tokens"].notna().any():
+    narrow = ax.get_gridspec().ncols > 3
+    if not narrow and "tokens" in frame and frame["tokens"].notna().any():
         per_step = (frame["tokens"] / (frame["step"] + 1)).median()
         label += f" ({per_step:,.0f} tokens each)"
     ax.set_xlabel(label)

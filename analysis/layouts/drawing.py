@@ -116,6 +116,13 @@ def share_limits(axes: list[Axes]) -> None:
         ax.set_ylim(low, high)
 
 
+def share_near_limits(axes: list[Axes]) -> None:
+    """Share the vertical limits where that at most doubles the narrowest, so that each panel stays readable."""
+    limits = np.array([ax.get_ylim() for ax in axes])
+    if limits[:, 1].max() - limits[:, 0].min() < 2 * (limits[:, 1] - limits[:, 0]).min():
+        share_limits(axes)
+
+
 def clock_by_arm(runs: pd.DataFrame) -> pd.Series:
     """Learning rate x weight decay of each arm, by name; the smallest of any arm for those without decay."""
     product = (runs["lr"] * runs["weight_decay"]).groupby(runs["arm"]).first()

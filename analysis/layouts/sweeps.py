@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 
 from analysis.canvas import PAGE, new_figure
 from analysis.figures import plot_extrapolation, plot_levels, plot_polynomials, plot_scaling, plot_sensitivity
@@ -16,7 +15,7 @@ from analysis.layouts.drawing import (
     kept,
     legend_above,
     only_outer_labels,
-    share_limits,
+    share_near_limits,
     small_multiples,
     with_conditions,
 )
@@ -70,7 +69,7 @@ def draw_levels(
         for text, value in (references or {}).get(name, {}).items():
             draw_reference(ax, value, text)
     for name in names if len(conditions) > 1 else ():
-        _share_near_limits([ax for ax, (_, drawn) in zip(axes, panels, strict=True) if drawn == name])
+        share_near_limits([ax for ax, (_, drawn) in zip(axes, panels, strict=True) if drawn == name])
     if title and len(conditions) > 1:
         fig.suptitle(title)
     legend_above(fig, axes)
@@ -105,7 +104,7 @@ def draw_lr_sensitivity(frames: Frames, title: str = "", x: str = "peak learning
             legend=False,
             name_best=False,
         )
-    _share_near_limits(panels[:-1])
+    share_near_limits(panels[:-1])
     only_outer_labels(panels[:-1])
     plot_sensitivity(panels[-1], sensitivities(runs), title="Sensitivity")
     if title:
@@ -194,10 +193,3 @@ def _fixed(runs: pd.DataFrame) -> pd.DataFrame:
     """Runs of arms with one level only lose it: they are horizontal lines in a panel where others vary."""
     levels = runs.groupby("arm")["level"].transform("nunique")
     return runs.assign(level=runs["level"].where(levels > 1))
-
-
-def _share_near_limits(axes: list[Axes]) -> None:
-    """Share the vertical limits where that at most doubles the narrowest, so that each panel stays readable."""
-    limits = np.array([ax.get_ylim() for ax in axes])
-    if limits[:, 1].max() - limits[:, 0].min() < 2 * (limits[:, 1] - limits[:, 0]).min():
-        share_limits(axes)

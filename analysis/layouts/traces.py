@@ -28,6 +28,7 @@ from analysis.layouts.drawing import (
     line_per_level,
     only_outer_labels,
     share_limits,
+    share_near_limits,
     small_multiples,
 )
 from analysis.palette import styles
@@ -161,10 +162,9 @@ def draw_spectra(
     fig, axes = small_multiples(len(drawn), 1.75)
     for ax, column in zip(axes, drawn, strict=True):
         role = column if over else column.rpartition("/")[2]
-        heading = role.replace("_", " ").replace("/", " ")
-        plot_column(ax, steps, column, window, title=heading[:1].upper() + heading[1:], legend=False)
+        plot_column(ax, steps, column, window, title=_heading(role), legend=False)
     if len(families) == 1 and len(drawn) > 1 and not over:
-        share_limits(axes)
+        share_near_limits(axes)
         only_outer_labels(axes)
     for ax in axes:
         below = ax.get_subplotspec().rowspan.stop * ax.get_gridspec().ncols
@@ -228,3 +228,8 @@ def draw_heads(frames: Frames, title: str = "", tau: float | None = None, seed: 
     )
     count = np.unique(heads[["layer", "head"]], axis=0).shape[0]
     return fig, table, f"One line a head ({count}), deeper layers lighter; seed {seed} alone is drawn."
+
+
+def _heading(role: str) -> str:
+    words = role.replace("_", " ").replace("/", " ")
+    return "MLP" if words == "mlp" else words[:1].upper() + words[1:]

@@ -216,10 +216,16 @@ class TestColumns:
         frames = make_frames([{"arm": "muon", "seed": s, "steps": recorded} for s in (1, 2)])
         fig, _, _ = draw_spectra(frames)
         assert [ax.get_title(loc="left") for ax in fig.axes] == ["Query", "Key"]
-        assert fig.axes[0].get_ylim() == fig.axes[1].get_ylim()
         fig, table, _ = draw_spectra(frames, over="mean")
         assert len(fig.axes) == 1
         assert table["svd_entropy"].unique() == pytest.approx([0.7])
+
+    @pytest.mark.parametrize(("shift", "shared"), [(0.1, True), (5.0, False)])
+    def test_members_share_an_axis_where_none_is_flattened_by_it(self, shift, shared, make_frames):
+        rise = np.linspace(0, 1, 60)
+        recorded = {"svd_entropy/query": rise, "svd_entropy/key": rise + shift}
+        fig, _, _ = draw_spectra(make_frames([{"arm": "muon", "steps": recorded}]))
+        assert (fig.axes[0].get_ylim() == fig.axes[1].get_ylim()) is shared
 
     def test_clip_activity_is_drawn_only_where_a_clip_acted(self, make_frames):
         for arm, panels in (("muon", 3), ("muonclip", 4)):
