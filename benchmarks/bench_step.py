@@ -45,6 +45,7 @@ from muonlab.runtime import settle
 MODELS = ["nanogpt_xs", "nanogpt_s", "nanogpt_m", "moe_xs"]
 PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.bmm.default, torch.ops.aten.baddbmm.default}
 PRODUCTS |= {torch.ops.muonlab.grouped_mm.default}
+SKIPPED = 3
 PARTS = ("data", "forward", "backward", "optimizer", "clip")
 
 
@@ -173,13 +174,13 @@ class Products:
         return (time.perf_counter() - started) / count
 
 
-def recorded(settings: dict[str, Any], skip: int = 3) -> float:
-    """Seconds a step of a whole run by `train`, from its `skip`-th step to its end; the fixed costs lie outside."""
+def recorded(settings: dict[str, Any]) -> float:
+    """Seconds a step of a whole run by `train`, after SKIPPED steps: whole periods of 25 steps with a probe in each."""
     from muonlab.train.run import train
 
     times: list[float] = []
     train(settings, on_step=lambda _: times.append(time.perf_counter()))
-    return (times[-1] - times[skip]) / (len(times) - 1 - skip)
+    return (times[-1] - times[SKIPPED]) / (len(times) - 1 - SKIPPED)
 
 
 def matmul_peak(size: int = 1024, seconds: float = 0.5) -> float:
@@ -266,7 +267,11 @@ def bench_model(name: str, repeats: int, seconds: float, compiled: bool) -> None
             base.append(bare.steps(steps))
             for key, loop in loops.items():
                 times[key].append(loop.steps(steps))
-            overrides = [*small, f"seed={repeat}", f"trainer.max_steps={max(steps, 30)}"]
+            overrides = [
+                *small,
+                f"seed={repeat}",
+                f"trainer.max_steps={SKIPPED + 1 + 25 * max(1, round(steps / 25))}",
+            ]
             times["recorded"].append(recorded(config(name, folder, *overrides)))
         peak = statistics.median(peaks)
         table = Table(tokens, bare.model.flops_per_token(bare.context) * tokens, peak)
@@ -317,7 +322,7 @@ def main() -> None:
     parser.add_argument(
         "models", nargs="*", default=MODELS, help=f"configs of conf/model; default: {', '.join(MODELS)}"
     )
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each variant and repeat")
     parser.add_argument("--compile", action="store_true", help="also compare torch.compile with eager")
     options = parser.parse_args()
