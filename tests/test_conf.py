@@ -46,7 +46,8 @@ def test_a_model_config_has_exactly_the_builders_settings(option):
 def test_the_sizes_of_a_model_config_fit_each_other(option):
     settings = plain(compose_config("train", [f"model={option}"]))["model"]
     with torch.device("meta"):
-        build_model(settings.pop("name"), **{"vocab_size": 256} | settings)
+        model = build_model(settings.pop("name"), **{"vocab_size": 256} | settings)
+    assert all(parameter.is_meta for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("option", options("schedule"))
