@@ -243,7 +243,7 @@ class Table:
 def bench_model(name: str, repeats: int, seconds: float, compiled: bool) -> None:
     """All variants of one model, interleaved, and the parts of its step."""
     with tempfile.TemporaryDirectory() as folder:
-        small = ["trainer.batch_size=4"] if name == "nanogpt_m" else []
+        small = ["trainer.batch_size=2", "trainer.probe_batch_size=4"] if name == "nanogpt_m" else []
         settings = config(name, folder, *small)
         bare = BareLoop(settings)
         loops = {"no maxima": BareLoop(settings, maxima=False)}
