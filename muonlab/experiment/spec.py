@@ -21,7 +21,7 @@ SPEC_KEYS = {
     "figures",
     "scales",
 }
-SCALE_KEYS = {"common", "seeds", "minutes"}
+SCALE_KEYS = {"common", "conditions", "seeds", "minutes"}
 CONDITION_KEYS = {"about", "arms", "common", "seeds", "vary", "levels", "tuned_on", "windows", "heads"}
 ARM_KEYS = {"overrides", "vary", "levels"}
 
@@ -45,7 +45,8 @@ def read_experiment(name: str) -> dict[str, Any]:
 
 
 def at_scale(spec: Mapping[str, Any], scale: str) -> dict[str, Any]:
-    """The same question at `scale`: its `seeds` and `minutes`, and as `scale_common` the overrides of every run.
+    """The same question at `scale`: its `seeds` and `minutes`, what its `conditions` say otherwise key by key, and as
+    `scale_common` the overrides of every run.
 
     "cpu" is the file as it stands, unless it says more. Raises MuonlabError for a scale that the file lacks.
     """
@@ -54,6 +55,10 @@ def at_scale(spec: Mapping[str, Any], scale: str) -> dict[str, Any]:
         raise unknown_name("scale", scale, scales)
     chosen = scales[scale]
     changed = {key: chosen.get(key, spec[key]) for key in ("seeds", "minutes")}
+    changed["conditions"] = {
+        name: {**section, **chosen.get("conditions", {}).get(name, {})}
+        for name, section in spec["conditions"].items()
+    }
     kept = {key: value for key, value in spec.items() if key != "scales"}
     return kept | changed | {"scale": scale, "scale_common": list(chosen.get("common", ()))}
 
@@ -66,6 +71,9 @@ def check_spec(spec: Mapping[str, Any], where: str = "the experiment") -> None:
             raise MuonlabError(f"{where} lacks '{key}', which must be said before anything runs")
     for scale, section in spec.get("scales", {}).items():
         _known(section, SCALE_KEYS, f"key of scale {scale} in {where}")
+        for name, changed in section.get("conditions", {}).items():
+            _known([name], spec["conditions"], f"condition of scale {scale} in {where}")
+            _known(changed, CONDITION_KEYS, f"key of condition {name} at scale {scale} in {where}")
     for name, section in spec["conditions"].items():
         _known(section, CONDITION_KEYS, f"key of condition {name} in {where}")
         if not section.get("arms"):

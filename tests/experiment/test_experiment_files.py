@@ -90,6 +90,10 @@ def test_a_scale_changes_seeds_minutes_and_model(design):
     found = cells("x", gpu, [])
     assert {cell.config["model"]["d_model"] for cell in found} == {128}
     assert {cell.seed for cell in found} == {0}, "a condition's own seeds stay"
+    design["scales"]["gpu"]["conditions"] = {"search": {"vary": {"optimizer.lr": [0.5]}}}
+    check_spec(design)
+    changed = at_scale(design, "gpu")["conditions"]["search"]
+    assert (changed["vary"], changed["seeds"]) == ({"optimizer.lr": [0.5]}, [0]), "the rest stays"
     cpu = at_scale(design, "cpu")
     assert (cpu["seeds"], cpu["minutes"], cpu["scale_common"]) == ([1, 2], 1, [])
     with pytest.raises(MuonlabError, match="did you mean 'gpu'"):
@@ -102,6 +106,8 @@ def test_a_scale_changes_seeds_minutes_and_model(design):
         (lambda d: d.update(seed=[1]), "did you mean 'seeds'"),
         (lambda d: d.pop("prediction"), "lacks 'prediction'"),
         (lambda d: d["scales"]["gpu"].update(commmon=[]), "did you mean 'common'"),
+        (lambda d: d["scales"]["gpu"].update(conditions={"serch": {}}), "did you mean 'search'"),
+        (lambda d: d["scales"]["gpu"].update(conditions={"search": {"arm": {}}}), "did you mean 'arms'"),
         (lambda d: d["conditions"]["search"].update(varry={}), "did you mean 'vary'"),
         (
             lambda d: d["conditions"]["search"]["arms"]["adamw"].update(override=[]),
