@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from muonlab.record.logit_peak import LogitPeak, logit_peak
-from muonlab.record.spectra import group_spectra
+from muonlab.record.spectra import group_spectra, singular_values, svd_entropy
 from muonlab.train.module import LanguageModel
 from muonlab.train.recording import Recording
 
@@ -18,7 +18,8 @@ class Spectra(L.Callback):
 
     `<measure>/<group>` for every optimizer group that has matrices, with the measures of
     `muonlab.record.spectra.group_spectra`: of the weights before the step, and of the step's whole change, which is the
-    update with weight decay and clip. Of the largest logit of the fixed probe batch over layers and heads, before the
+    update with weight decay and clip. `matrix_svd_entropy/<parameter>` is that of every matrix by itself (of a stack the
+    mean), for claims that count matrices. Of the largest logit of the fixed probe batch over layers and heads, before the
     step: `probe_max_logit`, `argmax_query_norm`, `argmax_key_norm`, `argmax_cosine`, `query_rms` and `key_rms` (see
     `muonlab.record.logit_peak.LogitPeak`), and `argmax_layer` and `argmax_head`, since a jump may be another head's
     taking over. Draws no random number and leaves the model as it found it.
@@ -57,6 +58,8 @@ class Spectra(L.Callback):
         for name, before in self.weights_before.items():
             weights[group_of[name]].append(before.double())
             updates[group_of[name]].append(after[name].detach().double() - before.double())
+            entropy = svd_entropy(singular_values(before)).mean()
+            self.recording.row |= {f"matrix_svd_entropy/{name}": entropy}
         for group in weights:
             measures = group_spectra(weights[group], updates[group])
             self.recording.row |= {f"{measure}/{group}": value for measure, value in measures.items()}

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from analysis.frames import collect
-from analysis.measures import measured, parts_by_seed
+from analysis.measures import MEASURES, Part, measured, parts_by_seed
+from muonlab.errors import MuonlabError
 from muonlab.train.run import train
 
 
@@ -26,3 +27,19 @@ def test_norms_and_cosine_share_the_growth_of_the_recorded_logit(part):
 def test_an_average_is_over_the_readings_and_not_over_the_steps(part):
     readings = part.steps.set_index("step")["overlap/query"].loc[[0, 4, 8, 12, 16, 20]]
     assert measured({"name": "average", "column": "overlap/query"}, part)[0] == pytest.approx(readings.mean())
+
+
+def test_the_higher_share_counts_matrices_by_their_end(tiny):
+    """Two runs whose matrices are the same, but for those that are pushed above or below by hand."""
+    run = train(tiny("optimizer=muon", "trainer.spectra_every=4", "trainer.max_steps=8")).folder
+    baseline = parts_by_seed(collect([run]))[1]
+    names = [name for name in baseline.steps if name.startswith("matrix_svd_entropy/")]
+    assert len(names) > 8
+    moved = baseline.steps.copy()
+    moved[names[:3]] += 0.1
+    moved[names[3:]] -= 0.1
+    share = MEASURES["higher_share"].function
+    assert share(Part(baseline.runs, moved), baseline) == pytest.approx(3 / len(names))
+    assert share(baseline, baseline) == 0, "equal is not higher"
+    with pytest.raises(MuonlabError, match="spectra_every"):
+        share(baseline, baseline, column="no_such/*")

@@ -15,6 +15,7 @@ from muonlab.train.recording import Recording
 from muonlab.train.run import run_folder, train
 
 GROUPS = {"embedding", "query", "key", "value", "output", "mlp", "head"}
+MATRICES = "matrix_svd_entropy"
 MEASURES = {"svd_entropy", "update_svd_entropy", "stable_rank", "overlap", "sigma_max", "frobenius"}
 PEAK = [
     "probe_max_logit",
@@ -29,7 +30,7 @@ PEAK = [
 
 
 def columns(steps):
-    return [name for name in steps if name.split("/")[0] in MEASURES or name in PEAK]
+    return [name for name in steps if name.split("/")[0] in {*MEASURES, MATRICES} or name in PEAK]
 
 
 def fresh_module(config):
@@ -51,7 +52,9 @@ def test_a_run_that_is_looked_at_takes_the_same_steps_to_the_bit(tiny, settings)
     looked_at = train(tiny("trainer.spectra_every=2", *settings)).folder
     one, other = load_run(plain), load_run(looked_at)
     added = columns(other.steps)
-    assert set(added) == {f"{measure}/{group}" for measure in MEASURES for group in GROUPS} | set(PEAK)
+    names = [name for name, p in fresh_module(tiny(*settings)).model.named_parameters() if p.ndim > 1]
+    wanted = {f"{measure}/{group}" for measure in MEASURES for group in GROUPS} | set(PEAK)
+    assert set(added) == wanted | {f"{MATRICES}/{name}" for name in names}
     assert columns(one.steps) == []
     drop = ["seconds"]
     pd.testing.assert_frame_equal(
@@ -99,6 +102,8 @@ def test_the_columns_are_of_the_weights_before_the_step_and_of_the_change_in_it(
         updates = [after[f"model.{n}"].double() - w.double() for n, w in zip(names, before, strict=True)]
         for measure, value in group_spectra(before, updates).items():
             assert row[f"{measure}/{group}"] == pytest.approx(value.item(), rel=1e-9, abs=1e-12)
+        apart = [row[f"{MATRICES}/{name}"] for name in names]
+        assert sum(apart) / len(apart) == pytest.approx(row[f"svd_entropy/{group}"], rel=1e-9)
 
 
 @pytest.mark.parametrize(
