@@ -18,9 +18,10 @@ class Spectra(L.Callback):
 
     `<measure>/<group>` for every optimizer group that has matrices, with the measures of
     `muonlab.record.spectra.group_spectra`: of the weights before the step, and of the step's whole change, which is the
-    update with weight decay and clip. `matrix_svd_entropy/<parameter>` is that of every matrix by itself (of a stack the
-    mean), for claims that count matrices. Of the largest logit of the fixed probe batch over layers and heads, before the
-    step: `probe_max_logit`, `argmax_query_norm`, `argmax_key_norm`, `argmax_cosine`, `query_rms` and `key_rms` (see
+    update with weight decay and clip. `matrix_svd_entropy/<parameter>` is that of every matrix by itself (of a stack
+    the mean), for claims that count matrices. Of the largest logit of the fixed probe batch over layers and heads,
+    before the step: `probe_max_logit`, `argmax_query_norm`, `argmax_key_norm`, `argmax_cosine`, `query_rms` and
+    `key_rms` (see
     `muonlab.record.logit_peak.LogitPeak`), and `argmax_layer` and `argmax_head`, since a jump may be another head's
     taking over. Draws no random number and leaves the model as it found it.
     """
