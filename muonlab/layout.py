@@ -16,6 +16,7 @@ ROLES = (
     "query",
     "key",
     "value",
+    "qkv",
     "output",
     "latent",
     "mlp",
@@ -36,12 +37,14 @@ class ParameterRole:
 
     `role` is one of ROLES. `num_heads` says how many equal blocks its heads make: of rows for query, key and
     value, of columns for output; 0 means that the matrix has no heads. A `latent` is a down-projection that the
-    heads share (MLA) and a norm follows. An `expert` is a stack (experts, rows, cols); everything else that is
-    orthogonalised is (rows, cols) = (out, in).
+    heads share (MLA) and a norm follows. A `qkv` is query, key and value in one weight, each with as many rows as
+    `row_blocks` says; its heads are those of all three. An `expert` is a stack (experts, rows, cols); everything
+    else that is orthogonalised is (rows, cols) = (out, in).
     """
 
     role: str
     num_heads: int = 0
+    row_blocks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:

@@ -96,7 +96,8 @@ def attend(
 class Attention(nn.Module):
     """Multi-head, grouped-query (num_kv_heads < num_heads) or multi-query (num_kv_heads = 1) attention.
 
-    Query, key and value are separate matrices, so that Muon orthogonalises each by itself. `soft_cap` 0 means
+    Query, key and value are separate matrices, so that Muon orthogonalises each by itself, or with `fused_qkv` one
+    weight `qkv` of (H + 2 K) d rows. `soft_cap` 0 means
     none. `rotary_fraction` is the share of each head's entries that rotary embedding turns, the first ones (1: all,
     0: no positions at all). `forced_max` kappa > 0 forces every head's largest |logit| over the batch to kappa, later
     tokens included: an experiment that asks what large logits do by themselves, not a model to use.
@@ -110,6 +111,7 @@ class Attention(nn.Module):
         *,
         num_kv_heads: int | None = None,
         bias: bool = False,
+        fused_qkv: bool = False,
         qk_norm: bool = False,
         soft_cap: float = 0.0,
         rotary_fraction: float = 1.0,
@@ -128,9 +130,14 @@ class Attention(nn.Module):
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, d_model // num_heads
         self.soft_cap, self.forced_max = soft_cap, forced_max
         self.rotary_dim = rotary_dim(self.head_dim, rotary_fraction)
-        self.query = nn.Linear(d_model, num_heads * self.head_dim, bias=bias)
-        self.key = nn.Linear(d_model, num_kv_heads * self.head_dim, bias=bias)
-        self.value = nn.Linear(d_model, num_kv_heads * self.head_dim, bias=bias)
+        query_rows, key_rows = num_heads * self.head_dim, num_kv_heads * self.head_dim
+        self.fused = fused_qkv
+        if fused_qkv:
+            self.qkv = nn.Linear(d_model, query_rows + 2 * key_rows, bias=bias)
+        else:
+            self.query = nn.Linear(d_model, query_rows, bias=bias)
+            self.key = nn.Linear(d_model, key_rows, bias=bias)
+            self.value = nn.Linear(d_model, key_rows, bias=bias)
         self.output = nn.Linear(num_heads * self.head_dim, d_model, bias=bias)
         self.query_norm = RMSNorm(self.head_dim) if qk_norm else None
         self.key_norm = RMSNorm(self.head_dim) if qk_norm else None
@@ -164,9 +171,13 @@ class Attention(nn.Module):
         One product for the three matrices and one rotation for queries and keys: at small widths a step is
         overhead more than arithmetic.
         """
-        projections = (self.query, self.key, self.value)
-        bias = None if self.query.bias is None else torch.cat([p.bias for p in projections])
-        qkv = F.linear(x, torch.cat([p.weight for p in projections]), bias).unflatten(-1, (-1, self.head_dim))
+        if self.fused:
+            qkv = self.qkv(x)
+        else:
+            projections = (self.query, self.key, self.value)
+            bias = None if self.query.bias is None else torch.cat([p.bias for p in projections])
+            qkv = F.linear(x, torch.cat([p.weight for p in projections]), bias)
+        qkv = qkv.unflatten(-1, (-1, self.head_dim))
         qk, v = qkv.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=2)
         if self.query_norm is not None:
             q, k = qk.split((self.num_heads, self.num_kv_heads), dim=2)
@@ -183,9 +194,14 @@ class Attention(nn.Module):
     def layout(self, name: str) -> AttentionLayout:
         """Which rows make each head's query and key; inert under QK-norm, which undoes any scaling of them."""
 
-        def rows(linear: nn.Linear) -> tuple[HeadRows, ...]:
+        def rows(linear: nn.Linear, offset: int = 0) -> tuple[HeadRows, ...]:
             parameters = (linear.weight,) if linear.bias is None else (linear.weight, linear.bias)
-            return tuple(HeadRows(p, rows=self.head_dim) for p in parameters)
+            return tuple(HeadRows(p, rows=self.head_dim, offset=offset) for p in parameters)
+
+        if self.fused:
+            query, key = rows(self.qkv), rows(self.qkv, self.num_heads * self.head_dim)
+        else:
+            query, key = rows(self.query), rows(self.key)
 
         inert = (
             "QK-norm normalises queries and keys after these weights"
@@ -194,9 +210,7 @@ class Attention(nn.Module):
             if self.forced_max
             else ""
         )
-        return AttentionLayout(
-            name, self.num_heads, self.num_kv_heads, rows(self.query), rows(self.key), inert=inert
-        )
+        return AttentionLayout(name, self.num_heads, self.num_kv_heads, query, key, inert=inert)
 
     def roles(self) -> dict[str, ParameterRole]:
         """The role of each parameter by its name within this module."""
@@ -204,8 +218,11 @@ class Attention(nn.Module):
             "query": self.num_heads,
             "key": self.num_kv_heads,
             "value": self.num_kv_heads,
+            "qkv": self.num_heads + 2 * self.num_kv_heads,
             "output": self.num_heads,
         }
+        key_rows = self.num_kv_heads * self.head_dim
+        fused = (self.num_heads * self.head_dim, key_rows, key_rows)
         roles = {}
         for name, _ in self.named_parameters():
             module, kind = name.rsplit(".", 1)
@@ -214,5 +231,5 @@ class Attention(nn.Module):
             elif kind == "bias":
                 roles[name] = ParameterRole("bias")
             else:
-                roles[name] = ParameterRole(module, heads[module])
+                roles[name] = ParameterRole(module, heads[module], fused if module == "qkv" else ())
         return roles

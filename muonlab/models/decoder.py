@@ -108,8 +108,11 @@ class Decoder(nn.Module):
             elif role != "norm":  # (out, in), or a stack of such
                 to_residual = role == "output" or name.endswith((".down", ".down.weight"))
                 depth = math.sqrt(2 * self.num_layers) if to_residual else 1.0
-                logits = qk_scale if role in ("query", "key") else 1.0
-                nn.init.normal_(parameter, std=logits * scale / math.sqrt(parameter.shape[-1]) / depth)
+                blocks = roles[name].row_blocks
+                parts = ("query", "key", "value") if blocks else (role,)
+                for part, rows in zip(parts, parameter.split(blocks or len(parameter)), strict=True):
+                    logits = qk_scale if part in ("query", "key") else 1.0
+                    nn.init.normal_(rows, std=logits * scale / math.sqrt(parameter.shape[-1]) / depth)
 
     def forward(
         self,

@@ -12,7 +12,8 @@ class NanoGPT(Decoder):
     vocab_size: tokens known. context: longest sequence, in tokens. d_model: width. num_layers: blocks.
     num_heads: query heads; head_dim is d_model / num_heads. num_kv_heads: key-value heads, None for as many.
     mlp_ratio: hidden units of the MLP over d_model. activation: gelu, relu2 or swiglu.
-    bias: biases in every linear map. qk_norm: RMSNorm with gains on queries and keys.
+    bias: biases in every linear map. fused_qkv: query, key and value are one weight, with the same first numbers.
+    qk_norm: RMSNorm with gains on queries and keys.
     attention_soft_cap: c of c tanh(s/c) on the attention logits; 0 for none.
     tied_head: the head is the embedding matrix. z_loss: weight of mean(logsumexp(logits)^2)
     (PaLM, arXiv 2204.02311, section 5); 0 for none. init_scale: matrices start normal with standard deviation
@@ -35,6 +36,7 @@ class NanoGPT(Decoder):
         mlp_ratio: float = 4.0,
         activation: str = "relu2",
         bias: bool = False,
+        fused_qkv: bool = False,
         qk_norm: bool = False,
         attention_soft_cap: float = 0.0,
         tied_head: bool = False,
@@ -53,6 +55,7 @@ class NanoGPT(Decoder):
                 num_heads,
                 num_kv_heads=num_kv_heads,
                 bias=bias,
+                fused_qkv=fused_qkv,
                 qk_norm=qk_norm,
                 soft_cap=attention_soft_cap,
                 rotary_fraction=rotary_fraction,

@@ -27,13 +27,14 @@ NAMED_LINEAR = {
 class Role:
     """What one parameter is for, in how many head blocks, and how that is known.
 
-    `name` is a ParameterRole's role, or for guessed ones also "qkv" (fused), "linear" or "vector"; "" is
-    unknown.
+    `name` is a ParameterRole's role, or for guessed ones also "linear" or "vector"; "" is unknown. `row_blocks`
+    are a fused QKV weight's rows of query, key and value; () for three equal blocks.
     """
 
     name: str
     num_heads: int
     reason: str
+    row_blocks: tuple[int, ...] = ()
 
 
 def model_roles(model: nn.Module) -> dict[str, Role]:
@@ -51,7 +52,10 @@ def model_roles(model: nn.Module) -> dict[str, Role]:
         for name in declared:
             if name not in every:
                 raise unknown_name(f"parameter in {kind}.parameter_roles()", name, every)
-        return {name: Role(r.role, r.num_heads, f"declared {r.role}") for name, r in declared.items()}
+        return {
+            name: Role(r.role, r.num_heads, f"declared {r.role}", r.row_blocks)
+            for name, r in declared.items()
+        }
     modules = dict(model.named_modules())
     owners = {name: modules[name.rpartition(".")[0]] for name in every}
     # What is an embedding anywhere is one everywhere: its rows are looked up, never summed.

@@ -66,6 +66,7 @@ def muon(
     routes: Mapping[str, str] | None = None,
     lr_scale: Mapping[str, float] | None = None,
     per_head: bool = False,
+    split_qkv: bool = True,
     **settings: Any,
 ) -> Muon:
     """Muon for the hidden matrices, AdamW for embeddings, head, norms, biases, router, gates and filters.
@@ -74,9 +75,10 @@ def muon(
         or {"query": "adamw", "key": "adamw"}.
     lr_scale: {role: factor} multiplies the learning rate of a role.
     per_head: orthogonalise every head of query, key, value and output apart.
+    split_qkv: orthogonalise query, key and value of a fused weight apart; false takes it as one matrix.
     The other settings are those of `Muon`.
     """
-    return Muon(parameter_groups(model, "muon", routes, lr_scale, per_head), **settings)
+    return Muon(parameter_groups(model, "muon", routes, lr_scale, per_head, split_qkv), **settings)
 
 
 def _with_clip(builder: Builder) -> Builder:

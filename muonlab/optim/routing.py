@@ -1,7 +1,7 @@
 """Who updates which parameter, seen as which matrices, and why. Every parameter has exactly one row."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -57,6 +57,7 @@ def parameter_groups(
     routes: Mapping[str, str] | None = None,
     lr_scale: Mapping[str, float] | None = None,
     per_head: bool = False,
+    split_qkv: bool = True,
 ) -> list[dict[str, Any]]:
     """Parameter groups of a model for `Muon` (rule "muon") or `AdamW` (rule "adamw"), one per role.
 
@@ -65,13 +66,16 @@ def parameter_groups(
         file names: * ? [abc]) goes before a role.
     lr_scale: {role: factor} multiplies the learning rate of a role; 0 freezes it.
     per_head: cut query, key and value into row blocks and output into column blocks, one a head.
+    split_qkv: cut a fused QKV weight into its three matrices; false leaves it one.
 
     Tied weights are one parameter, by identity. Weight decay never reaches tensors with fewer than two
     dimensions (gains and biases). Raises MuonlabError for a parameter that nothing routes, one that two
-    patterns send to different rules, tied weights with different rules, and names in `routes` or `lr_scale`
-    that match nothing.
+    patterns send to different rules, tied weights with different rules, names in `routes` or `lr_scale` that
+    match nothing, and `split_qkv=False` with `per_head` or for a model without a fused weight.
     """
     roles = model_roles(model)
+    if not split_qkv:
+        _check_fused(roles.values(), per_head)
     table = _Routes(rule, routes or {})
     groups: dict[tuple, dict[str, Any]] = {}
     for name, param, tied in _unique_parameters(model):
@@ -83,7 +87,7 @@ def parameter_groups(
                     f"'{other}' is tied to '{name}' but routed to another rule; give both the same"
                 )
             reason += f"; tied to {other}"
-        view = _view(name, role, param, per_head) if chosen == "muon" else {}
+        view = _view(name, role, param, per_head, split_qkv) if chosen == "muon" else {}
         if param.ndim < 2:
             view, reason = {"weight_decay": 0.0}, f"{reason}; no decay"
         group = groups.setdefault(
@@ -150,7 +154,19 @@ def _unique_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter, list[s
     return list(found.values())
 
 
-def _view(name: str, role: Role, param: nn.Parameter, per_head: bool) -> dict[str, Any]:
+def _check_fused(roles: Iterable[Role], per_head: bool) -> None:
+    if per_head:
+        raise MuonlabError(
+            "per_head cuts a fused QKV weight into its heads, so split_qkv=false cannot leave it whole"
+        )
+    if all(role.name != "qkv" for role in roles):
+        raise MuonlabError(
+            "split_qkv=false needs a model with a fused QKV weight (model.fused_qkv=true); this one keeps "
+            "query, key and value apart"
+        )
+
+
+def _view(name: str, role: Role, param: nn.Parameter, per_head: bool, split_qkv: bool) -> dict[str, Any]:
     """Group settings that say which matrices Muon sees in a parameter."""
     if role.name == "conv":
         if param.ndim > 2 and param.shape[1] == 1:
@@ -159,7 +175,9 @@ def _view(name: str, role: Role, param: nn.Parameter, per_head: bool) -> dict[st
             )
         return {"flatten": True}
     if role.name == "qkv":
-        return {"row_blocks": role.num_heads if per_head else 3}
+        equal = len(set(role.row_blocks)) <= 1  # one stack of three is faster than three matrices
+        whole = 3 if equal else role.row_blocks
+        return {"row_blocks": role.num_heads if per_head else whole} if split_qkv else {}
     if per_head and role.num_heads > 1:
         return {"col_blocks" if role.name == "output" else "row_blocks": role.num_heads}
     return {}

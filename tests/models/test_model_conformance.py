@@ -14,6 +14,8 @@ VARIANTS = {
         "plain": {},
         "grouped_query": {"num_kv_heads": 2},
         "multi_query": {"num_kv_heads": 1},
+        "fused": {"fused_qkv": True, "bias": True},
+        "fused_grouped_query": {"fused_qkv": True, "num_kv_heads": 2},
         "qk_norm": {"qk_norm": True},
         "soft_cap": {"attention_soft_cap": 5.0},
         "biases": {"bias": True},

@@ -18,6 +18,7 @@ class Declared(nn.Module):
         self.embedding = nn.Embedding(7, 8)
         self.query, self.key = nn.Linear(8, 8, bias=False), nn.Linear(8, 4)
         self.value, self.output = nn.Linear(8, 4, bias=False), nn.Linear(4, 8, bias=False)
+        self.qkv = nn.Linear(8, 16, bias=False)
         self.down = nn.Linear(8, 4, bias=False)
         self.up = nn.Linear(8, 12, bias=False)
         self.experts = nn.Parameter(torch.randn(3, 4, 8))
@@ -35,6 +36,7 @@ class Declared(nn.Module):
             "key.bias": ParameterRole("bias"),
             "value.weight": ParameterRole("value", 2),
             "output.weight": ParameterRole("output", 2),
+            "qkv.weight": ParameterRole("qkv", 8, (8, 4, 4)),
             "down.weight": ParameterRole("latent"),
             "up.weight": ParameterRole("mlp"),
             "experts": ParameterRole("expert"),
@@ -54,7 +56,16 @@ def rules(model, **settings):
     return {name: route.rule for name, route in table(model, **settings).items()}
 
 
-MUON = {"query.weight", "key.weight", "value.weight", "output.weight", "down.weight", "up.weight", "experts"}
+MUON = {
+    "query.weight",
+    "key.weight",
+    "value.weight",
+    "output.weight",
+    "qkv.weight",
+    "down.weight",
+    "up.weight",
+}
+MUON |= {"experts"}
 
 
 def test_hidden_matrices_go_to_muon_and_the_rest_to_adamw():
@@ -74,7 +85,7 @@ def test_every_role_of_the_layout_has_a_rule():
     from muonlab.optim.routing import MUON_ROLES
 
     assert {role.role for role in Declared().parameter_roles().values()} == set(ROLES)
-    assert set(MUON_ROLES) - {"qkv", "linear"} < set(ROLES)
+    assert set(MUON_ROLES) - {"linear"} < set(ROLES)
 
 
 @pytest.mark.parametrize(
@@ -106,8 +117,18 @@ def test_heads_are_cut_from_rows_and_of_the_output_from_columns():
     assert views["key.weight"] == "2 of 2 x 8"
     assert views["value.weight"] == "2 of 2 x 8"
     assert views["output.weight"] == "2 of 8 x 2"
+    assert views["qkv.weight"] == "8 of 2 x 8"
     assert views["up.weight"] == "12 x 8"
     assert views["experts"] == "3 of 4 x 8"
+
+
+def test_a_fused_weight_is_cut_into_its_three_parts_or_left_whole():
+    assert table(Declared())["qkv.weight"].view == "8 x 8 + 4 x 8 + 4 x 8"
+    assert table(Declared(), split_qkv=False)["qkv.weight"].view == "16 x 8"
+    with pytest.raises(MuonlabError, match="per_head cuts a fused QKV weight"):
+        table(Declared(), split_qkv=False, per_head=True)
+    with pytest.raises(MuonlabError, match=r"fused_qkv=true\); this one keeps query, key and value apart"):
+        table(nn.Linear(4, 4), split_qkv=False)
 
 
 def test_learning_rates_are_scaled_by_role():
