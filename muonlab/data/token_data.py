@@ -46,13 +46,15 @@ class TokenData:
     conditional_entropies: tuple[float, ...] = ()
 
     def batch(
-        self, seed: int, index: int, batch_size: int, context: int
+        self, seed: int, index: int, batch_size: int, context: int, sequential: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Training batch number `index` of the order `seed`: (tokens, targets), int64 (batch_size, context).
 
         A pure function of its arguments: workers, devices, resumption and the batches drawn before cannot
         change it. The windows begin at independent uniform positions (with replacement: there are no epochs),
-        and targets are the tokens one place further on. `seed` and `index` are in [0, 2^63).
+        and targets are the tokens one place further on. `sequential` reads on through the text instead, from a
+        place that the seed draws, so that neighbours in a batch are neighbours in the text; a window that would
+        run over the end begins that much after the beginning. `seed` and `index` are in [0, 2^63).
         Raises MuonlabError if the training split has fewer than context + 1 tokens.
         """
         self._check_split("training", self.train, context)
@@ -61,11 +63,19 @@ class TokenData:
                 "a batch needs seed >= 0, index >= 0 and batch_size >= 1, "
                 f"not {seed}, {index} and {batch_size}"
             )
+        positions = len(self.train) - context
+        if sequential:
+            first = (
+                np.random.Philox(key=np.array((seed, 0), np.uint64)).random_raw()
+                + index * batch_size * context
+            )
+            starts = (first % positions + np.arange(batch_size) * context) % positions
+            return _windows(self.train, starts, context)
         # Philox is counter-based, so (seed, index) as its key costs no stream to skip through. random_raw is
         # the part of numpy's generators whose values are promised never to change. The remainder favours low
         # positions by less than len / 2^64.
         draws = np.random.Philox(key=np.array((seed, index), np.uint64)).random_raw(batch_size)
-        starts = (draws % np.uint64(len(self.train) - context)).astype(np.int64)
+        starts = (draws % np.uint64(positions)).astype(np.int64)
         return _windows(self.train, starts, context)
 
     def eval_batches(

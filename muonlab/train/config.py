@@ -17,6 +17,7 @@ PRECISIONS = {
     "fp64": "64-true",
 }
 DEVICES = ("auto", "cpu", "cuda")
+BATCH_ORDERS = ("random", "sequential")
 SECTIONS = {"model", "optimizer", "schedule", "data", "trainer", "tracking", "seed", "force", "paths"}
 
 
@@ -27,6 +28,7 @@ class TrainerConfig:
     max_steps: int
     batch_size: int
     accumulate: int
+    batch_order: str
     grad_clip: float
     precision: str
     device: str
@@ -53,6 +55,8 @@ class TrainerConfig:
                 raise MuonlabError(f"trainer.{field.name} must be at least {least}, not {value}")
         if self.precision not in PRECISIONS:
             raise unknown_name("trainer.precision", self.precision, PRECISIONS)
+        if self.batch_order not in BATCH_ORDERS:
+            raise unknown_name("trainer.batch_order", self.batch_order, BATCH_ORDERS)
         if self.device not in DEVICES:
             raise unknown_name("trainer.device", self.device, DEVICES)
         if self.batch_size % self.devices:

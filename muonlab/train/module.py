@@ -89,7 +89,8 @@ class LanguageModel(L.LightningModule):
         clip = self.optimizer.clip
         if clip is not None and batch_idx % self.trainer.accumulate_grad_batches == 0:
             clip.forget()  # the maxima of a step that the gradient scaler skipped
-        batch = self.data.batch(self.config["seed"], batch_idx, self.batch_size, self.context)
+        sequential = self.config["trainer"]["batch_order"] == "sequential"
+        batch = self.data.batch(self.config["seed"], batch_idx, self.batch_size, self.context, sequential)
         rank, world = self.global_rank, self.trainer.world_size
         tokens, targets = (part[rank::world].to(self.device, non_blocking=True) for part in batch)
         output: ModelOutput = self.model(tokens, targets)

@@ -48,6 +48,29 @@ def test_a_batch_is_the_plain_loop_over_windows(seed, index, batch_size, context
     assert torch.equal(targets, plain_targets)
 
 
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 2**63 - 1),
+    index=st.integers(0, 2**63 - 2),
+    batch_size=st.integers(1, 40),
+    context=st.integers(1, 80),
+    spare=st.integers(1, 500),
+)
+def test_a_sequential_batch_reads_on_through_the_text(seed, index, batch_size, context, spare):
+    data = token_data(train=context + spare)
+    tokens, targets = data.batch(seed, index, batch_size, context, sequential=True)
+    following = data.batch(seed, index + 1, batch_size, context, sequential=True)[0]
+    starts = torch.cat((tokens, following))[:, 0]
+    assert ((starts.diff() - context) % spare == 0).all()
+    assert torch.equal(tokens, tokens[:, :1] + torch.arange(context))
+    assert torch.equal(targets, tokens + 1)
+
+
+def test_sequential_batches_of_two_seeds_begin_apart():
+    data = token_data(train=60_000)
+    assert len({int(data.batch(seed, 0, 1, 8, sequential=True)[0][0, 0]) for seed in range(50)}) > 45
+
+
 def test_a_batch_does_not_depend_on_the_batches_before_it():
     data = token_data()
     alone = data.batch(3, 7, 16, 64)[0]
