@@ -126,7 +126,9 @@ def set_log_axis(axis: Axis, low: float, high: float, narrow: bool = False) -> N
         axis.set_major_locator(MaxNLocator(nbins=3 if narrow else 5, steps=[1, 2, 5, 10]))
         axis.set_minor_locator(NullLocator())
     else:
-        subs = (1, 2, 5) if ratio < 40 and not narrow else (1, 3) if ratio < 2000 else (1,)
+        subs = (1, 3) if ratio < 2000 else (1,)
+        if not narrow and ratio < 40:
+            subs = (1, 2, 5) if ratio > 10 else (1, 2, 3, 5, 7)
         axis.set_major_locator(LogLocator(subs=subs, numticks=12))
         axis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=50))
     axis.set_major_formatter(FuncFormatter(lambda value, _: _short_number(value)))
