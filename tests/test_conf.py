@@ -97,6 +97,7 @@ def test_a_misspelt_name_is_told_with_the_near_ones(overrides, message):
         ("trainer.max_steps=0", "at least 1"),
         ("trainer.max_steps=many", "trainer.max_steps"),
         ("trainer.precision=fp8", "fp32"),
+        ("trainer.batch_order=sequental", "did you mean 'sequential'"),
         ("trainer.device=gpu", "cpu, cuda"),
         ("trainer.devices=3", "does not divide evenly"),
         ("+trainer.steps=3", "unknown trainer setting 'steps'"),
