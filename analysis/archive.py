@@ -63,8 +63,9 @@ def choose(frames: Frames, conditions: Iterable[str] = (), arms: Iterable[str] =
 
 
 def save_frames(frames: Frames, folder: Path) -> None:
-    """Write runs.csv, steps.parquet with every recorded scalar in single precision, and heads.parquet where there are
-    heads, at most 200 rows a run and head: each the largest logit and the smallest gamma of its steps.
+    """Write runs.csv, events.csv (every spike of every run by every definition), steps.parquet with every recorded
+    scalar in single precision, and heads.parquet where there are heads, at most 200 rows a run and head: each the
+    largest logit and the smallest gamma of its steps.
 
     A run keeps at most 1,000 rows, and fewer, down to 60, where the file would pass 700 kB. Paths of this machine are
     left out; what needs every head or every step is judged before.
@@ -72,6 +73,7 @@ def save_frames(frames: Frames, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     runs = frames.runs.drop(columns="folder")
     runs.to_csv(folder / "runs.csv", index=False, float_format="%.9g", lineterminator="\n")
+    frames.events.to_csv(folder / "events.csv", index=False, float_format="%.6g", lineterminator="\n")
     rare = sorted(set(frames.steps.columns) - set(IDENTITY) - set(EVERY_STEP))
     columns = [name for name in [*IDENTITY, *EVERY_STEP, *rare] if name in frames.steps]
     wide = frames.steps[columns].dropna(axis="columns", how="all")
@@ -99,7 +101,7 @@ def _write(steps: pd.DataFrame, path: Path) -> None:
 
 
 def load_frames(folder: Path) -> Frames:
-    """What `save_frames` wrote; events are empty, and so are heads where none were kept.
+    """What `save_frames` wrote, but for the events, which no figure draws; heads are empty where none were kept.
 
     Raises MuonlabError where it wrote nothing.
     """

@@ -11,7 +11,7 @@ from analysis.frames import METRICS, Frames
 from analysis.judge import judge_harmless
 from analysis.measures import MEASURES, check_measure
 from analysis.measures.registry import split_measure
-from analysis.statistics import holm
+from analysis.statistics import holm, share_interval
 from analysis.verdicts import VERDICTS
 from muonlab.errors import MuonlabError, unknown_name
 
@@ -190,10 +190,12 @@ def _by_verdict(claim: Mapping[str, Any], verdicts: pd.DataFrame) -> dict[str, A
     if judged.empty:
         return {"n": len(rows), "effect": "-", "verdict": "not testable"}
     held = agree if claim["expect"] else len(judged) - agree
-    spread = f"{claim['verdict']} in {held} of {len(judged)}; "
-    spread += f"value {values.median():.3g} [{values.min():.3g}, {values.max():.3g}]"
+    share = share_interval(held, len(judged))
+    told = f"{claim['verdict']} in {held} of {len(judged)}, share [{share.low:.2f}, {share.high:.2f}]; "
+    told += f"value {values.median():.3g} ({values.min():.3g} to {values.max():.3g})"
     verdict = "reproduced" if agree == len(judged) else "opposite" if agree == 0 else "not reproduced"
-    return {"n": len(judged), "effect": spread, "verdict": verdict}
+    interval = {"estimate": share.estimate, "low": share.low, "high": share.high, "unit": "share of runs"}
+    return {"n": len(judged), "effect": told, "verdict": verdict} | interval
 
 
 def _by_harm(claim: Mapping[str, Any], frames: Frames) -> dict[str, Any]:

@@ -31,13 +31,14 @@ COLUMNS = [
 METHOD = """
 Arms of one condition share their seeds, and a seed fixes initialisation and batch order, so differences are
 taken seed by seed. Brackets hold the 95 % t interval of the mean over n seeds (of the mean logarithm for a
-ratio, written x); for a verdict that is passed on each run they hold the smallest and largest value. The
-noise floor is the standard deviation over seeds, pooled over both arms, and at least 0.003 nats: a mean
-difference inside it is a tie, whatever its sign. p is of the paired t test, corrected by Holm's method for
-all comparisons of an experiment; from 0.05 on it is a tie. A diverged run stays in, with the loss that it
-started from; a target that was never reached counts as reached at the end. Spikes are searched in the raw
-trace. Settings that were tuned were tuned on other seeds than those that judge them. What each verdict
-means in full stands in [experiments/README.md](../experiments/README.md).
+ratio, written x). A verdict that is passed on each run comes with the exact 95 % interval of the share of such
+runs (0 of 5 leaves up to half open) and the median of its value with the smallest and largest. The noise floor
+is the standard deviation over seeds, pooled over both arms, and at least 0.003 nats: a mean difference inside
+it is a tie, whatever its sign. p is of the paired t test, corrected by Holm's method for all comparisons of an
+experiment; from 0.05 on it is a tie. A diverged run stays in, with the loss that it started from; a target that
+was never reached counts as reached at the end. Spikes are searched in the raw trace. Settings that were tuned
+were tuned on other seeds than those that judge them. What each verdict means in full stands in
+[experiments/README.md](../experiments/README.md).
 """
 
 

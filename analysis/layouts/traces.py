@@ -101,7 +101,7 @@ def draw_crossing(
     note = (
         f"Below: minus {name}, paired over seeds, with the 95% interval of the mean; below zero an arm leads."
     )
-    return fig, kept(steps, [*TRACE_COLUMNS, column]), note
+    return fig, kept(steps, [*TRACE_COLUMNS, column]).dropna(subset=[column]), note
 
 
 def draw_rise_and_fall(

@@ -8,6 +8,7 @@ import pandas as pd
 from analysis.frames import END_SHARE
 from analysis.measures.registry import Part, measure
 from muonlab.errors import MuonlabError
+from muonlab.record.spikes import trailing_moments
 
 
 def first_crossing(readings: pd.Series, target: float) -> float:
@@ -147,6 +148,14 @@ def excess_loss(part: Part, column: str = "train_loss", window: int = 25) -> flo
     """
     smooth = part.trace(column).rolling(window, min_periods=window).median().dropna()
     return float((smooth - smooth.cummin()).mean())
+
+
+@measure("run", "nats", "muonlab: the power of a search that finds no spike")
+def smallest_spike(part: Part, column: str = "train_loss", window: int = 50, sigmas: float = 7.0) -> float:
+    """The least height above the trailing mean at which a spike would have been found: the median over the run of
+    `sigmas` standard deviations of the `window` readings before, as in OLMo 2's spike score."""
+    _, deviation = trailing_moments(part.trace(column).to_numpy(float), window, ddof=0)
+    return float(sigmas * np.nanmedian(deviation[window:]))
 
 
 @measure(

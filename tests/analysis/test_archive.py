@@ -61,6 +61,9 @@ def test_kept_frames_lose_no_run_and_no_peak(stacked, tmp_path):
     kept = load_frames(tmp_path)
     assert kept.runs["run"].tolist() == stacked.runs["run"].tolist()
     assert "folder" not in kept.runs
+    events = pd.read_csv(tmp_path / "events.csv")
+    assert len(events) == len(stacked.events) > 0
+    assert {"condition", "arm", "seed", "step", "series", "definition"} <= set(events)
     for column in ("max_logit", "grad_norm"):
         peaks = [frames.steps.groupby("run")[column].max() for frames in (kept, stacked)]
         pd.testing.assert_series_equal(*peaks, rtol=1e-6, check_dtype=False)

@@ -249,6 +249,29 @@ def test_the_side_that_the_evidence_is_on():
     assert answer(LOWER, metric="loss", above=1)["side"] == ""
 
 
+@pytest.mark.parametrize(
+    ("holds", "expect", "verdict", "share"),
+    [
+        ([True, True, True], True, "reproduced", "spiked in 3 of 3, share [0.29, 1.00]; value 2 (1 to 3)"),
+        ([False, None, False], True, "opposite", "spiked in 0 of 2, share [0.00, 0.84]; value 2 (1 to 3)"),
+        ([False, None, False], False, "reproduced", "spiked in 0 of 2, share [0.00, 0.84]; value 2 (1 to 3)"),
+        (
+            [True, False, True],
+            False,
+            "not reproduced",
+            "spiked in 2 of 3, share [0.09, 0.99]; value 2 (1 to 3)",
+        ),
+    ],
+)
+def test_a_verdict_on_each_run_comes_with_the_interval_of_its_share(holds, expect, verdict, share):
+    rows = pd.DataFrame({"holds": pd.Series(holds, dtype=object), "value": [1.0, 2.0, 3.0]})
+    rows = rows.assign(condition="x", arm="a", name="spiked", level=math.nan)
+    claim = CLAIM | {"verdict": "spiked", "expect": expect}
+    [row] = answer_all([claim], LOWER, rows)
+    assert (row["verdict"], row["effect"], row["unit"]) == (verdict, share, "share of runs")
+    assert row["low"] <= row["estimate"] <= row["high"]
+
+
 CONDITIONS = {"x": {"arms": {"a": [], "b": []}}, "search": {"arms": {"a": []}}}
 
 

@@ -12,6 +12,7 @@ from analysis.measures import MEASURES, Part, check_measure, measured
 from analysis.measures.registry import unit_of
 from analysis.measures.runs import first_crossing
 from muonlab.errors import MuonlabError
+from muonlab.record.spikes import olmo2
 
 N = 101
 
@@ -156,3 +157,19 @@ def test_every_measure_says_what_it_is():
         assert measure.function.__doc__
         assert measure.source
         assert measure.kind in ("run", "sweep", "pair")
+
+
+def test_a_spike_is_found_from_the_smallest_height_on_and_not_below_it():
+    noise = np.random.default_rng(0).normal(3.0, 0.05, N)
+    height = measured({"name": "smallest_spike"}, part(train_loss=noise))[0]
+    assert height == pytest.approx(7 * 0.05, rel=0.3)
+    before = noise[30:80]
+    assert measured({"name": "smallest_spike", "sigmas": 1}, part(train_loss=noise))[0] == pytest.approx(
+        height / 7
+    )
+    found = []
+    for factor in (0.7, 1.4):
+        spiked = noise.copy()
+        spiked[80] = before.mean() + factor * height
+        found.append(bool(olmo2(spiked, window=50).spiked[80]))
+    assert found == [False, True]

@@ -17,6 +17,7 @@ from analysis.statistics import (
     holm,
     is_tie,
     noise_floor,
+    share_interval,
     t_interval,
 )
 from muonlab.errors import MuonlabError
@@ -30,6 +31,24 @@ def table(**losses):
         for seed, loss in enumerate(values, 1)
     ]
     return pd.DataFrame(rows)
+
+
+@given(st.integers(1, 40))
+def test_a_share_of_none_or_all_has_the_interval_of_the_formula(n):
+    """Clopper-Pearson at the ends: (1 - p)^n = 2.5 %."""
+    open_end = 1 - 0.025 ** (1 / n)
+    none, every = share_interval(0, n), share_interval(n, n)
+    assert (none.estimate, none.low, none.high) == pytest.approx((0, 0, open_end), rel=1e-9)
+    assert (every.estimate, every.low, every.high) == pytest.approx((1, 1 - open_end, 1), rel=1e-9)
+
+
+def test_an_interval_of_a_share_covers_at_least_as_said():
+    for p in (0.05, 0.3, 0.5, 0.9):
+        chances = stats.binom.pmf(np.arange(8), 7, p)
+        inside = [share_interval(k, 7).low <= p <= share_interval(k, 7).high for k in range(8)]
+        assert chances[inside].sum() >= 0.95
+    with pytest.raises(MuonlabError, match="no runs"):
+        share_interval(0, 0)
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95])
