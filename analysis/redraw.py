@@ -23,7 +23,7 @@ def redraw(folder: Path) -> list[Path]:
     made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
     paths, failed = [], []
     for figure in spec.get("figures", ()):
-        figure = dict(figure)
+        figure = _with_windows(figure, spec.get("conditions", {}))
         table = figure.pop("table", None)
         try:
             data = pd.read_csv(folder / table) if table else load_frames(folder)
@@ -33,6 +33,16 @@ def redraw(folder: Path) -> list[Path]:
     if failed:
         raise MuonlabError(f"{folder} has figures that cannot be drawn: {'; '.join(failed)}")
     return paths
+
+
+def _with_windows(figure: dict, conditions: dict) -> dict:
+    """The figure's settings; one of the switch takes the windows of its condition."""
+    found = [
+        conditions[name]["windows"]
+        for name in figure.get("conditions", ())
+        if "windows" in conditions.get(name, ())
+    ]
+    return dict(figure) | ({"windows": found[0]} if figure["kind"] == "switch" and found else {})
 
 
 def made_by(made: dict) -> str:

@@ -66,9 +66,15 @@ def draw_spike_vs_stable(
 
 
 def draw_switch(
-    frames: Frames, windows: list[list[int]], title: str = "", tau: float | None = None, x: str = ""
+    frames: Frames,
+    windows: list[list[int]] | None = None,
+    title: str = "",
+    tau: float | None = None,
+    x: str = "",
 ) -> Drawing:
-    """Probe loss above max logit, shaded where the clip is off."""
+    """Probe loss above max logit, shaded where the clip is off: outside `windows`, by default the condition's."""
+    if not windows:
+        raise MuonlabError("a figure of the switch needs `windows`; set them on its condition")
     steps = line_per_level(frames, x).steps
     fig, axes = new_figure(2, 1, width=PAGE, height=3.9, sharex=True)
     plot_switch(axes[:, 0], steps, windows, tau, title=title, legend=False)

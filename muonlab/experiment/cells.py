@@ -69,6 +69,7 @@ def cells(
                 chosen = [*(o for b in best if b is not level for o in b.overrides), *level.overrides]
                 _refuse_chosen(condition, chosen, everywhere)
                 shared = [*spec.get("common", ()), *section.get("common", ())]
+                shared += [f"optimizer.windows={_text(section['windows'])}"] if "windows" in section else []
                 own = [*details.get("overrides", ()), *chosen]
                 config = _compose(name, f"{condition}/{arm}", shared, own, everywhere)
                 if config in configs:

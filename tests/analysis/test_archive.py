@@ -23,7 +23,6 @@ FIGURES = [
         "name": "switch",
         "kind": "switch",
         "conditions": ["raised"],
-        "windows": [[0, 100], [200, 400]],
         "tau": 30,
     },
 ]
@@ -36,7 +35,8 @@ def stacked(long_frames):
 
 def test_every_kind_of_figure_is_redrawn_to_the_same_bytes(stacked, tmp_path):
     save_frames(stacked, tmp_path)
-    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump({"figures": FIGURES}))
+    conditions = {"raised": {"windows": [[0, 100], [200, 400]]}}
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump({"figures": FIGURES, "conditions": conditions}))
     x = [0.01, 0.1, 1.0]
     curve = {"steps": 5, "x": x, "y": [0.5, 1.0, 1.1]}
     curves = [

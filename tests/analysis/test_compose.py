@@ -290,6 +290,7 @@ def test_a_figure_that_cannot_be_drawn_is_refused_before_any_run(spec, message):
         ("mechanism", {}, "was never recorded; set trainer.spectra_every"),
         ("spectra", {"columns": ["svd_entropi/*"]}, "unknown recorded column"),
         ("balance", {}, "no run recorded expert loads"),
+        ("switch", {}, "needs `windows`; set them on its condition"),
         ("spike_events", {"scores": ["none/such"]}, "no spike scores"),
         ("extrapolation", {}, "needs 4 sizes"),
         ("scaling", {}, "two or more computes"),

@@ -47,6 +47,13 @@ def test_keys_that_move_together_and_levels_with_names():
     assert (number.value, number.overrides) == (5.0, ("optimizer.ns_steps=5",))
 
 
+def test_the_windows_of_a_condition_are_those_of_its_clip():
+    [cell] = cells(
+        "x", design(windows=[[0, 5], [9, 12]], seeds=[1], arms={"muonclip": ["optimizer=muonclip"]}), []
+    )
+    assert cell.config["optimizer"]["windows"] == [[0, 5], [9, 12]]
+
+
 def test_a_tuned_arm_takes_the_level_of_its_search_and_may_vary_something_else():
     spec = design(vary={"optimizer.lr": [0.01, 0.03]}, seeds=[0], arms={"muonclip": ["optimizer=muonclip"]})
     spec["conditions"]["best"] = {"tuned_on": "c", "arms": {"muonclip": ["optimizer=muonclip"]}}
