@@ -44,14 +44,16 @@ def plot_differences(
     """
     names = styles(arms or frame["arm"])
     rows = {arm: _row(frame, arm, baseline, metric) for arm in names if arm in set(frame["arm"])}
-    edge = _edge([row.mean for row in rows.values()])
+    usual = _usual([row.mean for row in rows.values()])
+    inside = [row for row in rows.values() if row.mean <= usual]
+    edge = max([usual, *(1.04 * max(row.high, row.differences.max()) for row in inside)])
     floor = np.nanmax([row.floor for row in rows.values()])
     ax.axvspan(-floor, floor, color=BAND, lw=0, zorder=0.5, gid="noise floor")
     ax.axvline(0, color="#8c8c8c", lw=0.7, zorder=1)
     for place, (arm, style) in enumerate(names.items()):
         if (row := rows.get(arm)) is None:
             continue
-        if row.mean > edge:
+        if row.mean > usual:
             ax.plot([edge], [place], ">", color=style.colour, ms=5, clip_on=False, zorder=5, gid="beyond")
         else:
             ax.plot([row.low, row.high], [place, place], color=style.colour, lw=2.0, alpha=0.45, zorder=3)
@@ -74,12 +76,11 @@ def plot_differences(
                 zorder=5,
                 gid="mean",
             )
-        said = [f"{row.mean:+.2f}"] if row.mean > edge else []
+        said = [f"{row.mean:+.2f}"] if row.mean > usual else []
         said += [f"{row.diverged} of {len(row.differences)} diverged"] if row.diverged else []
         words = {"ha": "right", "va": "center", "fontsize": 6, "color": "#4d4d4d"}
         if said:
             ax.annotate(", ".join(said), (edge, place), (-5, 0), textcoords="offset points", **words)
-    inside = [row for row in rows.values() if row.mean <= edge]
     low = min([-floor, *(min(row.low, row.differences.min()) for row in inside)])
     ax.set_xlim(low - 0.05 * (edge - low), edge)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
@@ -137,8 +138,8 @@ def _row(frame: pd.DataFrame, arm: str, baseline: str, metric: str) -> ArmRow:
     return ArmRow(differences, low, mean.estimate, high, found.floor, diverged)
 
 
-def _edge(means: list[float]) -> float:
-    """The right end of the axis: beyond all means, unless a few lie far beyond the others."""
+def _usual(means: list[float]) -> float:
+    """Where the means of usual arms end: beyond all of them, unless a few lie far beyond the others."""
     ordered = np.sort(np.abs(means))
     usual = 3 * ordered[: max(2, round(0.75 * len(ordered)))].max() + 0.02
     return float(min(1.25 * max(max(means), 0) + 0.02, usual))

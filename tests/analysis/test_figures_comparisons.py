@@ -70,6 +70,17 @@ class TestDifferences:
         assert ax.get_xlim()[1] == edge.get_xdata()[0] < 1
         assert ax.texts[0].get_text() == "+2.00, 1 of 4 diverged"
 
+    def test_no_seed_of_a_usual_arm_lies_outside(self, arms):
+        runs = arms.runs[arms.runs["arm"] != "adamw"].copy()
+        wide = (runs["arm"] == "muonclip") & (runs["seed"] == 4)
+        runs.loc[wide, "loss"] += 0.6
+        _, axes = new_figure()
+        plot_differences(axes[0, 0], runs, "muon")
+        assert not lines(axes[0, 0], "beyond")
+        low, high = axes[0, 0].get_xlim()
+        drawn = np.concatenate([line.get_xdata() for line in axes[0, 0].lines[1:]])
+        assert low < drawn.min() < 0.5 < drawn.max() < high
+
     def test_the_band_is_the_noise_floor(self, arms):
         _, axes = new_figure()
         plot_differences(axes[0, 0], arms.runs[arms.runs["arm"] != "adamw"], "muon")
