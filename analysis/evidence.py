@@ -28,6 +28,14 @@ COLUMNS = [
     "note",
     "command",
 ]
+# What an experiment said before it ran, in the order of a page.
+SAID = {
+    "prediction": "Prediction",
+    "source": "Source",
+    "held_equal": "Held equal",
+    "tuning": "Tuning",
+    "primary": "Primary measure",
+}
 METHOD = """
 Arms of one condition share their seeds, and a seed fixes initialisation and batch order, so differences are
 taken seed by seed. Brackets hold the 95 % t interval of the mean over n seeds (of the mean logarithm for a
@@ -44,14 +52,26 @@ were tuned on other seeds than those that judge them. What each verdict means in
 
 @dataclass(frozen=True)
 class Experiment:
-    """What one folder of results/ says: its question, how it was made, and its answers (COLUMNS)."""
+    """What one folder of results/ says: its file, how it was made, and its answers (COLUMNS)."""
 
     name: str
-    question: str
+    spec: dict[str, Any]
     made: dict[str, Any]
     answers: pd.DataFrame
     figures: list[str]
     runs: int
+
+    @property
+    def question(self) -> str:
+        """The question in one line."""
+        return " ".join(self.spec["question"].split())
+
+    @property
+    def said(self) -> dict[str, str]:
+        """What its file said before it ran, by heading, as far as it does."""
+        return {
+            title: " ".join(str(self.spec[key]).split()) for key, title in SAID.items() if self.spec.get(key)
+        }
 
 
 def load_evidence(folder: Path) -> list[Experiment]:
@@ -105,17 +125,21 @@ def _load(folder: Path) -> Experiment:
     figures = [figure["name"] for figure in spec.get("figures", ())]
     table = folder / "runs.csv"
     runs = len(pd.read_csv(table, usecols=["run"])) if table.exists() else 0
-    return Experiment(folder.name, " ".join(spec["question"].split()), made, answers, figures, runs)
+    return Experiment(folder.name, spec, made, answers, figures, runs)
 
 
 def _section(experiment: Experiment) -> list[str]:
     answers = experiment.answers
-    parts = []
+    parts = [
+        f"{title}: {experiment.said[title]}{'' if experiment.said[title].endswith('.') else '.'}"
+        for title in ("Prediction", "Held equal", "Tuning")
+        if title in experiment.said
+    ]
     if len(answers):
         table = _rows(answers, ["claim", "source", "n", "effect", "verdict", "figure"])
         parts.append(as_markdown(table, right=["n"]))
     notes = dict.fromkeys(note for row in answers["note"] for note in row.split("; ") if note)
-    parts += [f"Tuning: {note}." for note in notes]
+    parts += [f"Searched: {note}." for note in notes]
     links = ", ".join(f"[{name}]({experiment.name}/{name}.png)" for name in experiment.figures)
     shown = f" Figures: {links}." if links else ""
     return [*parts, f"{_made(experiment)}{shown}"]

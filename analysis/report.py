@@ -10,7 +10,6 @@ from html import escape
 from pathlib import Path
 
 import pandas as pd
-import yaml
 from PIL import Image
 
 from analysis.evidence import METHOD, VERDICTS, Experiment, load_evidence
@@ -20,14 +19,6 @@ from muonlab.errors import MuonlabError
 STYLE = Path(__file__).with_name("report.css")
 WIDTHS = (2070, 1400, 1000, 700)  # pixels of the widest figure: the most that stay within BYTES
 BYTES = 15_000_000  # of the page
-# What an experiment said before it ran, in the order of the page.
-SAID = {
-    "prediction": "Prediction",
-    "source": "Source",
-    "held_equal": "Held equal",
-    "tuning": "Tuning",
-    "primary": "Primary measure",
-}
 
 
 def report(folder: Path) -> str:
@@ -51,8 +42,7 @@ def report(folder: Path) -> str:
     parts += _answers(claims)
     parts += [f'<h2 id="method">Method</h2>\n<p>{_inline(METHOD)}</p>']
     for experiment in experiments:
-        spec = yaml.safe_load((folder / experiment.name / "experiment.yaml").read_text(encoding="utf-8"))
-        parts.append(_experiment(experiment, spec, figures))
+        parts.append(_experiment(experiment, figures))
     parts.append("<footer>Written by <code>python -m analysis.report</code> from the tables and figures kept in "
                  "<code>results/</code>; the same files give the same page.</footer>")  # fmt: skip
     return _page("muonlab: the evidence", "\n".join(parts))
@@ -122,15 +112,15 @@ def _disputed(claims: pd.DataFrame) -> list[str]:
     return ['<h2 id="disputed">Where papers disagree</h2>', _table(head, rows)]
 
 
-def _experiment(experiment: Experiment, spec: dict, figures: dict) -> str:
+def _experiment(experiment: Experiment, figures: dict) -> str:
     name, answers, made = experiment.name, experiment.answers, experiment.made
     parts = [
         f'<h2 id="e-{name}">{escape(name.replace("_", " "))}</h2>',
         f"<p>{escape(experiment.question)}</p>",
     ]
-    facts = {title: " ".join(str(spec[key]).split()) for key, title in SAID.items() if spec.get(key)}
-    if "seeds" in spec:
-        facts["Seeds"] = ", ".join(str(seed) for seed in spec["seeds"])
+    facts = dict(experiment.said)
+    if "seeds" in experiment.spec:
+        facts["Seeds"] = ", ".join(str(seed) for seed in experiment.spec["seeds"])
     trained = made.get("runs", {})
     commits = ", ".join(c[:9] for c in trained.get("commits", [made.get("commit") or "unknown"]))
     facts["Repeat"] = f"`{made['command']}`"

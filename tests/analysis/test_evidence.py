@@ -33,6 +33,7 @@ def keep(folder, name, rows, made=MADE | {"runs": RUNS}, runs=3):
     out = folder / name
     out.mkdir()
     spec = {"question": f"Is {name}\n true?", "figures": [{"name": "f", "kind": "traces"}]}
+    spec |= {"prediction": "Yes.\n", "held_equal": "data", "tuning": "none"}
     (out / "experiment.yaml").write_text(yaml.safe_dump(spec))
     (out / "made.json").write_text(json.dumps(made))
     if rows:
@@ -75,7 +76,8 @@ def test_a_row_a_claim_under_its_experiment_with_links(results):
     assert text.strip().startswith("Is a true?")
     assert "| a \\| b | Jordan | 5 | loss -0.1 [-0.2, -0.05] | **reproduced** | [f](a/f.png) |" in text
     assert text.count("| [f](a/f.png) |") == 3
-    assert "Tuning: search/adamw: edge." in section(page, "b")
+    assert "Searched: search/adamw: edge." in section(page, "b")
+    assert "\n\nPrediction: Yes.\n\nHeld equal: data.\n\nTuning: none.\n\n" in section(page, "b")
     assert "| claim |" not in section(page, "exact"), "an experiment without claims still has its figure"
     assert "Repeat: `python experiments/exact.py`. Figures: [f](exact/f.png)." in section(page, "exact")
 
