@@ -129,12 +129,9 @@ def _refuse_chosen(condition: str, chosen: list[str], everywhere: list[str]) -> 
 def _compose(
     name: str, role: str, shared: list[str], own: list[str], everywhere: list[str]
 ) -> dict[str, Any]:
-    # The group choice stands first: `optimizer=muon` would wipe out an earlier optimizer.weight_decay.
-    groups = [o for o in own if "." not in o.partition("=")[0]]
-    values = [o for o in own if o not in groups]
-    config = plain(
-        compose_config("train", [*groups, *shared, *values, "trainer.progress=false", *everywhere])
-    )
+    # The last choice of a group wins, so the arm's own stands behind what its condition shares.
+    chosen = [*shared, *own, "trainer.progress=false", *everywhere]
+    config = plain(compose_config("train", chosen))
     if config["tracking"]["name"] != "none":
         config["tracking"] |= {"study": name, "role": role}
     return config

@@ -47,6 +47,14 @@ def test_keys_that_move_together_and_levels_with_names():
     assert (number.value, number.overrides) == (5.0, ("optimizer.ns_steps=5",))
 
 
+def test_an_arms_group_wins_over_the_shared_one_and_keeps_the_shared_values():
+    spec = design(
+        common=["optimizer=muonclip", "optimizer.weight_decay=0.3"], arms={"adamw": ["optimizer=adamw"]}
+    )
+    optimizer = cells("x", spec, [])[0].config["optimizer"]
+    assert (optimizer["name"], optimizer["weight_decay"]) == ("adamw", 0.3)
+
+
 def test_the_windows_of_a_condition_are_those_of_its_clip():
     [cell] = cells(
         "x", design(windows=[[0, 5], [9, 12]], seeds=[1], arms={"muonclip": ["optimizer=muonclip"]}), []
