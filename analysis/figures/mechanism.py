@@ -53,7 +53,7 @@ def _growth(frame: pd.DataFrame, column: str) -> pd.Series:
     traces = {}
     for run, rows in frame.groupby("run", sort=False):
         peak = rows.loc[rows["scheduled_lr"].idxmax(), "step"] if rows["scheduled_lr"].notna().any() else 0
-        readings = np.log10(rows.set_index("step")[column].dropna().clip(lower=1e-30))
+        readings = np.log10(rows.set_index("step")[column].dropna().astype(float).clip(lower=1e-30))
         readings = readings[readings.index >= peak]
         traces[run] = readings - readings.iloc[0]
     return median_trace(pd.DataFrame(traces))

@@ -7,7 +7,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLoc
 
 from analysis.canvas import styled
 from analysis.figures.labels import axis_label
-from analysis.measures.scaling import PowerLaw, bootstrap_ratio, fit_power_law
+from analysis.measures.scaling import PowerLaw, bootstrap_ratio, fit_lines, fit_power_law
 from analysis.palette import styles
 from analysis.statistics import CONFIDENCE
 from muonlab.errors import MuonlabError
@@ -37,10 +37,10 @@ def plot_scaling(
     for name, style in styles(points).items():
         compute, losses = points[name]
         law = fit_power_law(compute, losses.mean(axis=1))
-        x = np.geomspace(compute[0] / 1.15, compute[-1] * 1.15, 60)
+        x = _rounded(np.geomspace(compute[0] / 1.15, compute[-1] * 1.15, 60))
+        y, low, high = map(_rounded, (law.loss(x), *_band(compute, losses, x)))
         label = f"{style.label}: {_power(law)}"
-        ax.plot(x, [law.loss(c) for c in x], color=style.colour, ls=style.dash, lw=1.1, zorder=3, label=label)
-        low, high = _band(compute, losses, x)
+        ax.plot(x, y, color=style.colour, ls=style.dash, lw=1.1, zorder=3, label=label)
         ax.fill_between(x, low, high, color=style.colour, alpha=0.15, lw=0, zorder=1.5)
         ax.plot(
             np.repeat(compute, losses.shape[1]), losses.ravel(), style.marker,
@@ -76,9 +76,14 @@ def _band(compute: np.ndarray, losses: np.ndarray, x: np.ndarray) -> tuple[np.nd
     sizes, seeds = losses.shape
     chosen = rng.integers(seeds, size=(RESAMPLES, sizes, seeds))
     means = np.take_along_axis(losses[None], chosen, axis=2).mean(axis=2)
-    slopes, intercepts = np.polyfit(np.log(compute), np.log(means).T, 1)  # as fit_power_law, all at once
+    slopes, intercepts = fit_lines(np.log(compute), np.log(means))
     values = np.exp(intercepts[:, None] + slopes[:, None] * np.log(x))
     return tuple(np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0))
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """Nine significant digits: CPUs differ in the last ones of a logarithm, and a figure is the same bytes on all."""
+    return np.array([float(f"{value:.9g}") for value in values])
 
 
 def _draw_saving(ax: Axes, name: str, arm: Points, baseline: Points) -> None:

@@ -35,10 +35,15 @@ def fit_power_law(compute: np.ndarray, loss: np.ndarray) -> PowerLaw:
     """
     if len(np.unique(compute)) < 2 or not (np.asarray(loss) > 0).all():
         raise MuonlabError("a power law needs two or more computes and positive losses")
-    x, y = np.log(compute), np.log(loss)
-    slope = ((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum()
-    intercept = y.mean() - slope * x.mean()
+    slope, intercept = fit_lines(np.log(compute), np.log(loss))
     return PowerLaw(math.exp(intercept), -float(slope), float(np.min(compute)), float(np.max(compute)))
+
+
+def fit_lines(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Slopes and intercepts (...) of the least-squares lines of `y` (..., n) over `x` (n,)."""
+    centred, means = x - x.mean(), y.mean(axis=-1)
+    slopes = (centred * (y - means[..., None])).sum(axis=-1) / (centred**2).sum()
+    return slopes, means - slopes * x.mean()
 
 
 def compute_at_equal_loss(arm: PowerLaw, baseline: PowerLaw, compute: float) -> float:
