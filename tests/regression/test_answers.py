@@ -1,0 +1,100 @@
+"""The committed answers, given again by today's code from the tables that are committed beside them.
+
+What is stored is enough for 132 of the 137 claims: the same words, and the same numbers to the six decimals that
+verdict.json keeps. Five rest on every step of a trace (`EVERY_STEP`), of which results/ keeps bins: their numbers
+differ, and their verdict alone is compared. The verdicts on single runs are taken from verdicts.csv, since they were
+judged on every step and head.
+"""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from analysis.archive import load_frames
+from analysis.claims import answer_all
+from analysis.evidence import evidence, load_evidence
+from analysis.tables import save_table
+from muonlab.experiment.spec import claims_of
+
+RESULTS = Path(__file__).parents[2] / "results"
+FOLDERS = sorted(path.parent for path in RESULTS.glob("*/verdict.json"))
+# The claims whose numbers need the traces before they were thinned out, and what they read there.
+EVERY_STEP = {
+    "batch_size-02": "the step, interpolated between readings, at which a loss is reached",
+    "spike_ladder-05": "the deviation of neighbouring steps",
+    "spike_ladder-14": "the running minimum over windows of 25 steps",
+    "spike_ladder-16": "the loss at steps 250 and 310",
+    "spike_ladder-17": "the loss at steps 310 and 390",
+}
+ALWAYS = ("claim", "source", "arm", "conditions", "n", "unit", "verdict", "contradicts", "side")
+NUMBERS = ("estimate", "low", "high", "floor", "p", "p_holm")
+
+
+def committed(folder):
+    """The rows of verdict.json."""
+    return json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
+
+
+def answered(folder, change=lambda frames: frames):
+    """Rows like `committed`, answered now from the stored tables; `change` is applied to the frames before."""
+    spec = yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8"))
+    verdicts = pd.read_csv(folder / "verdicts.csv")
+    rows = answer_all(claims_of(spec), change(load_frames(folder)), verdicts)
+    return [{key: _as_json(value) for key, value in row.items()} for row in rows]
+
+
+def _as_json(value):
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def same_number(a, b):
+    """Whether two numbers agree to six decimals, or to the seven digits of the single precision of the tables."""
+    return a == b or (None not in (a, b) and math.isclose(a, b, rel_tol=1e-7, abs_tol=1.5e-6))
+
+
+def changed(before, now):
+    """The keys by which two answers to one claim differ, verdict and numbers and words."""
+    keys = [key for key in (*ALWAYS, "effect") if before[key] != now[key]]
+    return keys + [key for key in NUMBERS if not same_number(before[key], now[key])]
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_stored_tables_give_the_committed_answers(folder):
+    for before, now in zip(committed(folder), answered(folder), strict=True):
+        different = changed(before, now)
+        assert not set(different) & set(ALWAYS), (before["id"], different)
+        assert bool(different) == (before["id"] in EVERY_STEP), (before["id"], different)
+
+
+def test_all_claims_are_compared():
+    ids = [row["id"] for folder in FOLDERS for row in committed(folder)]
+    assert len(ids) == 137
+    assert set(EVERY_STEP) <= set(ids)
+
+
+@pytest.mark.parametrize(("nats", "seen"), [(1e-4, {"estimate", "low", "high"}), (0.1, {"verdict"})])
+def test_a_loss_that_moves_changes_an_answer(nats, seen):
+    def worse(frames):
+        muon = frames.runs["arm"] == "muon"
+        return replace(frames, runs=frames.runs.assign(loss=frames.runs["loss"] + nats * muon))
+
+    folder = RESULTS / "arms"
+    found = [changed(*rows) for rows in zip(committed(folder), answered(folder, worse), strict=True)]
+    assert any(seen <= set(keys) for keys in found)
+
+
+def test_the_page_of_evidence_is_what_the_answers_give():
+    assert evidence(load_evidence(RESULTS)) == (RESULTS / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_tables_of_answers_are_what_the_answers_give(folder, tmp_path):
+    answers = pd.DataFrame(committed(folder))
+    shown = ["claim", "source", "n", "effect", "verdict", *(c for c in ("side", "note") if answers[c].any())]
+    for path in save_table(answers[shown], tmp_path, "answers").values():
+        assert path.read_text(encoding="utf-8") == (folder / path.name).read_text(encoding="utf-8")
