@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 
 from analysis.canvas import styled
 from analysis.figures.labels import axis_label, is_logarithmic
-from analysis.figures.level_axis import level_axis, level_text
+from analysis.figures.level_axis import DIGITS, level_axis, level_text
 from analysis.figures.traces import mark_divergence, set_log_axis
 from analysis.palette import Style, styles
 from analysis.statistics import t_interval
@@ -136,7 +136,7 @@ def _describe_best(runs: pd.DataFrame, medians: pd.Series) -> str:
     at = runs[runs["place"] == medians.idxmin()].iloc[0]
     numbers = runs.loc[runs["joined"], "place"]
     edge = at["joined"] and numbers.nunique() > 1 and at["place"] in (numbers.min(), numbers.max())
-    return f": {medians.min():.3f} at {level_text(at['level'])}" + (", edge" if edge else "")
+    return f": {medians.min():.3f} at {level_text(at['level'], DIGITS)}" + (", edge" if edge else "")
 
 
 def _limit(ax: Axes, low: float, top: float, log: bool) -> None:

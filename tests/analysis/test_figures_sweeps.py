@@ -66,6 +66,28 @@ class TestLevelAxis:
             level_axis(levels, log=False).draw(axes[0, 0], "x")
             assert {text.get_rotation() for text in axes[0, 0].get_xticklabels()} == {slanted}
 
+    @pytest.mark.parametrize(
+        ("rates", "texts"),
+        [
+            ([0.000123456, 0.0123456789, 0.3], ["1e-4", "1e-3", "1e-2", "1e-1"]),
+            ([0.0123456789, 0.0523456789], ["2e-2", "5e-2"]),
+            ([0.0223456789, 0.0242345678], ["2.25e-2", "2.3e-2", "2.35e-2", "2.4e-2"]),
+        ],
+    )
+    def test_rates_that_a_sampler_drew_have_ticks_at_decades_or_round_values(self, rates, texts):
+        _, axes = new_figure()
+        level_axis(pd.Series(rates)).draw(axes[0, 0], "learning rate")
+        labels = axes[0, 0].get_xticklabels()
+        assert [text.get_text() for text in labels] == texts
+        assert 10 ** axes[0, 0].get_xticks() == pytest.approx([float(text) for text in texts])
+        assert not any(text.get_text() for text in axes[0, 0].get_xticklabels(minor=True))
+        assert {text.get_rotation() for text in labels} == {0}
+
+    def test_rates_that_somebody_chose_are_ticks_themselves(self):
+        _, axes = new_figure()
+        level_axis(pd.Series([0.001, 0.0032, 0.0125, 1536.0])).draw(axes[0, 0], "x")
+        assert [t.get_text() for t in axes[0, 0].get_xticklabels()] == ["0.001", "0.0032", "0.0125", "1,536"]
+
 
 class TestLevels:
     def test_the_line_goes_through_medians_and_few_seeds_are_points(self):
@@ -77,6 +99,12 @@ class TestLevels:
         points = lines(axes[0, 0], "seeds")
         assert sorted(points[0].get_ydata()) == [2.0, 2.1, 2.6]
         assert legend(axes[0, 0]) == ["Muon: 1.800 at 1, edge"]
+
+    def test_the_best_rate_is_written_with_three_digits(self):
+        _, axes = new_figure()
+        rates = {0.00123456789: [2.0], 0.0123456789: [1.9], 0.123456789: [2.0]}
+        plot_levels(axes[0, 0], runs("muon", rates))
+        assert legend(axes[0, 0]) == ["Muon: 1.900 at 0.0123"]
 
     def test_many_seeds_are_the_interval_of_their_mean(self):
         _, axes = new_figure()

@@ -1,4 +1,4 @@
-"""Every figure from small made-up runs: what it shows and says, and that nothing lies on anything else."""
+"""Figures over steps from small made-up runs: what they show and say, and that nothing lies on anything else."""
 
 import numpy as np
 import pandas as pd
