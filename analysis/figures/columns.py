@@ -33,7 +33,7 @@ def plot_column(
 ) -> None:
     """One column over steps by arm; a logarithmic axis for those that span decades.
 
-    frame: `Frames.steps`. window: trailing mean in steps over the raw trace; 1 draws raw.
+    frame: `Frames.steps`. window: centred mean in steps over the raw trace; 1 draws raw.
     """
     values = frame[column]
     if log := is_logarithmic(column):

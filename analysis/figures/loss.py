@@ -25,7 +25,7 @@ def plot_loss(
 ) -> None:
     """Loss over optimizer steps by arm: thin lines are seeds, bold the median, a cross marks a diverged run.
 
-    frame: `Frames.steps`. column: train_loss, probe_loss or val_loss. window: trailing mean in readings for
+    frame: `Frames.steps`. column: train_loss, probe_loss or val_loss. window: centred mean in steps for
     noisy losses (say it in the caption); 1 draws raw. The axis is cut to what the runs look like after the
     first tenth, where the arms differ, and little above the loss that they began with.
     """

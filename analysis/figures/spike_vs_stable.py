@@ -26,7 +26,7 @@ def plot_spike_vs_stable(
     """Loss, max logit and gradient norm on one steps axis, with a rug of spikes below the first and the last.
 
     axes: three axes, top to bottom. frame: `Frames.steps`; loss_spikes and grad_spikes give the rugs, a tick
-    per spike, a row an arm. column: the loss drawn. window: trailing mean of the two noisy traces, in steps.
+    per spike, a row an arm. column: the loss drawn. window: centred mean of the two noisy traces, in steps.
     """
     top, middle, bottom = axes
     plot_loss(top, frame, column, window, title=title, legend=legend)

@@ -16,7 +16,7 @@ def draw_traces(ax: Axes, frame: pd.DataFrame, column: str, window: int = 1) -> 
     """Draw `column` over `step` for every arm of `frame`, in the frame's order of arms.
 
     frame: run, arm, status, step and `column`; steps without a reading are left out; where it has `clock`
-    (units a step, one value an arm), the horizontal axis is step x clock. window: the trailing mean in steps
+    (units a step, one value an arm), the horizontal axis is step x clock. window: the centred mean in steps
     that is drawn over the raw trace (alpha 0.2); 1 draws the raw trace alone. Thin lines are seeds, the bold
     line is their median, in which a run that diverged counts as the worst from there on, in up to 120 bins of
     consecutive readings. Raises MuonlabError where the frame lacks a column or holds no finite reading.
@@ -35,7 +35,7 @@ def _draw_arm(ax: Axes, runs: pd.DataFrame, column: str, window: int, style: Sty
     clock = clock_of(runs)
     for run, trace in runs.groupby("run", sort=False):
         readings = trace.set_index("step")[column].replace([np.inf, -np.inf], np.nan).dropna()
-        smooth = trailing_mean(readings, window)
+        smooth = centred_mean(readings, window)
         if window > 1:
             ax.plot(clock * readings.index, readings, color=style.colour, alpha=0.2, lw=0.35, zorder=2)
         if count > 1:
@@ -79,14 +79,19 @@ def median_trace(traces: pd.DataFrame) -> pd.Series:
     return finite.mask(endless.cummax(), np.inf).median(axis=1).replace(np.inf, np.nan).dropna()
 
 
-def trailing_mean(readings: pd.Series, window: int) -> pd.Series:
-    """The mean of the readings in the last `window` steps (the index) up to each one, itself included."""
+def centred_mean(readings: pd.Series, window: int) -> pd.Series:
+    """The mean of the readings in the `window` steps (the index) around each one, itself in the middle.
+
+    Near the ends of the trace the window shrinks on both sides alike, so that a straight line stays what it is: a mean
+    of past readings alone would lie above a falling loss.
+    """
     if window == 1 or len(readings) < 2:
         return readings.copy()
     steps = readings.index.to_numpy()
-    first = np.searchsorted(steps, steps - window, side="right")
+    reach = np.minimum((window - 1) / 2, np.minimum(steps - steps[0], steps[-1] - steps))
+    first = np.searchsorted(steps, steps - reach, side="left")
+    last = np.searchsorted(steps, steps + reach, side="right")
     total = np.concatenate([[0.0], np.cumsum(readings.to_numpy(float))])
-    last = np.arange(1, len(steps) + 1)
     return pd.Series((total[last] - total[first]) / (last - first), index=readings.index)
 
 

@@ -16,7 +16,7 @@ from analysis.figures import (
 )
 from analysis.figures.columns import expand_columns
 from analysis.figures.heads import head_limits
-from analysis.figures.traces import draw_rate_axis, hide_steps_labels
+from analysis.figures.traces import centred_mean, draw_rate_axis, hide_steps_labels
 from analysis.frames import Frames
 from analysis.layouts.drawing import (
     BOLD,
@@ -60,7 +60,7 @@ def draw_spike_vs_stable(
     fig, axes = new_figure(3, 1, width=PAGE, height=5.2, sharex=True)
     plot_spike_vs_stable(axes[:, 0], steps, tau, window=window, title=title, legend=False)
     legend_above(fig, axes[:1, 0])
-    note = f"Loss and gradient norm: trailing mean of {window} steps over the raw trace, spikes of the raw one. {BOLD}"
+    note = f"Loss and gradient norm: centred mean of {window} steps over the raw trace, spikes of the raw one. {BOLD}"
     drawn = ["train_loss", "max_logit", "grad_norm", "loss_spikes", "grad_spikes"]
     return fig, kept(steps, [*TRACE_COLUMNS, *drawn]), note
 
@@ -120,12 +120,7 @@ def draw_rise_and_fall(
 ) -> Drawing:
     """Loss, max logit, gradient norm and, where a clip ran, its activity, over steps or over 1 / (lr x decay)."""
     frames = line_per_level(frames, x)
-    gamma = frames.steps["gamma"]
-    clipped = (gamma < 1).astype(float).where(gamma.notna())
-    steps = frames.steps.assign(clipped=clipped)
-    steps["clipped"] = steps.groupby(["arm", "run"], sort=False)["clipped"].transform(
-        lambda share: share.rolling(window, min_periods=1).mean()
-    )
+    steps = frames.steps.assign(clipped=_clipping_share(frames.steps, window))
     if clock:
         steps["clock"] = steps["arm"].map(clock_by_arm(frames.runs))
     drawn = ["probe_loss", "max_logit", "grad_norm"]
@@ -142,7 +137,7 @@ def draw_rise_and_fall(
             plot_column(ax, steps, column, title="Steps that clip", legend=False)
     legend_above(fig, axes[:1])
     smooth = "Gradient norm and share of clipping steps" if "clipped" in drawn else "Gradient norm"
-    note = f"{smooth}: trailing mean of {window} steps. {CLOCK_NOTE if clock else ''} {BOLD}"
+    note = f"{smooth}: centred mean of {window} steps. {CLOCK_NOTE if clock else ''} {BOLD}"
     return fig, kept(steps, [*TRACE_COLUMNS, "clock", "probe_loss", "max_logit", "grad_norm", "gamma"]), note
 
 
@@ -180,7 +175,7 @@ def draw_spectra(
         fig.suptitle(title)
     legend_above(fig, axes[:1])
     note = f"At each step the {over} over all layers." if over else ""
-    note += f" Trailing mean of {window} steps." if window > 1 else ""
+    note += f" Centred mean of {window} steps." if window > 1 else ""
     note += f" {BOLD}"
     return fig, kept(steps, [*TRACE_COLUMNS, *drawn]).dropna(subset=drawn, how="all"), note.strip()
 
@@ -234,6 +229,15 @@ def draw_heads(frames: Frames, title: str = "", tau: float | None = None, seed: 
     )
     count = np.unique(heads[["layer", "head"]], axis=0).shape[0]
     return fig, table, f"One line a head ({count}), deeper layers lighter; seed {seed} alone is drawn."
+
+
+def _clipping_share(steps: pd.DataFrame, window: int) -> pd.Series:
+    """For each row the share of the `window` steps around it, of the same run, in which a head was clipped."""
+    share = pd.Series(np.nan, index=steps.index)
+    for _, run in steps[steps["gamma"].notna()].groupby(["arm", "run"], sort=False):
+        clips = pd.Series((run["gamma"] < 1).to_numpy(float), index=run["step"])
+        share[run.index] = centred_mean(clips, window).to_numpy()
+    return share
 
 
 def _heading(role: str) -> str:

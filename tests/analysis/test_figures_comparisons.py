@@ -244,7 +244,8 @@ class TestColumns:
             assert len(fig.axes) == panels
         (line,) = fig.axes[3].lines
         assert line.get_ydata()[0] == 0
-        assert line.get_ydata()[-1] == 0.64, "16 of the last 25 steps lie above tau"
+        assert line.get_ydata()[-1] == 1
+        assert line.get_ydata()[43:45].tolist() == [12 / 25, 13 / 25], "the first step above tau is 44"
 
     def test_a_logarithmic_column_leaves_out_what_is_not_positive(self, make_frames):
         steps = make_frames([{"arm": "muon"}]).steps.assign(**{"sigma_max/mlp": np.linspace(-1, 5, 60)})

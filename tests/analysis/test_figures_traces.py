@@ -12,7 +12,7 @@ from analysis.figures import (
     plot_spike_vs_stable,
     plot_switch,
 )
-from analysis.figures.traces import median_trace, trailing_mean
+from analysis.figures.traces import centred_mean, median_trace
 from analysis.frames import collect
 from analysis.palette import ARMS
 from analysis.verdicts import off_windows
@@ -75,8 +75,8 @@ class TestLoss:
         assert len([line for line in ax.lines if line.get_alpha() == 0.2]) == 6
         raw = frames.steps[frames.steps["run"] == "adamw-s1"]["train_loss"].to_numpy()
         drawn = next(line for line in ax.lines if line.get_alpha() == 0.45).get_ydata()
-        assert drawn[50] == pytest.approx(raw[41:51].mean())
-        assert drawn[3] == pytest.approx(raw[:4].mean())
+        assert drawn[50] == pytest.approx(raw[46:55].mean())
+        assert drawn[3] == pytest.approx(raw[:7].mean())
 
     def test_the_axis_shows_the_region_where_the_arms_differ(self, frames):
         _, axes = new_figure()
@@ -110,13 +110,25 @@ class TestTraces:
         traces = pd.DataFrame({"a": [1.0, 2.0], "b": [1.0, np.inf], "c": [1.0, np.inf]})
         assert median_trace(traces).to_dict() == {0: 1.0}
 
-    def test_trailing_mean_counts_steps_not_readings(self):
+    def test_the_centred_mean_counts_steps_not_readings(self):
         sparse = pd.Series([4.0, 2.0, 6.0], index=[0, 25, 50])
-        assert trailing_mean(sparse, 26).tolist() == [4, 3, 4]
-        assert trailing_mean(sparse, 25).tolist() == [4, 2, 6]
-        assert trailing_mean(sparse, 1).tolist() == [4, 2, 6]
+        assert centred_mean(sparse, 51).tolist() == [4, 4, 6]
+        assert centred_mean(sparse, 50).tolist() == [4, 2, 6]
+        assert centred_mean(sparse, 1).tolist() == [4, 2, 6]
         dense = pd.Series(np.random.default_rng(0).normal(size=50))
-        pd.testing.assert_series_equal(trailing_mean(dense, 7), dense.rolling(7, min_periods=1).mean())
+        middle = centred_mean(dense, 7).iloc[3:-3]
+        pd.testing.assert_series_equal(middle, dense.rolling(7, center=True).mean().iloc[3:-3])
+
+    @pytest.mark.parametrize("window", [2, 7, 25, 1000])
+    def test_the_centred_mean_is_not_biased_by_a_trend_even_at_the_ends(self, window):
+        falling = pd.Series(5 - 0.1 * np.arange(40))
+        pd.testing.assert_series_equal(centred_mean(falling, window), falling)
+
+    def test_the_centred_mean_of_a_falling_loss_does_not_lie_above_it(self):
+        step = np.arange(100)
+        loss = pd.Series(2 + 3 * np.exp(-step / 20) + 0.1 * (-1.0) ** step)
+        assert (centred_mean(loss, 25) - loss).mean() < 0.03
+        assert (loss.rolling(25, min_periods=1).mean() - loss).mean() > 0.2, "the mean of past readings does"
 
 
 class TestMaxLogit:
