@@ -14,11 +14,13 @@ from typing import Any
 PACKAGES = ("muonlab", "torch", "lightning", "hydra-core", "optuna", "mlflow", "numpy", "pandas", "pyarrow")
 SPEED_VARIABLES = ("OMP_", "GOMP_", "MKL_", "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "CUDA_VISIBLE_DEVICES")
 """Environment variables (by their beginning) that change how fast, or where, a run computes."""
+CODE = ("muonlab", "conf", "analysis", "experiments")
+"""The folders that can change a result: what trains, with which settings, what judges, and what is asked. The
+versions of the packages are recorded themselves, so the files that demand them do not count."""
 
 
 def collect_environment() -> dict[str, Any]:
-    """Commit and dirty flag of muonlab's code (None outside a git checkout), versions, hardware, host,
-    command line.
+    """Commit and dirty flag of the code (None outside a git checkout), versions, hardware, host, command line.
 
     Imports nothing heavy: accelerators are listed only where torch is loaded already.
     """
@@ -41,14 +43,14 @@ def collect_environment() -> dict[str, Any]:
 
 @cache
 def code_version() -> dict[str, Any]:
-    """`commit` (40 hex digits) and `dirty` (muonlab/ or conf/ differ from it), read once a process."""
+    """`commit` (40 hex digits) and `dirty` (a folder of CODE differs from it), read once per process."""
     package = Path(__file__).resolve().parents[1]
     # An installed copy may lie inside somebody else's repository: only a tracked file makes it ours.
     if _git(package, "ls-files", "--error-unmatch", "errors.py") is None:
         return {"commit": None, "dirty": None}
     return {
         "commit": (_git(package, "rev-parse", "HEAD") or "").strip() or None,
-        "dirty": bool((_git(package.parent, "status", "--porcelain", "--", "muonlab", "conf") or "").strip()),
+        "dirty": bool((_git(package.parent, "status", "--porcelain", "--", *CODE) or "").strip()),
     }
 
 

@@ -42,5 +42,10 @@ def test_the_commit_is_that_of_the_code_and_dirty_means_the_code(tmp_path, monke
     assert clean["dirty"] is False
     (tmp_path / "results.csv").write_text("a result is not code")
     assert read() == clean
-    (package / "new.py").write_text("")
-    assert read() == {"commit": clean["commit"], "dirty": True}
+    for folder in ("muonlab/record", "conf/optimizer", "analysis", "experiments"):
+        changed = tmp_path / folder / "changed"
+        changed.parent.mkdir(parents=True, exist_ok=True)
+        changed.write_text("")
+        assert read() == {"commit": clean["commit"], "dirty": True}, folder
+        changed.unlink()
+    assert read() == clean
