@@ -31,9 +31,9 @@ def design_schedule(
     [0, 1) fits a step on [cushion * u, u] in place of [l, u] where l is smaller, so that no singular value
     comes near 0 half-way and is lost in bf16; 0 gives the exact optimum.
 
-    The schedule never changes sign on (0, 1]; `band(schedule, floor)` is its exact band. Both are checked
-    here. Raises MuonlabError for settings out of range, and for floor and cushion both below 1e-6, which
-    64-bit numbers do not resolve.
+    The schedule never changes sign on (0, 1], and maps [floor, 1] into `band(schedule, floor)`, above 0. Both
+    are checked here. Raises MuonlabError for settings out of range, and for floor and cushion both below
+    1e-6, which 64-bit numbers do not resolve.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise MuonlabError(f"a schedule needs an integer number of steps of at least 1, not {steps!r}")

@@ -46,7 +46,7 @@ def test_every_designed_schedule_stays_positive_and_in_its_band(steps, floor, sa
     values = scalar_map(schedule, x)
     assert (values > 0).all()
     inside = values[x >= floor]
-    assert ((inside >= low - 1e-9) & (inside <= high + 1e-9)).all()
+    assert ((inside >= low) & (inside <= high)).all()
 
 
 def test_one_step_beats_every_neighbour():
