@@ -16,6 +16,8 @@ from muonlab.optim.schedules import Row
 
 logger = logging.getLogger(__name__)
 
+FORMS = ("plain", "gram")
+
 # The Gram form multiplies the rounding error of X Xᵀ by a² a step; it starts again from X before that passes
 # this.
 MAX_ERROR_GROWTH = 0.05
@@ -48,8 +50,8 @@ class Backend:
     strip: int = 0
 
     def __post_init__(self) -> None:
-        if self.form not in ("plain", "gram"):
-            raise unknown_name("orthogonalisation form", self.form, ("plain", "gram"))
+        if self.form not in FORMS:
+            raise unknown_name("orthogonalisation form", self.form, FORMS)
         if self.stack < 0 or self.strip < 0:
             raise MuonlabError(f"stack and strip must not be negative, got {self.stack} and {self.strip}")
 
@@ -106,7 +108,7 @@ def _rule(n: int, m: int, rows: tuple[Row, ...], dtype: torch.dtype, device_type
     on_cpu = device_type == "cpu"
     strip = STRIP if on_cpu and n >= STRIP_FROM and dtype in (torch.float32, torch.float64) else 0
     symmetric = STRIP_COST if strip else 1.0
-    form = min(("plain", "gram"), key=lambda form: cost(n, m, rows, form, dtype, symmetric))
+    form = min(FORMS, key=lambda form: cost(n, m, rows, form, dtype, symmetric))
     # plain: X twice, R and Q; the Gram form has four n x n matrices, and meets X at its ends only
     numbers = 2 * n * m + 2 * n * n if form == "plain" else n * m + 4 * n * n
     stack = max(1, (CACHE_BYTES if on_cpu else DEVICE_BYTES) // (dtype.itemsize * numbers))

@@ -43,11 +43,13 @@ class MatrixView:
         """Raise MuonlabError if a parameter of this shape has no such view."""
         given = f"{name} of shape {tuple(shape)}"
         if len(shape) < 2 or 0 in shape:
-            raise MuonlabError(f"{given} is no matrix for Muon; put it into a group with rule='adamw'")
+            raise MuonlabError(
+                f"Muon cannot update {given}, which is not a matrix; use a group with rule='adamw'"
+            )
         if len(shape) > 3 and not self.flatten:
             raise MuonlabError(
-                f"{given} is a filter, not a matrix; set flatten=True to see it as (out, in * kernel), or "
-                "put it into a group with rule='adamw'"
+                f"Muon cannot update {given}, which is a filter and not a matrix; set flatten=True to see it as "
+                "(out, in * kernel), or use a group with rule='adamw'"
             )
         rows, cols = (shape[0], math.prod(shape[1:])) if self.flatten else shape[-2:]
         if isinstance(self.row_blocks, tuple):

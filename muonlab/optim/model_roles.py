@@ -1,6 +1,6 @@
 """What every parameter of a model is for: declared by the model, or read off module types and names.
 
-A wrong guess would train for days unnoticed, so a parameter that nothing tells about has no role here, and
+A wrong guess would train for days unnoticed, so a parameter that cannot be identified gets no role, and
 routing refuses it unless a route names it.
 """
 

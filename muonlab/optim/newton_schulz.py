@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from muonlab.errors import MuonlabError, unknown_name
-from muonlab.optim.backend import Backend, blocks, choose_backend
+from muonlab.optim.backend import FORMS, Backend, blocks, choose_backend
 from muonlab.optim.normalisation import aol_rescale_, frobenius_normalise_
 from muonlab.optim.products import gram_matrix, symmetric_product
 from muonlab.optim.schedules import Coefficients, Row, Schedule, resolve_schedule
@@ -186,8 +186,8 @@ def _resolve_backend(
         raise MuonlabError(f"the work dtype must be one of {', '.join(map(str, WORK_DTYPES))}, not {dtype}")
     if isinstance(backend, Backend):
         return backend
-    if backend not in ("auto", "plain", "gram"):
-        raise unknown_name("orthogonalisation backend", backend, ("auto", "plain", "gram"))
+    if backend not in ("auto", *FORMS):
+        raise unknown_name("orthogonalisation backend", backend, ("auto", *FORMS))
     chosen = choose_backend(n, m, schedule.rows, dtype, device_type)
     return chosen if backend == "auto" else replace(chosen, form=backend)
 

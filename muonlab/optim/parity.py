@@ -107,7 +107,7 @@ def parity(name: str) -> dict[str, Any]:
     - keller_jordan: KellerJordan/Muon. Not equal for filters, whose scale it takes from the kernel, nor where
       a gradient is None, which it takes for zero and decays.
     - moonlight: Moonlight's toy_train.py.
-    - dion: microsoft/dion's `Muon`, whose default looks not ahead.
+    - dion: microsoft/dion's `Muon`, whose default is nesterov=False.
     - emerging_optimizers: NVIDIA's `Muon`, extra_scale_factor 1; its "independent" decay does not follow the
       learning-rate schedule, ours does.
     - optax: optax.contrib.muon, whose matrices are (in, out): transpose them.

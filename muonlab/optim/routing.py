@@ -62,8 +62,7 @@ def parameter_groups(
     """Parameter groups of a model for `Muon` (rule "muon") or `AdamW` (rule "adamw"), one per role.
 
     routes: {role or parameter-name pattern: "muon" | "adamw"} against the default of MUON_ROLES; a pattern
-        (as for
-        file names: * ? [abc]) goes before a role.
+        (as for file names: * ? [abc]) goes before a role.
     lr_scale: {role: factor} multiplies the learning rate of a role; 0 freezes it.
     per_head: cut query, key and value into row blocks and output into column blocks, one a head.
     split_qkv: cut a fused QKV weight into its three matrices; false leaves it one.

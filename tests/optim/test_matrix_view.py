@@ -96,9 +96,9 @@ def test_a_transposed_parameter_is_updated_in_place():
 @pytest.mark.parametrize(
     ("shape", "settings", "message"),
     [
-        ((6,), {}, "is no matrix for Muon; put it into a group with rule='adamw'"),
-        ((0, 4), {}, "is no matrix"),
-        ((6, 2, 3, 3), {}, "is a filter, not a matrix; set flatten=True"),
+        ((6,), {}, "which is not a matrix; use a group with rule='adamw'"),
+        ((0, 4), {}, "which is not a matrix"),
+        ((6, 2, 3, 3), {}, "which is a filter and not a matrix; set flatten=True"),
         ((6, 4), {"row_blocks": 4}, "6 rows cannot be cut into 4 equal blocks"),
         ((6, 4), {"col_blocks": 3}, "4 columns cannot be cut into 3 equal blocks"),
         ((6, 4), {"row_blocks": [4, 1]}, "add up to 5, not to 6 rows"),

@@ -246,7 +246,9 @@ def test_a_parameter_given_twice_is_refused():
 
 def test_a_refused_group_is_not_left_behind():
     optimizer = Muon([nn.Parameter(torch.zeros(4, 4))])
-    with pytest.raises(MuonlabError, match=r"group_1\[0\] of shape \(4,\) is no matrix"):
+    with pytest.raises(
+        MuonlabError, match=r"cannot update group_1\[0\] of shape \(4,\), which is not a matrix"
+    ):
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(4))]})
     assert len(optimizer.param_groups) == 1
 

@@ -307,7 +307,7 @@ def test_a_declared_name_that_is_no_parameter_is_an_error():
             "send parameter 'head.weight' to different rules",
         ),
         ({"lr_scale": {"qeury": 0.1}}, "unknown role in lr_scale 'qeury'; did you mean 'query'"),
-        ({"routes": {"norm": "muon"}}, r"norm.weight of shape \(8,\) is no matrix"),
+        ({"routes": {"norm": "muon"}}, r"norm.weight of shape \(8,\), which is not a matrix"),
     ],
 )
 def test_wrong_overrides_are_told_in_one_sentence(settings, message):
