@@ -10,18 +10,21 @@ from muonlab.errors import MuonlabError
 from muonlab.optim.checks import check_number
 
 _FUSED = ("cpu", "cuda")
+# What the state of every updated parameter holds.
+REQUIRED_STATE = ("exp_avg", "exp_avg_sq", "step")
 
 
 def prepare(group: dict[str, Any]) -> None:
-    """Check the settings of one parameter group; raises MuonlabError."""
+    """Check the settings of one parameter group, plain values (`plain_value`); raises MuonlabError."""
     for name in ("lr", "eps", "weight_decay"):
         check_number(f"{name} of an adamw group", group[name])
     betas = group["betas"]
-    if isinstance(betas, str) or not hasattr(betas, "__len__") or len(betas) != 2:
+    if not isinstance(betas, tuple) or len(betas) != 2:
         raise MuonlabError(f"betas of an adamw group must be two numbers, not {betas!r}")
     for beta in betas:
         check_number("each of the betas of an adamw group", beta, below=1.0)
-    group["betas"] = tuple(betas)
+    if "momentum" in group:
+        check_number("momentum of an adamw group", group["momentum"], below=1.0)
 
 
 def check_parameter(param: Tensor, name: str, group: dict[str, Any]) -> None:
@@ -31,6 +34,11 @@ def check_parameter(param: Tensor, name: str, group: dict[str, Any]) -> None:
 def describe_view(shape: torch.Size, group: dict[str, Any]) -> str:
     """AdamW works entry by entry and sees no matrix."""
     return "-"
+
+
+def state_shapes(shape: torch.Size, group: dict[str, Any]) -> dict[str, tuple[int, ...] | None]:
+    """The shapes of all that a parameter's state may hold."""
+    return {"exp_avg": tuple(shape), "exp_avg_sq": tuple(shape), "step": ()}
 
 
 def init_state(param: Tensor, dtype: torch.dtype) -> dict[str, Any]:
@@ -47,9 +55,11 @@ def update(
 ) -> None:
     """One step, in place: Loshchilov & Hutter, arXiv 1711.05101, with the decay lr * weight_decay of PyTorch.
 
-    All parameters share a device, a dtype and the settings of groups[0].
+    All parameters share a device, a dtype and the settings of groups[0]. Where a scheduler has written a
+    `momentum` into the group, as it does if others of the optimizer's groups have one, that is the first beta.
     """
     settings = groups[0]
+    beta1, beta2 = settings["betas"]
     adamw(
         params,
         grads,
@@ -59,8 +69,8 @@ def update(
         state_steps=[state["step"] for state in states],
         fused=params[0].device.type in _FUSED,
         amsgrad=False,
-        beta1=settings["betas"][0],
-        beta2=settings["betas"][1],
+        beta1=settings.get("momentum", beta1),
+        beta2=beta2,
         lr=settings["lr"],
         weight_decay=settings["weight_decay"],
         eps=settings["eps"],

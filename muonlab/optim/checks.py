@@ -4,9 +4,27 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from muonlab.errors import MuonlabError, unknown_name
+
+# From NumPy's kinds of numbers to Python's.
+_PLAIN = ((np.bool_, bool), (np.integer, int), (np.floating, float), (np.str_, str))
+
+
+def plain_value(value: Any) -> Any:
+    """The same value without NumPy's types and lists, so that `torch.load(weights_only=True)` takes it.
+
+    NumPy's numbers become Python's, exactly but for those of more than 64 bits; arrays, lists and tuples become
+    tuples of plain values. Tensors, names, dicts and everything else stay what they are.
+    """
+    if isinstance(value, np.generic):
+        kind = next((plain for numpy, plain in _PLAIN if isinstance(value, numpy)), None)
+        return value if kind is None else kind(value)
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    return tuple(map(plain_value, value)) if isinstance(value, list | tuple) else value
 
 
 def check_number(setting: str, value: Any, below: float = math.inf) -> None:

@@ -1,11 +1,13 @@
 """What QK-Clip saw and did, per head, since the beginning of training."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from muonlab.errors import MuonlabError
+from muonlab.optim.saved_state import check_entries, describe
 
 NEVER = -1
 
@@ -43,21 +45,27 @@ class ClipHistory:
         self.record(step, self.max_logit, gamma)
         self.gamma = product
 
-    def to(self, device: torch.device) -> None:
-        """Move every tensor to `device`."""
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move every tensor to `device`, and those that hold logits and factors to `dtype`."""
         for name, values in self.state_dict().items():
-            setattr(self, name, values.to(device))
+            setattr(self, name, values.to(device, dtype if values.is_floating_point() else values.dtype))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The tensors by name; they restore the history exactly."""
         return {name: getattr(self, name) for name in self.fields}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore `state_dict()`'s answer. Raises MuonlabError if a tensor is missing or of another shape."""
+    def check_state(self, state: Any) -> None:
+        """Raise MuonlabError unless `load_state_dict` can take it whole; changes nothing."""
+        check_entries("the saved clip history", state, self.fields)
         for name, present in self.state_dict().items():
-            if name not in state or state[name].shape != present.shape:
-                given = f"has shape {tuple(state[name].shape)}" if name in state else "is missing"
+            if not isinstance(state[name], Tensor) or state[name].shape != present.shape:
                 raise MuonlabError(
-                    f"{name} of the saved clip history {given}; expected {tuple(present.shape)}"
+                    f"{name} of the saved clip history is {describe(state[name])}; expected a tensor of shape "
+                    f"{tuple(present.shape)}"
                 )
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore `state_dict()`'s answer. Raises MuonlabError for what `check_state` refuses."""
+        self.check_state(state)
+        for name, present in self.state_dict().items():
             setattr(self, name, state[name].to(present.device, present.dtype))

@@ -16,15 +16,18 @@ from torch.optim.optimizer import ParamsT
 
 from muonlab.errors import MuonlabError, unknown_name
 from muonlab.optim import adamw_rule, muon_rule
-from muonlab.optim.checks import check_choice, check_number
+from muonlab.optim.checks import check_choice, check_number, plain_value
 from muonlab.optim.qk_clip import QKClip
 from muonlab.optim.routing import Route
+from muonlab.optim.saved_state import check_buffers, check_entries, check_groups, check_top
 
 RULES = {"muon": muon_rule, "adamw": adamw_rule}
-# What a group may hold besides settings, and in what groups that are updated together may differ.
-_NOT_SETTINGS = ("params", "param_names", "rule", "name", "reasons", "initial_lr", "peak_lr", "lr_scale")
+# What a group may hold besides settings: what it is, and what torch's schedulers write into it.
+_DESCRIPTION = ("params", "param_names", "rule", "name", "reasons")
+_SCHEDULED = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
+_NOT_SETTINGS = (*_DESCRIPTION, *_SCHEDULED, "peak_lr", "lr_scale")
+# In what groups that are updated together may differ.
 _VIEW_SETTINGS = ("row_blocks", "col_blocks", "flatten")
-_PER_GROUP = {"params", "param_names", "name", "reasons", "initial_lr", *_VIEW_SETTINGS}
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
@@ -35,32 +38,49 @@ class CombinedOptimizer(torch.optim.Optimizer):
     rule: the rule of groups that name none.
     defaults: for every rule that groups may have, the settings that a group does not give.
     clip: a QKClip that acts after every update, or None.
+
+    Every scheduler of torch works. `OneCycleLR` and `CyclicLR` cycle the momentum of muon groups and the first
+    beta of adamw groups alike: a `momentum` that they write into an adamw group beside muon groups stands for
+    its first beta. A single number that they are given for lr or momentum goes to all groups; a list has one
+    number a group. (Their `max_lr` replaces a group's lr; `peak_lr` stays the lr that the group was made with.)
     """
 
     def __init__(
         self, params: ParamsT, rule: str, defaults: Mapping[str, dict[str, Any]], clip: QKClip | None = None
     ):
-        self._rule, self._rule_defaults = rule, dict(defaults)
+        self._rule, self._rule_defaults = rule, {name: dict(given) for name, given in defaults.items()}
+        for name, settings in self._rule_defaults.items():
+            _prepare(name, settings)
         self.clip = clip
         self.steps_done = 0
-        super().__init__(params, {})
+        super().__init__(params, dict(self._rule_defaults[rule]))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters; raises MuonlabError for unknown rules or settings and what cannot be updated."""
+        """Add parameters; raises MuonlabError for unknown rules or settings and what cannot be updated.
+
+        NumPy numbers become Python's and lists tuples.
+        """
         rule = param_group.get("rule", self._rule)
         check_choice("rule of a parameter group", rule, self._rule_defaults)
         defaults = self._rule_defaults[rule]
+        # beside a scheduler's bounds a momentum is the scheduler's; see the class
+        known = {*defaults, *_NOT_SETTINGS} | ({"momentum"} if "max_momentum" in param_group else set())
         for name in param_group:
-            if name not in defaults and name not in _NOT_SETTINGS:
+            if name not in known:
                 raise unknown_name(f"setting of a {rule} group", name, defaults)
         group = {"name": f"group_{len(self.param_groups)}", **defaults, **param_group, "rule": rule}
-        RULES[rule].prepare(group)
+        if not isinstance(group["name"], str):
+            raise MuonlabError(f"the name of a parameter group must be text, not {group['name']!r}")
+        _prepare(rule, group)
         scale = group.pop("lr_scale", 1.0)
         check_number("lr_scale", scale)
         if scale != 1.0:  # else keep a tensor that a captured graph reads
             group["lr"] = group["lr"] * scale
         group.setdefault("peak_lr", float(group["lr"]))
+        own = set(group)
         super().add_param_group(group)
+        for name in self.defaults.keys() - own:  # torch gives every group the first rule's defaults
+            del group[name]
         try:
             self._check_parameters(group)
         except MuonlabError:
@@ -74,9 +94,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
             )
         for param, name in zip(group["params"], _names(group), strict=True):
             if not param.is_floating_point():
-                raise MuonlabError(
-                    f"{name} is {param.dtype}; only real floating-point parameters are optimized"
-                )
+                raise _not_real(param, name)
             RULES[group["rule"]].check_parameter(param, name, group)
 
     @property
@@ -103,13 +121,19 @@ class CombinedOptimizer(torch.optim.Optimizer):
         """Update every parameter that has a gradient, then clip by the observed max logits and forget those.
 
         A parameter whose gradient is None is left alone: no decay, no momentum. Gradients are never written
-        to. Returns what the closure returned. Raises MuonlabError for a sparse gradient.
+        to. Buffers follow parameters that were moved or changed their dtype (`model.double()`) since the last
+        step, and keep at least fp32. Returns what the closure returned. Raises MuonlabError, before anything is
+        updated, for a sparse gradient, a parameter made complex, and max logits that a clip needs and has not
+        seen.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for params, groups in self._buckets():
+        buckets = self._buckets()
+        if self.clip is not None:
+            self.clip.require_maxima(self.steps_done)
+        for params, groups in buckets:
             self._update(params, groups)
         if self.clip is not None:
             self.clip.apply(self.steps_done, self._momentum_of)
@@ -121,8 +145,13 @@ class CombinedOptimizer(torch.optim.Optimizer):
         return {} if self.clip is None else self.clip.gammas()
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's state dict with the step count and the clip's history: all that a resumed run needs."""
+        """torch's state dict with the step count and the clip's history: all that a resumed run needs.
+
+        It holds tensors and plain Python values alone, also where a scheduler wrote NumPy numbers into groups.
+        """
         state = super().state_dict()
+        for group in state["param_groups"]:
+            group.update(_plain_settings(group))
         state["steps_done"] = self.steps_done
         if self.clip is not None:
             state["clip"] = self.clip.state_dict()
@@ -132,22 +161,56 @@ class CombinedOptimizer(torch.optim.Optimizer):
         """Restore what `state_dict()` returned exactly, also into parameters of another dtype.
 
         Buffers keep at least fp32, whatever the parameters. A state saved without a clip loads into an
-        optimizer with one, whose history then begins empty, and the other way round. Raises MuonlabError for
-        a state of other groups, parameters or rules.
+        optimizer with one, whose history then begins empty, and the other way round. Raises MuonlabError, and
+        changes nothing, for a state that is incomplete or of other groups, parameters, shapes or rules.
         """
-        _check_same_groups(self.param_groups, state_dict["param_groups"])
-        super().load_state_dict(state_dict)
-        # torch has cast buffers to the parameters' dtype: fp32 buffers of bf16 parameters lost bits.
-        saved_ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        check_entries("the saved optimizer state", state_dict, ())
+        loaded: dict[str, Any] = {}
+
+        # As torch's own hooks, so that the user's run before the check and after the restoration.
+        def check(_: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+            loaded.update(self._checked(state))
+            return loaded
+
+        hooks = (
+            self.register_load_state_dict_pre_hook(check),
+            self.register_load_state_dict_post_hook(lambda _: self._restore(loaded), prepend=True),
+        )
+        try:
+            super().load_state_dict(dict(state_dict))
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _checked(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state with plain settings; raises MuonlabError for one that does not fit, and changes nothing."""
+        check_top(state)
+        check_groups(self.param_groups, state["param_groups"], self._rule_defaults)
+        buffers, saved_groups = dict(state["state"]), []
+        for here, there in zip(self.param_groups, state["param_groups"], strict=True):
+            rule, saved = RULES[here["rule"]], dict(there)
+            _prepare(here["rule"], saved)
+            for param, key, name in zip(here["params"], saved["params"], _names(here), strict=True):
+                rule.check_parameter(param, name, saved)
+                if entries := buffers.pop(key, {}):
+                    check_buffers(name, entries, rule.state_shapes(param.shape, saved), rule.REQUIRED_STATE)
+            saved_groups.append(saved)
+        if buffers:
+            raise MuonlabError(f"the saved state is of parameters that no group holds: {list(buffers)[:3]}")
+        if self.clip is not None and "clip" in state:
+            self.clip.check_state(state["clip"])
+        return {**state, "param_groups": saved_groups}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """What torch has not restored: bits of fp32 buffers of bf16 parameters, the step count, the clip."""
+        keys = chain.from_iterable(group["params"] for group in state["param_groups"])
         params = chain.from_iterable(group["params"] for group in self.param_groups)
-        for key, param in zip(saved_ids, params, strict=True):
-            for name, value in state_dict["state"].get(key, {}).items():
-                if isinstance(value, Tensor):
-                    dtype = value.dtype if name == "step" else _state_dtype(param)
-                    self.state[param][name] = value.to(param.device, dtype, copy=True)
-        self.steps_done = state_dict["steps_done"]
-        if self.clip is not None and "clip" in state_dict:
-            self.clip.load_state_dict(state_dict["clip"])
+        for key, param in zip(keys, params, strict=True):
+            if entries := state["state"].get(key):
+                self.state[param] = _like(param, entries)
+        self.steps_done = state["steps_done"]
+        if self.clip is not None and "clip" in state:
+            self.clip.load_state_dict(state["clip"])
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_rule", "_rule_defaults", "clip", "steps_done")
@@ -156,12 +219,13 @@ class CombinedOptimizer(torch.optim.Optimizer):
     def _buckets(self) -> list[tuple[list[nn.Parameter], list[dict[str, Any]]]]:
         """Parameters that have gradients, together where device, dtype, rule and settings are the same."""
         buckets: dict[tuple, tuple[list[nn.Parameter], list[dict[str, Any]]]] = defaultdict(lambda: ([], []))
+        # an adamw group has a momentum where a scheduler wrote one
+        shared = {
+            rule: [name for name in {**defaults, "peak_lr": 0, "momentum": 0} if name not in _VIEW_SETTINGS]
+            for rule, defaults in self._rule_defaults.items()
+        }
         for group in self.param_groups:
-            settings = tuple(
-                id(value) if isinstance(value, Tensor) else value
-                for name, value in group.items()
-                if name not in _PER_GROUP
-            )
+            settings = _settings_key(group, shared[group["rule"]])
             for i, param in enumerate(group["params"]):
                 if param.grad is None:
                     continue
@@ -169,6 +233,8 @@ class CombinedOptimizer(torch.optim.Optimizer):
                     raise MuonlabError(
                         f"the gradient of {_names(group)[i]} is sparse; only dense ones are supported"
                     )
+                if not param.is_floating_point():
+                    raise _not_real(param, _names(group)[i])
                 params, groups = buckets[param.device, param.dtype, group["rule"], settings]
                 params.append(param)
                 groups.append(group)
@@ -178,8 +244,11 @@ class CombinedOptimizer(torch.optim.Optimizer):
         """Update one bucket; parameters below fp32 are updated in fp32 and rounded once."""
         rule, dtype = RULES[groups[0]["rule"]], _state_dtype(params[0])
         for param in params:
-            if not self.state[param]:
+            buffer = self._momentum_of(param)
+            if buffer is None:
                 self.state[param] = rule.init_state(param, dtype)
+            elif buffer.dtype is not dtype or buffer.device != param.device:
+                self.state[param] = _like(param, self.state[param])
         grads = [p.grad if p.grad.dtype is dtype else p.grad.to(dtype) for p in params]
         work = params if params[0].dtype is dtype else [param.to(dtype) for param in params]
         rule.update(work, grads, [self.state[p] for p in params], groups)
@@ -191,9 +260,43 @@ class CombinedOptimizer(torch.optim.Optimizer):
         return state.get("momentum_buffer", state.get("exp_avg"))
 
 
+def _prepare(rule: str, group: dict[str, Any]) -> None:
+    """Make the settings of a group plain values, in place, and check them; raises MuonlabError."""
+    group.update(_plain_settings(group))
+    RULES[rule].prepare(group)
+    for name in (*_SCHEDULED, "peak_lr"):
+        if name in group:
+            check_number(name, group[name])
+
+
+def _plain_settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: plain_value(value) for name, value in group.items() if name not in _DESCRIPTION}
+
+
+def _settings_key(group: dict[str, Any], names: list[str]) -> tuple:
+    """The settings that groups must have in common to be updated together, hashable."""
+    key = tuple([id(v) if isinstance(v := group.get(name), Tensor) else v for name in names])
+    try:
+        hash(key)
+    except TypeError:  # a list was written into the group since it was added
+        _prepare(group["rule"], group)
+        return _settings_key(group, names)
+    return key
+
+
 def _state_dtype(param: Tensor) -> torch.dtype:
     """The dtype of a parameter's buffers and of its update: its own, but at least fp32."""
     return torch.promote_types(param.dtype, torch.float32)
+
+
+def _like(param: Tensor, state: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a parameter's state on its device and in `_state_dtype`; AdamW's count of steps stays fp32."""
+    return {
+        name: value.to(param.device, value.dtype if name == "step" else _state_dtype(param), copy=True)
+        if isinstance(value, Tensor)
+        else value
+        for name, value in state.items()
+    }
 
 
 def _names(group: dict[str, Any]) -> list[str]:
@@ -201,14 +304,5 @@ def _names(group: dict[str, Any]) -> list[str]:
     return group.get("param_names") or [f"{group['name']}[{i}]" for i in range(len(group["params"]))]
 
 
-def _check_same_groups(ours: list[dict[str, Any]], saved: list[dict[str, Any]]) -> None:
-    """Raise MuonlabError unless the saved groups hold the same parameters under the same rules."""
-    if len(ours) != len(saved):
-        raise MuonlabError(f"the saved state has {len(saved)} parameter groups, this optimizer {len(ours)}")
-    for here, there in zip(ours, saved, strict=True):
-        label = f"parameter group '{here['name']}'"
-        if there.get("rule") != here["rule"]:
-            raise MuonlabError(f"{label} is under {here['rule']}, but was saved under {there.get('rule')}")
-        names = here.get("param_names"), there.get("param_names")
-        if len(there["params"]) != len(here["params"]) or (all(names) and names[0] != names[1]):
-            raise MuonlabError(f"{label} holds other parameters than the saved state")
+def _not_real(param: Tensor, name: str) -> MuonlabError:
+    return MuonlabError(f"{name} is {param.dtype}; only real floating-point parameters are optimized")

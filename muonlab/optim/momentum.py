@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from muonlab.optim.checks import plain_value
+
 MOMENTUM_KINDS = ("ema", "heavy_ball", "ema_corrected")
 
 
@@ -40,7 +42,7 @@ def momentum_directions(
         return torch._foreach_lerp(grads, buffers, momentum)
     directions = []
     for grad, buffer, state in zip(grads, buffers, states, strict=True):
-        product = state["momentum_product"] = state.get("momentum_product", 1.0) * momentum
+        product = state["momentum_product"] = plain_value(state.get("momentum_product", 1.0) * momentum)
         ahead, past = (1 - momentum) / (1 - product), momentum / (1 - product * momentum)
         directions.append(grad * ahead + buffer * past)
     return directions

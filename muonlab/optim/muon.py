@@ -49,7 +49,7 @@ class Muon(CombinedOptimizer):
         are flattened (`muonlab.optim.matrix_view`).
     equilibrate_rows, renormalise, normuon_beta2: even out neurons around the iteration
         (`muonlab.optim.normuon`); False, False, None: off. normuon_beta2 in [0, 1) is the weight of the
-        past; 0 looks at this update alone. Sane: 0.9 to 0.99.
+        past; 0 looks at this update alone. Sane: 0.9 to 0.95.
 
     For AdamW groups (arXiv 1711.05101):
 
@@ -60,6 +60,9 @@ class Muon(CombinedOptimizer):
     adamw_weight_decay: the share of a weight lost per step is adamw_lr * adamw_weight_decay; 0: none.
 
     clip: a `QKClip` that acts after every update (`MuonClip` makes one), or None.
+
+    Every scheduler of torch works; those that cycle the momentum (`OneCycleLR`, `CyclicLR`) cycle the first
+    beta of adamw groups with it, and take a list for one max_lr a group.
 
     Buffers and updates are fp32 for 16-bit parameters. Wrong settings, parameters that are complex or no
     matrix, and sparse gradients raise MuonlabError with the parameter's name.
@@ -146,8 +149,10 @@ class AdamW(CombinedOptimizer):
     """PyTorch's AdamW in the same object as Muon, so that a clip can follow it and a loop treats both alike.
 
     lr: RMS of an entry's change per step, early on; 0 changes nothing. Sane: 1e-4 to 1e-2.
-    betas: weights of the past in the averages of the gradient and of its square, each in [0, 1).
-    eps: added to the root of the second, in units of the gradient.
+    betas: weights of the past in the averages of the gradient and of its square, each in [0, 1); 0 looks at
+        this gradient alone.
+    eps: added to the root of the second, in units of the gradient; with 0 an entry that never had a gradient
+        becomes NaN.
     weight_decay: the share of a weight lost per step is lr * weight_decay; 0: none. Sane: 0 to 0.2.
     clip: a `QKClip` that acts after every update, or None.
     """

@@ -7,21 +7,26 @@ import torch
 from torch import Tensor
 
 from muonlab.errors import MuonlabError
-from muonlab.optim.checks import check_choice, check_flag, check_number
+from muonlab.optim.backend import FORMS
+from muonlab.optim.checks import check_choice, check_flag, check_number, plain_value
 from muonlab.optim.matrix_view import MatrixView
 from muonlab.optim.momentum import MOMENTUM_KINDS, momentum_directions
-from muonlab.optim.newton_schulz import orthogonalise
-from muonlab.optim.normuon import equilibrate_rows, normalise_neurons, renormalise, zero_second_moment
+from muonlab.optim.newton_schulz import WORK_DTYPES, orthogonalise
+from muonlab.optim.normuon import equilibrate_rows, normalise_neurons, renormalise, second_moment_shape
 from muonlab.optim.scale_rules import SCALE_RULES
 from muonlab.optim.schedules import SCHEDULES, Coefficients, Row, Schedule, resolve_schedule
 from muonlab.optim.weight_decay import WEIGHT_DECAY_KINDS, decay, decay_share
 
-NS_BACKENDS = ("auto", "plain", "gram")
-NS_DTYPES = ("float64", "float32", "bfloat16", "float16")
+NS_DTYPES = tuple(str(dtype).removeprefix("torch.") for dtype in WORK_DTYPES)
+# What the state of every updated parameter holds.
+REQUIRED_STATE = ("momentum_buffer",)
 
 
 def prepare(group: dict[str, Any]) -> None:
-    """Check the settings of one parameter group and make them plain values; raises MuonlabError."""
+    """Check the settings of one parameter group, plain values (`plain_value`); raises MuonlabError.
+
+    `ns_schedule` and `ns_dtype` become names and numbers, so that a checkpoint loads with weights_only=True.
+    """
     for name in ("lr", "weight_decay"):
         check_number(f"{name} of a muon group", group[name])
     check_number("momentum", group["momentum"], below=1.0)
@@ -32,16 +37,13 @@ def prepare(group: dict[str, Any]) -> None:
     check_choice("weight decay kind", group["weight_decay_kind"], WEIGHT_DECAY_KINDS)
     if group["normuon_beta2"] is not None:
         check_number("normuon_beta2", group["normuon_beta2"], below=1.0)
-    # Names and numbers only, so that a checkpoint loads with weights_only=True.
     if isinstance(group["ns_dtype"], torch.dtype):
         group["ns_dtype"] = str(group["ns_dtype"]).removeprefix("torch.")
     if group["ns_dtype"] is not None:
         check_choice("ns_dtype", group["ns_dtype"], NS_DTYPES)
-    group["ns_schedule"] = _plain_schedule(group["ns_schedule"])
+    group["ns_schedule"] = plain_value(_plain_schedule(group["ns_schedule"]))
     resolve_schedule(group["ns_schedule"], group["ns_steps"])
-    check_choice("ns_backend", group["ns_backend"], NS_BACKENDS)
-    if isinstance(group["row_blocks"], list):
-        group["row_blocks"] = tuple(group["row_blocks"])
+    check_choice("ns_backend", group["ns_backend"], ("auto", *FORMS))
     view = _view(group)
     if group["weight_decay_kind"] == "shape_scaled" and isinstance(view.row_blocks, tuple):
         raise MuonlabError(
@@ -61,6 +63,13 @@ def check_parameter(param: Tensor, name: str, group: dict[str, Any]) -> None:
 def describe_view(shape: torch.Size, group: dict[str, Any]) -> str:
     """The matrices in words, for the routing table."""
     return _view(group).describe(shape)
+
+
+def state_shapes(shape: torch.Size, group: dict[str, Any]) -> dict[str, tuple[int, ...] | None]:
+    """The shapes of all that a parameter's state may hold; None for a number."""
+    blocks = _view(group).block_shapes(shape)
+    moments = {f"second_moment_{i}": second_moment_shape(block) for i, block in enumerate(blocks)}
+    return {"momentum_buffer": tuple(shape), "momentum_product": None, **moments}
 
 
 def init_state(param: Tensor, dtype: torch.dtype) -> dict[str, Any]:
@@ -150,7 +159,7 @@ def _update_class(
 def _normalise(update: Tensor, state: dict[str, Any], name: str, beta2: float) -> Tensor:
     """NorMuon's step, with its second moment kept under `name`."""
     if name not in state:
-        state[name] = zero_second_moment(update)
+        state[name] = update.new_zeros(second_moment_shape(update.shape))
     return normalise_neurons(update, state[name], beta2)
 
 

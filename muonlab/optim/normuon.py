@@ -3,6 +3,8 @@
 All take and return stacks (..., rows, cols).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -22,10 +24,10 @@ def renormalise(update: Tensor) -> Tensor:
     return update * (min(update.shape[-2:]) ** 0.5 / norm.clamp_min(1e-6))
 
 
-def zero_second_moment(update: Tensor) -> Tensor:
-    """The state of `normalise_neurons`: one number per row of tall and square matrices, else per column."""
-    *stack, rows, cols = update.shape
-    return update.new_zeros((*stack, rows, 1) if rows >= cols else (*stack, 1, cols))
+def second_moment_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of `normalise_neurons`' state: one number per row of tall and square matrices, else per column."""
+    *stack, rows, cols = shape
+    return (*stack, rows, 1) if rows >= cols else (*stack, 1, cols)
 
 
 def normalise_neurons(update: Tensor, second_moment: Tensor, beta2: float) -> Tensor:
@@ -34,7 +36,7 @@ def normalise_neurons(update: Tensor, second_moment: Tensor, beta2: float) -> Te
     With v_i the mean square of neuron i's entries, s <- beta2 s + (1 - beta2) v and neuron i is divided by
     sqrt(s_i); then all are multiplied by one factor that restores the Frobenius norm. Neurons are rows of
     tall and square matrices and columns of wide ones, as in nanochat (the paper takes rows). Advances
-    `second_moment`.
+    `second_moment`, of `second_moment_shape` and zero at first.
     """
     along = -1 if second_moment.shape[-1] == 1 else -2
     second_moment.lerp_(update.square().mean(along, keepdim=True), 1 - beta2)

@@ -23,6 +23,7 @@ from muonlab.errors import MuonlabError, unknown_name
 from muonlab.layout import AttentionLayout
 from muonlab.optim.clip_history import ClipHistory
 from muonlab.optim.clip_rows import ClipRows, MomentumOf
+from muonlab.optim.saved_state import check_entries
 
 
 def head_gammas(max_logits: Tensor, tau: float) -> Tensor:
@@ -90,10 +91,9 @@ class QKClip:
         if len(self._heads) < len(self.layouts):
             raise MuonlabError("two attention layouts have one name; max logits are told apart by it")
         self._rows = ClipRows(self.layouts)
-        # Factors in the weights' precision, never below fp32: bf16 has steps of 0.4 % just under 1.
-        self._dtype = torch.float32
-        for parameter in self._rows.parameters:
-            self._dtype = torch.promote_types(self._dtype, parameter.dtype)
+        if momentum == "project" and self._rows.sharded:
+            raise MuonlabError("momentum='project' needs whole weights, but these are sharded (DTensor)")
+        self._dtype = self._rows.promoted(torch.float32)
         self._history = ClipHistory(sum(self._heads.values()), self._dtype)
         group_sizes = [
             each.num_heads // each.num_kv_heads for each in self.layouts for _ in range(each.num_kv_heads)
@@ -127,6 +127,18 @@ class QKClip:
         """Whether the optimizer step `step` lies in a window."""
         return self.windows is None or any(first <= step < last for first, last in self.windows)
 
+    def require_maxima(self, step: int) -> None:
+        """Raise MuonlabError if `apply(step)` would: it lies in a window and nothing was observed.
+
+        To be asked before the optimizer's update, which a refusal then leaves undone.
+        """
+        self._place()
+        if self._running is None and self.acts(step):
+            raise MuonlabError(
+                f"QK-Clip has seen no max logits for step {step}; call observe(max_logits) after every"
+                " training forward"
+            )
+
     @torch.no_grad()
     def apply(self, step: int, momentum_of: MomentumOf | None = None) -> dict[str, Tensor]:
         """Scale the declared weights in place by the maxima observed since the last call, and forget those.
@@ -136,20 +148,13 @@ class QKClip:
         per layer, 1 where nothing was clipped. With torch.distributed, the maxima of all layers go over the
         ranks in one reduction. Nothing waits for the device. Raises MuonlabError if the step lies in a
         window and nothing was observed, because a clip that cannot act would pass for one that was not
-        needed.
+        needed; `require_maxima` tells it before the update.
         """
-        self._place()
+        self.require_maxima(step)
         self._step, self._momentum_of = step, momentum_of
-        maxima, self._running = self._running, None
-        if maxima is not None:
-            maxima = self._over_ranks(maxima)
-        elif self.acts(step):
-            raise MuonlabError(
-                f"QK-Clip has seen no max logits for step {step}; call observe(max_logits) after every"
-                " training forward"
-            )
-        else:
-            maxima = torch.full_like(self._history.max_logit, torch.nan)
+        observed, self._running = self._running, None
+        unseen = torch.full_like(self._history.max_logit, torch.nan)
+        maxima = unseen if observed is None else self._over_ranks(observed)
         gamma = self._clip(maxima) if self.acts(step) else torch.ones_like(maxima)
         self._history.record(step, maxima, gamma)
         return self.gammas()
@@ -189,25 +194,32 @@ class QKClip:
         """The history. Maxima observed but not yet applied are no part of it, as gradients are none."""
         return {"heads": dict(self._heads), "history": self._history.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore `state_dict()`'s answer exactly. Raises MuonlabError for other layers or head counts."""
+    def check_state(self, state: Any) -> None:
+        """Raise MuonlabError unless `load_state_dict` can take it whole; changes nothing."""
+        check_entries("the saved clip state", state, ("heads", "history"))
         if state["heads"] != self._heads:
             raise MuonlabError(
                 f"the saved clip state has heads {state['heads']}; the layouts declare {self._heads}"
             )
+        self._history.check_state(state["history"])
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore `state_dict()`'s answer exactly. Raises MuonlabError for other layers or head counts."""
+        self.check_state(state)
         self._history.load_state_dict(state["history"])
         self.forget()
 
     def _place(self) -> None:
-        """Follow weights that were moved to another device."""
-        device = self._rows.parameters[0].device
+        """Follow weights that were moved to another device or made more precise."""
+        device, dtype = self._rows.parameters[0].device, self._rows.promoted(self._dtype)
         if device != self._device:
             self._rows.to(device)
-            self._history.to(device)
             self._layers = tuple(index.to(device) for index in self._layers)
             self._key_groups = tuple(index.to(device) for index in self._key_groups)
-            self._running = None if self._running is None else self._running.to(device)
-            self._device = device
+        if device != self._device or dtype is not self._dtype:
+            self._history.to(device, dtype)
+            self._running = None if self._running is None else self._running.to(device, dtype)
+            self._device, self._dtype = device, dtype
 
     def _flatten(self, max_logits: Mapping[str, Tensor]) -> Tensor:
         """The maxima of all layers in a row, checked against the layouts."""

@@ -225,6 +225,51 @@ def test_observing_without_a_clip_does_nothing():
     assert optimizer.gammas() == {}
 
 
+@pytest.mark.parametrize("momentum", ["keep", "scale", "project"])
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("use_closure", [True, False])
+def test_a_step_whose_max_logits_were_not_observed_is_refused_before_anything_is_updated(
+    momentum, steps, use_closure
+):
+    q, k = (nn.Parameter(draw(4, 4, seed=i)) for i in range(2))
+    gain = nn.Parameter(draw(4))
+    layout = AttentionLayout("layer", 2, 2, (HeadRows(q, 2),), (HeadRows(k, 2),))
+    optimizer = MuonClip(
+        [{"params": [q, k]}, {"params": [gain], "rule": "adamw"}], [layout], clip_momentum=momentum
+    )
+    params = [q, k, gain]
+    for step in range(steps):
+        optimizer.observe({"layer": torch.tensor([5.0, 400.0])})
+        train(optimizer, params, 1, first=step)
+    for param in params:
+        param.grad = draw(*param.shape, seed=9)
+    before = copy.deepcopy((optimizer.state_dict(), [p.detach().clone() for p in params]))
+    with pytest.raises(MuonlabError, match=f"no max logits for step {steps}; call observe"):
+        optimizer.step(*([lambda: torch.tensor(1.0)] if use_closure else []))
+    state, weights = optimizer.state_dict(), [p.detach() for p in params]
+    for name in ("state", "param_groups", "steps_done"):
+        assert_equal(state[name], before[0][name])
+    assert all(torch.equal(a, b) for a, b in zip(weights, before[1], strict=True))
+    assert_equal(named(state["clip"]), named(before[0]["clip"]))
+    # told in time, the step goes on as if it had not been tried
+    optimizer.observe({"layer": torch.tensor([5.0, 400.0])})
+    optimizer.step()
+    assert optimizer.steps_done == steps + 1
+    assert optimizer.gammas()["layer"].tolist() == [1, 0.25]
+
+
+def named(clip):
+    """A clip's state with NaN, its value for never observed, as a number."""
+    return {**clip, "history": {name: values.nan_to_num() for name, values in clip["history"].items()}}
+
+
+def test_outside_its_windows_the_clip_needs_no_max_logits():
+    params, optimizer = clipped(windows=[[1, 2]])
+    train(optimizer, params, 1)
+    with pytest.raises(MuonlabError, match="no max logits for step 1"):
+        optimizer.step()
+
+
 @pytest.mark.parametrize("momentum", ["scale", "project"])
 def test_the_clip_reaches_the_momentum(momentum):
     q, k = (nn.Parameter(draw(4, 4, seed=i)) for i in range(2))

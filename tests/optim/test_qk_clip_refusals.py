@@ -113,7 +113,7 @@ def test_a_state_of_other_layers_or_another_shape_is_refused():
         MuonlabError, match=r"has heads \{'layer_00': 2\}; the layouts declare \{'other': 2\}"
     ):
         QKClip([flat_layout(name="other")]).load_state_dict(state)
-    with pytest.raises(MuonlabError, match="gamma of the saved clip history is missing"):
+    with pytest.raises(MuonlabError, match="the saved clip history has no gamma"):
         QKClip([flat_layout()]).load_state_dict(
             {**state, "history": {k: v for k, v in state["history"].items() if k != "gamma"}}
         )
