@@ -1,28 +1,36 @@
-"""A boring table of names: configs name our own builders, never import paths of arbitrary code."""
+"""A table of names: configs name registered builders, never import paths of arbitrary code."""
 
-import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
 
 from muonlab.errors import MuonlabError, unknown_name
+from muonlab.settings.check import Keywords, build, defaults, settings_class
+
+Built = TypeVar("Built")
+Builder = TypeVar("Builder", bound=Callable[..., Any])
 
 
-class Registry:
-    """Maps names to builders and refuses settings that the builder does not have.
+class Registry(Generic[Built]):
+    """Maps names to builders, and builds from checked settings.
 
-    `kind` is what the entries are called in errors ("optimizer").
+    A builder takes what the caller gives first, such as the model, and then either one argument `settings`, annotated
+    with its dataclass, or keyword settings with annotations. `kind` is what the entries are called in errors
+    ("optimizer").
     """
 
     def __init__(self, kind: str):
         self.kind = kind
-        self._builders: dict[str, Callable[..., Any]] = {}
+        self._builders: dict[str, Callable[..., Built]] = {}
+        self._sections: dict[str, type] = {}
 
-    def register(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Decorator: `@registry.register("muon")`. Raises MuonlabError if the name is taken."""
+    def register(self, name: str) -> Callable[[Builder], Builder]:
+        """Decorator: `@registry.register("muon")`. Raises MuonlabError if the name is taken or a setting cannot be
+        checked."""
 
-        def add(builder: Callable[..., Any]) -> Callable[..., Any]:
+        def add(builder: Builder) -> Builder:
             if name in self._builders:
                 raise MuonlabError(f"{self.kind} '{name}' is already registered")
+            self._sections[name] = settings_class(builder, name)
             self._builders[name] = builder
             return builder
 
@@ -32,20 +40,23 @@ class Registry:
         """The registered names, sorted."""
         return sorted(self._builders)
 
-    def build(self, name: str, *args: Any, **settings: Any) -> Any:
-        """Call the builder; an unknown name or setting raises MuonlabError with the near ones."""
+    def section(self, name: str) -> type:
+        """The dataclass of one entry's settings; an unknown name raises MuonlabError with the near ones."""
         if name not in self._builders:
             raise unknown_name(self.kind, name, self._builders)
-        builder = self._builders[name]
-        known = self.settings(name)
-        for setting in settings:
-            if setting not in known:
-                raise unknown_name(f"setting of {self.kind} {name}", setting, known)
-        return builder(*args, **settings)
+        return self._sections[name]
 
     def settings(self, name: str) -> dict[str, Any]:
-        """The keyword settings of one entry with their defaults."""
-        if name not in self._builders:
-            raise unknown_name(self.kind, name, self._builders)
-        parameters = inspect.signature(self._builders[name]).parameters.values()
-        return {p.name: p.default for p in parameters if p.default is not p.empty or p.kind is p.KEYWORD_ONLY}
+        """The settings of one entry with their defaults."""
+        return {key: value for key, value in defaults(self.section(name)).items() if key != "name"}
+
+    def build(self, name: str, values: Mapping[str, object], *context: Any) -> Built:
+        """Check plain values and build; `context` is what the builder takes before its settings."""
+        return self.make(build(self.section(name), values, self.kind), *context)
+
+    def make(self, settings: Any, *context: Any) -> Built:
+        """Build from a checked section; its `name` says what."""
+        builder = self._builders[settings.name]
+        if isinstance(settings, Keywords):
+            return builder(*context, **settings.arguments())
+        return builder(*context, settings)

@@ -1,11 +1,10 @@
 """Count a model without building it: `python -m muonlab.models NAME [setting=value ...]`."""
 
-import argparse
-
-from muonlab.cli import compose_config, plain, project_folder, run_command
-from muonlab.errors import MuonlabError
-from muonlab.models.counts import Count, total
-from muonlab.models.registry import model_counts
+from muonlab.cli import argument_parser, compose_config, plain, project_folder, run_command
+from muonlab.errors import MuonlabError, unknown_name
+from muonlab.models.counts import Count, model_counts, total
+from muonlab.settings.check import build
+from muonlab.settings.model import MODEL_SETTINGS, with_vocabulary
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -14,29 +13,32 @@ def main(arguments: list[str] | None = None) -> None:
     Raises MuonlabError for an unknown name or setting.
     """
     names = sorted(path.stem for path in (project_folder("conf") / "model").glob("*.yaml"))
-    parser = argparse.ArgumentParser(
-        prog="python -m muonlab.models",
-        description="Count a model's parameters and floating-point operations without building it.",
+    parser = argument_parser(
+        "muonlab.models", "Count a model's parameters and floating-point operations without building it."
     )
     parser.add_argument("name", metavar="name", help=f"one of {', '.join(names)}")
     parser.add_argument("settings", nargs="*", metavar="setting=value", help="as in conf/model/<name>.yaml")
     chosen = parser.parse_args(arguments)
+    if chosen.name not in names:
+        raise unknown_name("model config", chosen.name, names)
     for setting in chosen.settings:
         if "=" not in setting:
             raise MuonlabError(f"settings are written name=value, not '{setting}'")
     overrides = [f"model={chosen.name}", *(f"++model.{setting}" for setting in chosen.settings)]
-    settings = {"vocab_size": 256} | plain(compose_config("train", overrides))["model"]
-    counts = model_counts(settings.pop("name"), **settings)
-    print(format_counts(counts))
+    values = plain(compose_config("train", overrides))["model"]
+    if values["name"] not in MODEL_SETTINGS:
+        raise unknown_name("model", values["name"], MODEL_SETTINGS)
+    settings = with_vocabulary(build(MODEL_SETTINGS[values["name"]], values, "model"))
+    print(format_counts(model_counts(settings)))
     print(
-        f"\nvocabulary {settings['vocab_size']:,}, context {settings['context']:,}; active: what one token uses;"
+        f"\nvocabulary {settings.vocabulary:,}, context {settings.context:,}; active: what one token uses;"
         " FLOPs: of one training token, forward and backward"
     )
 
 
 def format_counts(counts: dict[str, Count]) -> str:
     """The table: a row a part, and their sum."""
-    rows = [("part", "parameters", "active", "FLOPs")]
+    rows: list[tuple[str, ...]] = [("part", "parameters", "active", "FLOPs")]
     for part, count in (*counts.items(), ("total", total(counts.values()))):
         rows.append((part, *map(short, (count.parameters, count.active, count.flops))))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]

@@ -3,18 +3,18 @@
 Shape legend: B batch, T positions, D model width, H query heads, K key-value heads, d head_dim.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from muonlab.errors import MuonlabError
 from muonlab.layout import AttentionLayout, HeadRows, ParameterRole
 from muonlab.models.explicit_attention import attention_entropy, explicit_attention, one_hot_share
 from muonlab.models.fused_attention import fused_attention
 from muonlab.models.max_logits import LayerLogits
 from muonlab.models.norm import RMSNorm
+from muonlab.settings.model import rotary_dim
 
 # Up to this context explicit attention is the faster of the two on a CPU, and its extremes cost nothing more
 # (`make bench-step` measures both).
@@ -30,17 +30,6 @@ class AttentionOutput(NamedTuple):
     one_hot: Tensor | None = None
 
 
-def rotary_dim(head_dim: int, fraction: float) -> int:
-    """Entries of a head that are rotated, fraction * head_dim; MuonlabError if that is odd or no whole number."""
-    rotated = fraction * head_dim
-    if not 0 <= fraction <= 1 or rotated % 2:
-        raise MuonlabError(
-            f"rotary_fraction={fraction:g} of head_dim={head_dim} rotates {rotated:g} entries;"
-            f" it must be an even number from 0 to {head_dim}"
-        )
-    return int(rotated)
-
-
 def rotary_tables(head_dim: int, context: int, base: float) -> tuple[Tensor, Tensor]:
     """Cosine and signed sine of RoPE (arXiv 2104.09864, eq. 34), each (context, head_dim), halves paired.
 
@@ -50,6 +39,12 @@ def rotary_tables(head_dim: int, context: int, base: float) -> tuple[Tensor, Ten
     angle = torch.outer(torch.arange(context, dtype=torch.float64), frequency)
     cos, sin = angle.cos(), angle.sin()
     return torch.cat((cos, cos), 1).float(), torch.cat((-sin, sin), 1).float()
+
+
+def head_rows(linear: nn.Linear, rows: int, offset: int = 0) -> tuple[HeadRows, ...]:
+    """Heads that lie side by side in the weight of a map and in its bias, if it has one."""
+    parameters = (linear.weight,) if linear.bias is None else (linear.weight, linear.bias)
+    return tuple(HeadRows(cast(nn.Parameter, p), rows=rows, offset=offset) for p in parameters)
 
 
 class _Rotate(torch.autograd.Function):
@@ -97,11 +92,10 @@ class Attention(nn.Module):
     """Multi-head, grouped-query (num_kv_heads < num_heads) or multi-query (num_kv_heads = 1) attention.
 
     Query, key and value are separate matrices, so that Muon orthogonalises each by itself, or with `fused_qkv` one
-    weight `qkv` of (H + 2 K) d rows. `soft_cap` 0 means
-    none. `rotary_fraction` is the share of each head's entries that rotary embedding turns, the first ones (1: all,
-    0: no positions at all). `forced_max` kappa > 0 forces every head's largest |logit| over the batch to kappa, later
-    tokens included: an experiment that asks what large logits do by themselves, not a model to use.
-    Raises MuonlabError where the heads do not divide the width or the rotated part is odd.
+    weight `qkv` of (H + 2 K) d rows. `soft_cap` 0 means none. `rotary_fraction` is the share of each head's entries
+    that rotary embedding turns, the first ones (1: all, 0: no positions at all). `forced_max` kappa > 0 forces every
+    head's largest |logit| over the batch to kappa, later tokens included: an experiment that asks what large logits do
+    by themselves, not a model to use. The sizes must fit each other, which `NanoGPTSettings` checks.
     """
 
     def __init__(
@@ -119,14 +113,6 @@ class Attention(nn.Module):
     ):
         super().__init__()
         num_kv_heads = num_kv_heads or num_heads
-        if num_heads < 1 or d_model % num_heads:
-            raise MuonlabError(f"num_heads={num_heads} does not divide the width d_model={d_model}")
-        if num_heads % num_kv_heads:
-            raise MuonlabError(f"num_kv_heads={num_kv_heads} does not divide num_heads={num_heads}")
-        if forced_max < 0:
-            raise MuonlabError(f"forced_max_logit must be 0 (none) or positive, not {forced_max}")
-        if soft_cap < 0:
-            raise MuonlabError(f"attention_soft_cap must be 0 (none) or positive, not {soft_cap}")
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, d_model // num_heads
         self.soft_cap, self.forced_max = soft_cap, forced_max
         self.rotary_dim = rotary_dim(self.head_dim, rotary_fraction)
@@ -179,7 +165,7 @@ class Attention(nn.Module):
             qkv = F.linear(x, torch.cat([p.weight for p in projections]), bias)
         qkv = qkv.unflatten(-1, (-1, self.head_dim))
         qk, v = qkv.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=2)
-        if self.query_norm is not None:
+        if self.query_norm is not None and self.key_norm is not None:
             q, k = qk.split((self.num_heads, self.num_kv_heads), dim=2)
             qk = torch.cat((self.query_norm(q), self.key_norm(k)), dim=2)
         if self.rotary_dim == self.head_dim:
@@ -194,14 +180,11 @@ class Attention(nn.Module):
     def layout(self, name: str) -> AttentionLayout:
         """Which rows make each head's query and key; inert under QK-norm, which undoes any scaling of them."""
 
-        def rows(linear: nn.Linear, offset: int = 0) -> tuple[HeadRows, ...]:
-            parameters = (linear.weight,) if linear.bias is None else (linear.weight, linear.bias)
-            return tuple(HeadRows(p, rows=self.head_dim, offset=offset) for p in parameters)
-
         if self.fused:
-            query, key = rows(self.qkv), rows(self.qkv, self.num_heads * self.head_dim)
+            query = head_rows(self.qkv, self.head_dim)
+            key = head_rows(self.qkv, self.head_dim, offset=self.num_heads * self.head_dim)
         else:
-            query, key = rows(self.query), rows(self.key)
+            query, key = head_rows(self.query, self.head_dim), head_rows(self.key, self.head_dim)
 
         inert = (
             "QK-norm normalises queries and keys after these weights"

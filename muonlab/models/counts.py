@@ -1,14 +1,14 @@
 """Parameters, active parameters and floating-point operations by formula, from a model's settings alone.
 
-A model of a trillion weights is counted without allocating one of them. Every function takes the full settings of
-its model (defaults included) and a sequence length T, and gives the Count of each part; their sum is the model's.
+A model of a trillion weights is counted without allocating one of them, and without torch. Every function takes the
+settings of its model and a sequence length T, and gives the Count of each part; their sum is the model's.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from muonlab.models.experts import num_routed_experts
+from muonlab.errors import MuonlabError
+from muonlab.settings.model import MODEL_SETTINGS, DecoderSettings, MoESettings, NanoGPTSettings
 
 
 @dataclass(frozen=True)
@@ -36,23 +36,33 @@ def total(counts: Iterable[Count]) -> Count:
     return sum(counts, Count())
 
 
-def nanogpt_counts(settings: Mapping[str, Any], length: int) -> dict[str, Count]:
+def model_counts(settings: object, length: int | None = None) -> dict[str, Count]:
+    """The Count of every part of a model from its settings alone; nothing is allocated.
+
+    `length` is the sequence length of the attention's operations, None for the model's context. Raises MuonlabError for
+    a registered model that has no formula.
+    """
+    if isinstance(settings, NanoGPTSettings):
+        return nanogpt_counts(settings, length or settings.context)
+    if isinstance(settings, MoESettings):
+        return moe_counts(settings, length or settings.context)
+    name = getattr(settings, "name", type(settings).__name__)
+    raise MuonlabError(
+        f"model '{name}' has no formula for its counts; those that have: {', '.join(MODEL_SETTINGS)}"
+    )
+
+
+def nanogpt_counts(s: NanoGPTSettings, length: int) -> dict[str, Count]:
     """Parts of NanoGPT: embedding, attention, dense, norms, head."""
-    s = _Sizes(settings)
-    hidden = round(s.mlp_ratio * s.d_model)
-    attention = _multi_head(s, s.num_kv_heads or s.num_heads, s.bias, length)
-    return {
-        **_ends(s),
-        "attention": attention * s.num_layers,
-        "dense": _mlp(s.d_model, hidden, gated=s.activation == "swiglu", bias=s.bias) * s.num_layers,
-    }
+    attention = _multi_head(s, s.kv_heads, s.bias, length)
+    dense = _mlp(s.d_model, s.mlp_hidden, gated=s.activation == "swiglu", bias=s.bias)
+    return {**_ends(s), "attention": attention * s.num_layers, "dense": dense * s.num_layers}
 
 
-def moe_counts(settings: Mapping[str, Any], length: int) -> dict[str, Count]:
+def moe_counts(s: MoESettings, length: int) -> dict[str, Count]:
     """Parts of MoE: embedding, attention, dense, shared, routed, router, norms, head."""
-    s = _Sizes(settings)
     layers = s.num_layers - s.num_dense_layers
-    experts = num_routed_experts(s.num_experts, s.experts_per_token, s.sparsity)
+    experts = s.routed_experts
     attention = (
         _latent(s, length) if s.attention == "mla" else _multi_head(s, s.num_heads, bias=False, length=length)
     )
@@ -68,24 +78,14 @@ def moe_counts(settings: Mapping[str, Any], length: int) -> dict[str, Count]:
     }
 
 
-class _Sizes:
-    """Settings as attributes."""
-
-    def __init__(self, settings: Mapping[str, Any]):
-        self.__dict__.update(settings)
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"no setting '{name}'")
-
-
 def _weights(weights: int, others: int = 0) -> Count:
     """`weights` that every token multiplies, and `others` that it adds or scales by."""
     return Count(weights + others, weights + others, 6.0 * weights)
 
 
-def _ends(s: _Sizes) -> dict[str, Count]:
+def _ends(s: DecoderSettings) -> dict[str, Count]:
     """Embedding, norms of the residual stream and head; a tied head adds no parameters, and uses the embedding's."""
-    table = s.vocab_size * s.d_model
+    table = s.vocabulary * s.d_model
     return {
         "embedding": Count(table, 0 if s.tied_head else s.d_model, 0.0),
         "norms": Count((2 * s.num_layers + 1) * s.d_model, (2 * s.num_layers + 1) * s.d_model, 0.0),
@@ -98,7 +98,7 @@ def _mlp(d_model: int, hidden: int, gated: bool, bias: bool = False) -> Count:
     return _weights((inner + 1) * d_model * hidden, (inner * hidden + d_model) * bias)
 
 
-def _multi_head(s: _Sizes, num_kv_heads: int, bias: bool, length: int) -> Count:
+def _multi_head(s: DecoderSettings, num_kv_heads: int, bias: bool, length: int) -> Count:
     """Query, key, value and output maps, biases, gains of QK-norm, and the T x T square."""
     head_dim = s.d_model // s.num_heads
     rows = (s.num_heads + 2 * num_kv_heads) * head_dim  # of query, key and value
@@ -109,7 +109,7 @@ def _multi_head(s: _Sizes, num_kv_heads: int, bias: bool, length: int) -> Count:
     return weights + _square(s.num_heads, head_dim, head_dim, length)
 
 
-def _latent(s: _Sizes, length: int) -> Count:
+def _latent(s: MoESettings, length: int) -> Count:
     """Multi-head latent attention; the names are those of latent_attention.py."""
     heads, nope, rope, v = s.num_heads, s.qk_nope_head_dim, s.qk_rope_head_dim, s.v_head_dim
     query_in = s.q_lora_rank or s.d_model  # what query_up and query_rotary read

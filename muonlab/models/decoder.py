@@ -1,8 +1,8 @@
 """The pre-norm decoder that every model here is: what it computes, measures and declares of itself."""
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from abc import abstractmethod
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from muonlab.errors import MuonlabError
 from muonlab.layout import AttentionLayout, ParameterRole
 from muonlab.models.attention import AttentionOutput, rotary_tables
+from muonlab.models.counts import Count
 from muonlab.models.max_logits import (
     LayerLogits,
     LogitRange,
@@ -19,6 +20,7 @@ from muonlab.models.max_logits import (
     logit_extremes,
 )
 from muonlab.models.norm import RMSNorm
+from muonlab.settings.model import DecoderSettings
 
 IGNORED = -100  # the target of a position that has none, as in torch
 
@@ -36,7 +38,10 @@ class ModelOutput(NamedTuple):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); both parts tell the `roles()` of their parameters."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); both parts declare the `roles()` of their parameters."""
+
+    attention: Any  # a module that declares its `layout(name)` and `rotary_dim` too
+    mlp: Any
 
     def __init__(self, attention: nn.Module, mlp: nn.Module, d_model: int):
         super().__init__()
@@ -57,45 +62,40 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """Embedding, blocks, norm and head; a model is a subclass that says which blocks.
 
-    `block(i)` makes layer i; the other settings are those of NanoGPT. A subclass has `counts(length)`, the Count of
-    each of its parts (see counts.py). Raises MuonlabError for sizes below 1.
+    A subclass has `_block(i)`, which makes layer i, and `counts(length)`, the Count of each of its parts (see
+    counts.py).
     """
 
-    def __init__(
-        self,
-        block: Callable[[int], Block],
-        *,
-        vocab_size: int,
-        context: int,
-        d_model: int,
-        num_layers: int,
-        tied_head: bool,
-        z_loss: float,
-        init_scale: float,
-        qk_init_scale: float,
-        rotary_base: float,
-    ):
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, settings: DecoderSettings):
         super().__init__()
-        for what, value in dict(
-            vocab_size=vocab_size, context=context, d_model=d_model, num_layers=num_layers
-        ).items():
-            if value < 1:
-                raise MuonlabError(f"{what} must be at least 1, not {value}")
-        self.context, self.num_layers, self.z_loss = context, num_layers, z_loss
+        self.settings = settings
+        self.context, self.num_layers, self.z_loss = settings.context, settings.num_layers, settings.z_loss
+        vocab_size, d_model = settings.vocabulary, settings.d_model
         # A seed's weights depend on this order, because every constructor draws before `_initialise` does.
         self.embedding = nn.Embedding(vocab_size, d_model)
-        self.blocks = nn.ModuleList(block(i) for i in range(num_layers))
+        self.blocks = nn.ModuleList([self._block(i) for i in range(settings.num_layers)])
         self.final_norm = RMSNorm(d_model)
         self.head = nn.Linear(d_model, vocab_size, bias=False)
-        cos, sin = rotary_tables(self.blocks[0].attention.rotary_dim, context, rotary_base)
+        cos, sin = rotary_tables(self.layers[0].attention.rotary_dim, settings.context, settings.rotary_base)
         self.register_buffer("cos", cos.unsqueeze(1), persistent=False)
         self.register_buffer("sin", sin.unsqueeze(1), persistent=False)
         self._logits: list[LayerLogits] | None = None
         self._entropy: Tensor | None = None
         self._one_hot: Tensor | None = None
-        self._initialise(init_scale, qk_init_scale)
-        if tied_head:
+        self._initialise(settings.init_scale, settings.qk_init_scale)
+        if settings.tied_head:
             self.head.weight = self.embedding.weight
+
+    @abstractmethod
+    def _block(self, layer: int) -> Block:
+        """The block of layer `layer`, counted from 0."""
+
+    @abstractmethod
+    def counts(self, length: int) -> dict[str, Count]:
+        """Parameters and floating-point operations of every part at sequence length `length`."""
 
     def _initialise(self, scale: float, qk_scale: float) -> None:
         roles = self.parameter_roles()
@@ -159,6 +159,11 @@ class Decoder(nn.Module):
         return ModelOutput(logits, cross_entropy + self.z_loss * z_loss, cross_entropy)
 
     @property
+    def layers(self) -> list[Block]:
+        """The blocks, first to last."""
+        return [cast(Block, block) for block in self.blocks]
+
+    @property
     def layer_names(self) -> list[str]:
         """Keys of `max_logits()`, one an attention layer: layer_00, layer_01, ..."""
         return [f"layer_{i:02d}" for i in range(self.num_layers)]
@@ -201,14 +206,14 @@ class Decoder(nn.Module):
 
     def attention_layouts(self) -> list[AttentionLayout]:
         """What QK-Clip may scale, one a layer."""
-        return [b.attention.layout(n) for n, b in zip(self.layer_names, self.blocks, strict=True)]
+        return [b.attention.layout(n) for n, b in zip(self.layer_names, self.layers, strict=True)]
 
     def parameter_roles(self) -> dict[str, ParameterRole]:
         """The role of every parameter by its name; a tied head is one parameter and appears as the embedding."""
         roles = {"embedding.weight": ParameterRole("embedding"), "final_norm.weight": ParameterRole("norm")}
         if self.head.weight is not self.embedding.weight:
             roles["head.weight"] = ParameterRole("head")
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.layers):
             roles |= {f"blocks.{i}.{n}.weight": ParameterRole("norm") for n in ("attention_norm", "mlp_norm")}
             roles |= {f"blocks.{i}.attention.{n}": r for n, r in block.attention.roles().items()}
             roles |= {f"blocks.{i}.mlp.{n}": r for n, r in block.mlp.roles().items()}

@@ -9,24 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from muonlab.errors import MuonlabError
 from muonlab.layout import ParameterRole
 
 # What torch's grouped product takes on a device; it reads rows of whole 16 bytes.
 GROUPED_DTYPES = {"cpu": (torch.float32, torch.bfloat16, torch.float16), "cuda": (torch.bfloat16,)}
 ALIGNMENT = 16
-
-
-def num_routed_experts(num_experts: int, experts_per_token: int, sparsity: float | None) -> int:
-    """`num_experts`, or sparsity * experts_per_token where a sparsity (experts over active ones) is given."""
-    if sparsity is None:
-        return num_experts
-    if sparsity < 1 or sparsity * experts_per_token != int(sparsity * experts_per_token):
-        raise MuonlabError(
-            f"sparsity={sparsity} of experts_per_token={experts_per_token} must give a whole number of experts,"
-            " at least as many as are active"
-        )
-    return int(sparsity * experts_per_token)
 
 
 class Grouping(NamedTuple):

@@ -45,7 +45,9 @@ def _kernel() -> Callable[..., Any]:
     """The operator itself within a compiled model, and compiled by itself in an eager one: it is never run unfused."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return flex_attention if torch.compiler.is_compiling() else _compiled()
+    if torch.compiler.is_compiling():
+        return flex_attention
+    return _compiled()
 
 
 @lru_cache(maxsize=1)

@@ -1,7 +1,7 @@
-"""Attention by the fused kernel of the device, with what the kernel tells about its logits.
+"""Attention by the fused kernel of the device, with what the kernel reports of its logits.
 
     CPU     PyTorch's flash attention, called where its log-sum-exp is not thrown away
-    CUDA    FlexAttention, which tells its maxima; else scaled_dot_product_attention, which tells nothing
+    CUDA    FlexAttention, which reports its maxima; else scaled_dot_product_attention, which does not
 
 Shape legend: B batch, T positions, H query heads, K key-value heads, d head_dim.
 """

@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from muonlab.errors import MuonlabError
-from muonlab.layout import AttentionLayout, HeadRows, ParameterRole
-from muonlab.models.attention import AttentionOutput, attend, rotate
+from muonlab.layout import AttentionLayout, ParameterRole
+from muonlab.models.attention import AttentionOutput, attend, head_rows, rotate
 from muonlab.models.explicit_attention import attention_entropy, one_hot_share
 from muonlab.models.norm import RMSNorm
 
@@ -22,7 +21,7 @@ class LatentAttention(nn.Module):
     c^KV, all that a cache would keep besides the rotary key. qk_nope_head_dim, qk_rope_head_dim: entries of a head's
     query without and with positions; the rotary key k^R is one for all heads. v_head_dim: entries of a head's value.
     soft_cap: c of c tanh(s/c) on the logits, 0 for none. Both latents are RMS-normalised, so that the size of what
-    makes them reaches no logit. Raises MuonlabError for a dimension below 1 and an odd rotary one.
+    makes them reaches no logit.
     """
 
     def __init__(
@@ -38,22 +37,6 @@ class LatentAttention(nn.Module):
         soft_cap: float = 0.0,
     ):
         super().__init__()
-        for what, value, least in (
-            ("num_heads", num_heads, 1),
-            ("q_lora_rank", q_lora_rank, 0),
-            ("kv_lora_rank", kv_lora_rank, 1),
-            ("qk_nope_head_dim", qk_nope_head_dim, 1),
-            ("qk_rope_head_dim", qk_rope_head_dim, 2),
-            ("v_head_dim", v_head_dim, 1),
-        ):
-            if value < least:
-                raise MuonlabError(f"{what} must be at least {least}, not {value}")
-        if qk_rope_head_dim % 2:
-            raise MuonlabError(
-                f"qk_rope_head_dim must be even, since pairs are rotated, not {qk_rope_head_dim}"
-            )
-        if soft_cap < 0:
-            raise MuonlabError(f"attention_soft_cap must be 0 (none) or positive, not {soft_cap}")
         self.num_heads, self.soft_cap = num_heads, soft_cap
         self.nope_dim, self.rotary_dim, self.v_dim = qk_nope_head_dim, qk_rope_head_dim, v_head_dim
 
@@ -95,7 +78,7 @@ class LatentAttention(nn.Module):
         What reads the same input is one product: at small widths a step is overhead more than arithmetic.
         """
         heads = self.num_heads
-        if self.query_down is None:
+        if self.query_down is None or self.query_norm is None:
             still, turned, latent, key = _products(
                 x, self.query_up, self.query_rotary, self.kv_down, self.key_rotary
             )
@@ -117,9 +100,9 @@ class LatentAttention(nn.Module):
             name,
             self.num_heads,
             self.num_heads,
-            query=(HeadRows(self.query_up.weight, self.nope_dim),),
-            key=(HeadRows(self.key_up.weight, self.nope_dim),),
-            query_shared_key=(HeadRows(self.query_rotary.weight, self.rotary_dim),),
+            query=head_rows(self.query_up, self.nope_dim),
+            key=head_rows(self.key_up, self.nope_dim),
+            query_shared_key=head_rows(self.query_rotary, self.rotary_dim),
         )
 
     def roles(self) -> dict[str, ParameterRole]:

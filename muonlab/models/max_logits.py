@@ -45,7 +45,7 @@ class LayerLogits(NamedTuple):
     """What one layer's training forward leaves behind: all that bounds and extremes are computed from.
 
     `extremes`, where every logit was in memory; otherwise `queries` (B, H, T, d) and `keys` (B, K, T, d) as the kernel
-    multiplied them, `documents` (B, T) or None, and, each (H,) or None, what the kernel tells besides: `log_sum_exp`,
+    multiplied them, `documents` (B, T) or None, and, each (H,) or None, what the kernel reports besides: `log_sum_exp`,
     the largest of a row, or `highest`, the highest logit itself.
     """
 
@@ -55,6 +55,12 @@ class LayerLogits(NamedTuple):
     documents: Tensor | None = None
     log_sum_exp: Tensor | None = None
     highest: Tensor | None = None
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        """Queries and keys, which are kept where the extremes are not."""
+        assert self.queries is not None
+        assert self.keys is not None
+        return self.queries, self.keys
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
@@ -118,10 +124,9 @@ def logit_bounds(layer: LayerLogits) -> LogitRange:
     """
     if layer.extremes is not None:
         return layer.extremes
-    q, k = (
-        at_least_fp32(torch.linalg.vector_norm(x, dim=-1)).amax((0, 2)) for x in (layer.queries, layer.keys)
-    )
-    norms = q * k.repeat_interleave(len(q) // len(k)) * layer.queries.shape[-1] ** -0.5
+    vectors = layer.vectors()
+    q, k = (at_least_fp32(torch.linalg.vector_norm(x, dim=-1)).amax((0, 2)) for x in vectors)
+    norms = q * k.repeat_interleave(len(q) // len(k)) * vectors[0].shape[-1] ** -0.5
     highest = norms if layer.log_sum_exp is None else torch.minimum(layer.log_sum_exp, norms)
     highest, lowest = highest + ROUNDING * (1 + highest.abs()), -norms - ROUNDING * (1 + norms)
     return LogitRange(highest if layer.highest is None else layer.highest, lowest)
@@ -142,13 +147,15 @@ def bounded_logits(
     bound of the magnitude that must stay below the limit. So a rule that acts on logits above the limit alone does
     what it does with exact extremes everywhere. A bound that is not a number counts as above the limit. Where there
     is a limit the host waits for the device, once, because what is computed depends on the bounds; it does not where
-    kernels tell the highest logit and no magnitude is asked for.
+    kernels report the highest logit and no magnitude is asked for.
     """
     ranges = _stack([logit_bounds(layer) for layer in layers])
     known = torch.tensor([layer.extremes is not None for layer in layers], device=ranges.highest.device)
     exact = known.unsqueeze(1).repeat(1, ranges.highest.shape[1])
-    told = all(layer.extremes is not None or (layer.highest is not None and not absolute) for layer in layers)
-    if limit == torch.inf or told:
+    given = all(
+        layer.extremes is not None or (layer.highest is not None and not absolute) for layer in layers
+    )
+    if limit == torch.inf or given:
         return ranges, exact
     bound = ranges.absolute if absolute else ranges.highest
     suspects = (~(bound < limit) & ~exact).cpu()
@@ -162,23 +169,23 @@ def bounded_logits(
 
 def _with_groups(layer: LayerLogits, suspects: Tensor) -> tuple[Tensor, LayerLogits]:
     """The suspect heads (H,) and all that share their keys, as indices and as a layer: the full pass's products."""
-    heads, device = layer.queries.shape[1], layer.queries.device
-    members = torch.arange(heads, device=device).view(layer.keys.shape[1], -1)
+    queries, keys = layer.vectors()
+    members = torch.arange(queries.shape[1], device=queries.device).view(keys.shape[1], -1)
     if layer.highest is None:
-        groups = suspects.view(members.shape).any(1).nonzero().flatten().to(device)
+        groups = suspects.view(members.shape).any(1).nonzero().flatten().to(queries.device)
         members = members[groups]
-        queries = layer.queries[:, members.flatten()]
-        layer = layer._replace(queries=queries, keys=layer.keys[:, groups])
+        layer = layer._replace(queries=queries[:, members.flatten()], keys=keys[:, groups])
     return members.flatten(), layer
 
 
 def _exact(layer: LayerLogits) -> LogitRange:
     if layer.extremes is not None:
         return layer.extremes
+    queries, keys = layer.vectors()
     if layer.highest is None:
-        return logit_range(layer.queries, layer.keys, layer.documents)
-    # The kernel that told the highest logit of q tells the lowest as minus the highest of -q.
-    return LogitRange(layer.highest, -flex_highest(-layer.queries, layer.keys, layer.documents))
+        return logit_range(queries, keys, layer.documents)
+    # The kernel that reported the highest logit of q gives the lowest as minus the highest of -q.
+    return LogitRange(layer.highest, -flex_highest(-queries, keys, layer.documents))
 
 
 def _stack(ranges: Sequence[LogitRange]) -> LogitRange:

@@ -6,17 +6,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from muonlab.errors import MuonlabError, unknown_name
+from muonlab.errors import MuonlabError
 from muonlab.layout import ParameterRole
 from muonlab.models.attention import Attention
 from muonlab.models.counts import Count, moe_counts
 from muonlab.models.decoder import Block, Decoder, ModelOutput
-from muonlab.models.experts import Experts, group_by_expert, num_routed_experts
+from muonlab.models.experts import Experts, group_by_expert
 from muonlab.models.latent_attention import LatentAttention
 from muonlab.models.mlp import MLP
 from muonlab.models.router import Router, normalised_scores
-
-ATTENTIONS = ("mla", "mha")
+from muonlab.settings.model import MoESettings
 
 
 class Seen(NamedTuple):
@@ -86,122 +85,52 @@ def _rms(x: Tensor) -> Tensor:
 
 
 class MoE(Decoder):
-    """Decoder whose later layers have routed experts, after DeepSeek-V3 (arXiv 2412.19437) and Kimi K2 (2507.20534).
+    """Decoder whose later layers have routed experts; what it is made of is explained at `MoESettings`."""
 
-    attention: "mla" (multi-head latent attention: q_lora_rank, kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim and
-    v_head_dim, as in LatentAttention) or "mha" (head_dim d_model / num_heads; qk_norm is for it alone).
-    num_dense_layers: first layers with an MLP of dense_hidden units instead of experts. All are swiglu.
-    num_experts: routed experts a layer, of expert_hidden units each. experts_per_token: active ones.
-    sparsity: experts over active experts; sets num_experts to sparsity * experts_per_token and so leaves the active
-    parameters as they are, but for the router's; None takes num_experts.
-    num_shared_experts: experts that every token uses, as one MLP; 0 for none.
-    routed_scaling, balance, balance_speed, balance_loss: as in Router.
-    The rest is as in NanoGPT. Raises MuonlabError for sizes that do not fit each other.
-    """
+    settings: MoESettings
 
-    def __init__(
-        self,
-        *,
-        vocab_size: int = 256,
-        context: int = 64,
-        d_model: int = 64,
-        num_layers: int = 4,
-        num_heads: int = 2,
-        attention: str = "mla",
-        q_lora_rank: int = 0,
-        kv_lora_rank: int = 32,
-        qk_nope_head_dim: int = 16,
-        qk_rope_head_dim: int = 16,
-        v_head_dim: int = 32,
-        num_dense_layers: int = 1,
-        dense_hidden: int = 192,
-        num_experts: int = 16,
-        experts_per_token: int = 2,
-        sparsity: float | None = None,
-        expert_hidden: int = 64,
-        num_shared_experts: int = 1,
-        routed_scaling: float = 1.414,
-        balance: str = "bias",
-        balance_speed: float = 1e-3,
-        balance_loss: float = 1e-2,
-        qk_norm: bool = False,
-        attention_soft_cap: float = 0.0,
-        tied_head: bool = False,
-        z_loss: float = 0.0,
-        init_scale: float = 0.6,
-        rotary_base: float = 10_000.0,
-        qk_init_scale: float = 1.0,
-    ):
-        settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        if attention not in ATTENTIONS:
-            raise unknown_name("attention", attention, ATTENTIONS)
-        if attention == "mla" and qk_norm:
-            raise MuonlabError(
-                "qk_norm is for attention=mha; latent attention normalises its latents instead"
-            )
-        if not 0 <= num_dense_layers < num_layers:
-            raise MuonlabError(
-                f"num_dense_layers must be from 0 to num_layers - 1 = {num_layers - 1}, not {num_dense_layers}"
-            )
-        for what, value in dict(dense_hidden=dense_hidden, expert_hidden=expert_hidden).items():
-            if value < 1:
-                raise MuonlabError(f"{what} must be at least 1, not {value}")
-        routed = num_routed_experts(num_experts, experts_per_token, sparsity)
+    def __init__(self, settings: MoESettings):
+        super().__init__(settings)
 
-        def block(i: int) -> Block:
-            if attention == "mla":
-                layer = LatentAttention(
-                    d_model,
-                    num_heads,
-                    q_lora_rank=q_lora_rank,
-                    kv_lora_rank=kv_lora_rank,
-                    qk_nope_head_dim=qk_nope_head_dim,
-                    qk_rope_head_dim=qk_rope_head_dim,
-                    v_head_dim=v_head_dim,
-                    soft_cap=attention_soft_cap,
-                )
-            else:
-                layer = Attention(d_model, num_heads, qk_norm=qk_norm, soft_cap=attention_soft_cap)
-            if i < num_dense_layers:
-                return Block(layer, MLP(d_model, dense_hidden, "swiglu"), d_model)
-            router = Router(
-                d_model,
-                routed,
-                experts_per_token,
-                scaling=routed_scaling,
-                balance=balance,
-                balance_speed=balance_speed,
-                balance_loss=balance_loss,
+    def _block(self, layer: int) -> Block:
+        s = self.settings
+        attention: nn.Module
+        if s.attention == "mla":
+            attention = LatentAttention(
+                s.d_model,
+                s.num_heads,
+                q_lora_rank=s.q_lora_rank,
+                kv_lora_rank=s.kv_lora_rank,
+                qk_nope_head_dim=s.qk_nope_head_dim,
+                qk_rope_head_dim=s.qk_rope_head_dim,
+                v_head_dim=s.v_head_dim,
+                soft_cap=s.attention_soft_cap,
             )
-            shared = num_shared_experts * expert_hidden
-            return Block(
-                layer,
-                ExpertLayer(
-                    router,
-                    Experts(routed, d_model, expert_hidden),
-                    MLP(d_model, shared, "swiglu") if shared else None,
-                ),
-                d_model,
-            )
-
-        super().__init__(
-            block,
-            vocab_size=vocab_size,
-            context=context,
-            d_model=d_model,
-            num_layers=num_layers,
-            tied_head=tied_head,
-            z_loss=z_loss,
-            init_scale=init_scale,
-            qk_init_scale=qk_init_scale,
-            rotary_base=rotary_base,
+        else:
+            attention = Attention(s.d_model, s.num_heads, qk_norm=s.qk_norm, soft_cap=s.attention_soft_cap)
+        if layer < s.num_dense_layers:
+            return Block(attention, MLP(s.d_model, s.dense_hidden, "swiglu"), s.d_model)
+        router = Router(
+            s.d_model,
+            s.routed_experts,
+            s.experts_per_token,
+            scaling=s.routed_scaling,
+            balance=s.balance,
+            balance_speed=s.balance_speed,
+            balance_loss=s.balance_loss,
         )
-        self.settings = settings
+        experts = Experts(s.routed_experts, s.d_model, s.expert_hidden)
+        shared = s.num_shared_experts * s.expert_hidden
+        return Block(
+            attention,
+            ExpertLayer(router, experts, MLP(s.d_model, shared, "swiglu") if shared else None),
+            s.d_model,
+        )
 
     @property
     def expert_layers(self) -> dict[str, ExpertLayer]:
         """The layers with routed experts by their keys in `max_logits()`."""
-        layers = zip(self.layer_names, self.blocks, strict=True)
+        layers = zip(self.layer_names, self.layers, strict=True)
         return {name: block.mlp for name, block in layers if isinstance(block.mlp, ExpertLayer)}
 
     def forward(
@@ -213,10 +142,11 @@ class MoE(Decoder):
     ) -> ModelOutput:
         """As Decoder.forward; in training mode the loss includes every layer's balance loss, if there is one."""
         output = super().forward(tokens, targets, measure_entropy, documents)
-        losses = [layer.balance_loss for layer in self.expert_layers.values()]
-        for layer in self.expert_layers.values():
+        layers = self.expert_layers.values()
+        losses = [layer.balance_loss for layer in layers if layer.balance_loss is not None]
+        for layer in layers:
             layer.balance_loss = None  # it would keep this forward's graph alive
-        if not self.training or losses[0] is None or targets is None:
+        if not self.training or not losses or output.loss is None:
             return output
         return output._replace(loss=output.loss + torch.stack(losses).sum())
 

@@ -8,10 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from muonlab.errors import MuonlabError, unknown_name
 from muonlab.models.max_logits import at_least_fp32
 
-BALANCES = ("bias", "loss", "none")
 # Added to the sum of chosen scores, so that scores that all round to 0 give gates of 0.
 SMALLEST = 1e-20
 
@@ -28,6 +26,8 @@ class Router(nn.Module):
     other ranks' with the first's.
     """
 
+    balance_bias: Tensor
+
     def __init__(
         self,
         d_model: int,
@@ -40,15 +40,6 @@ class Router(nn.Module):
         balance_loss: float = 1e-2,
     ):
         super().__init__()
-        if not 1 <= experts_per_token <= num_experts:
-            raise MuonlabError(
-                f"experts_per_token must be from 1 to num_experts={num_experts}, not {experts_per_token}"
-            )
-        if balance not in BALANCES:
-            raise unknown_name("balance", balance, BALANCES)
-        for what, value in (("balance_speed", balance_speed), ("balance_loss", balance_loss)):
-            if value < 0:
-                raise MuonlabError(f"{what} must be 0 (off) or positive, not {value}")
         self.num_experts, self.experts_per_token, self.scaling = num_experts, experts_per_token, scaling
         self.balance, self.balance_speed, self.loss_weight = balance, balance_speed, balance_loss
         self.weight = nn.Parameter(torch.empty(num_experts, d_model))

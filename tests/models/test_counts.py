@@ -11,6 +11,7 @@ from muonlab.models import build_model, model_counts, register_model
 from muonlab.models.__main__ import main, short
 from muonlab.models.counts import total
 from muonlab.models.registry import MODELS
+from muonlab.settings.check import build
 
 common = dict(
     vocab_size=st.sampled_from([7, 61]),
@@ -52,6 +53,10 @@ DRAWN = {
 }
 
 
+def counted(name, **values):
+    return model_counts(build(MODELS.section(name), values, "model"))
+
+
 def active(model):
     """Parameters that one token uses: k of the E experts of a stack, and one row of an embedding that is no head."""
     experts_of = [
@@ -79,7 +84,7 @@ def test_formulas_give_what_is_counted(name):
     @given(DRAWN[name])
     def check(drawn):
         model = build_model(name, **drawn)
-        counts = model_counts(name, **drawn)
+        counts = counted(name, **drawn)
         whole = total(counts.values())
         assert whole.parameters == sum(p.numel() for p in model.parameters())
         assert whole.active == active(model)
@@ -101,11 +106,11 @@ DEEPSEEK_V3 = dict(  # arXiv 2412.19437, section 4.2: 671 B, of which 37 B are a
 
 
 def test_published_models_have_their_published_sizes():
-    deepseek = total(model_counts("moe", **DEEPSEEK_V3).values())
+    deepseek = total(counted("moe", **DEEPSEEK_V3).values())
     assert deepseek.parameters == pytest.approx(671.0e9, rel=1e-4)
     assert deepseek.active == pytest.approx(37e9, rel=0.02)
     gpt2 = dict(vocab_size=50257, context=1024, d_model=768, num_layers=12, num_heads=12, activation="gelu")
-    counts = model_counts("nanogpt", tied_head=True, bias=True, **gpt2)
+    counts = counted("nanogpt", tied_head=True, bias=True, **gpt2)
     # Of 124,439,808: no table of positions, and RMSNorm has no biases.
     assert total(counts.values()).parameters == 124_439_808 - 1024 * 768 - 25 * 768
 
@@ -129,21 +134,31 @@ def test_settings_change_the_count(capsys):
         (["k2_shap"], "did you mean 'k2_shape'"),
         (["moe_xs", "sparsty=3"], "did you mean 'sparsity'"),
         (["moe_xs", "sparsity"], "written name=value"),
-        (["moe_xs", "sparsity=0.7"], "whole number of experts"),
+        (["moe_xs", "sparsity=1.3"], "whole number of experts"),
+        (["nanogpt_s", "num_heads=0"], "model.num_heads must be a whole number of at least 1"),
+        (["nanogpt_s", "d_model=-4"], "model.d_model must be a whole number of at least 1"),
+        (["nanogpt_s", "num_heads=1,2"], "Ambiguous value"),
+        (["nanogpt_s", "name=gpt"], "unknown model 'gpt'"),
+        ([], "arguments are required: name"),
     ],
 )
-def test_mistakes_are_told_in_one_sentence(arguments, message):
+def test_a_mistake_is_one_sentence(arguments, message):
     with pytest.raises(MuonlabError, match=message) as caught:
         main(arguments)
     assert "\n" not in str(caught.value)
 
 
-def test_a_registered_model_without_a_formula_is_told(monkeypatch):
+def test_a_registered_model_needs_no_formula_to_be_built(monkeypatch):
     monkeypatch.setattr(MODELS, "_builders", dict(MODELS._builders))
-    register_model("mine")(lambda: torch.nn.Linear(2, 2))
-    assert isinstance(build_model("mine"), torch.nn.Linear)
+    monkeypatch.setattr(MODELS, "_sections", dict(MODELS._sections))
+
+    @register_model("mine")
+    def mine(*, width: int = 2):
+        return torch.nn.Linear(width, width)
+
+    assert build_model("mine", width=3).in_features == 3
     with pytest.raises(MuonlabError, match="model 'mine' has no formula"):
-        model_counts("mine")
+        counted("mine")
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muonlab.errors import MuonlabError
 from muonlab.models import experts as module
-from muonlab.models.experts import (
-    Experts,
-    group_by_expert,
-    grouped_products,
-    num_routed_experts,
-    padded_products,
-)
+from muonlab.models.experts import Experts, group_by_expert, grouped_products, padded_products
 
 
 def one_token_at_a_time(experts, x, chosen, gates):
@@ -97,12 +90,3 @@ def test_training_in_fp32_uses_the_grouped_product_and_odd_widths_the_padded_one
     grouped_products(torch.randn(4, 8), torch.randn(2, 12, 8), ends)
     with pytest.raises(pytest.fail.Exception, match="padded"):
         grouped_products(torch.randn(4, 8), torch.randn(2, 11, 8), ends)
-
-
-def test_sparsity_is_experts_over_active_ones():
-    assert num_routed_experts(16, 2, None) == 16
-    assert num_routed_experts(16, 2, 48) == 96
-    assert num_routed_experts(16, 8, 1.5) == 12
-    for sparsity in (0.5, 1.3):
-        with pytest.raises(MuonlabError, match="whole number of experts"):
-            num_routed_experts(16, 2, sparsity)

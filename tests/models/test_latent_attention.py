@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muonlab.errors import MuonlabError
 from muonlab.models.attention import rotary_tables, rotate
 from muonlab.models.latent_attention import LatentAttention
 from muonlab.optim.qk_clip import QKClip
@@ -104,18 +103,3 @@ def test_the_clip_caps_every_head_at_tau_and_touches_no_other(q_rank, alpha):
     scaled = {"query_up.weight", "query_rotary.weight", "key_up.weight"}
     for name, parameter in made.named_parameters():
         assert name in scaled or torch.equal(parameter, shared[name]), name
-
-
-@pytest.mark.parametrize(
-    ("sizes", "message"),
-    [
-        ({"qk_rope_head_dim": 3}, "must be even"),
-        ({"qk_rope_head_dim": 0}, "qk_rope_head_dim must be at least 2"),
-        ({"kv_lora_rank": 0}, "kv_lora_rank must be at least 1"),
-        ({"q_lora_rank": -1}, "q_lora_rank must be at least 0"),
-        ({"soft_cap": -1.0}, "attention_soft_cap must be 0"),
-    ],
-)
-def test_wrong_sizes_are_told_in_one_sentence(sizes, message):
-    with pytest.raises(MuonlabError, match=message):
-        LatentAttention(WIDTH, 4, **SIZES | sizes)

@@ -235,7 +235,7 @@ def test_a_position_without_a_target_counts_for_nothing(z_loss):
 
 
 def test_kernels_that_cannot_be_used_here_leave_the_bound_of_norms():
-    """CUDA's plain kernel tells nothing: the bound is Cauchy-Schwarz's, and holds."""
+    """CUDA's plain kernel reports nothing: the bound is Cauchy-Schwarz's, and holds."""
     q, k = random(2, 4, 9, 6), random(2, 2, 9, 6, seed=1)
     bound, exact = logit_bounds(LayerLogits(None, q, k)), logit_range(q, k)
     assert (exact.absolute <= bound.absolute).all()

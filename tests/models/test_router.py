@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from muonlab.errors import MuonlabError
 from muonlab.models.experts import group_by_expert
 from muonlab.models.router import Router, normalised_scores
 
@@ -149,18 +148,3 @@ def test_scores_are_computed_in_fp32_under_autocast():
 def test_normalised_scores_are_a_distribution():
     p = normalised_scores(torch.randn(5, EXPERTS, dtype=torch.float64))
     torch.testing.assert_close(p.sum(-1), torch.ones(5, dtype=torch.float64))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"balance": "bais"}, "did you mean 'bias'"),
-        ({"balance_speed": -1.0}, "balance_speed must be 0"),
-        ({"balance_loss": -1.0}, "balance_loss must be 0"),
-    ],
-)
-def test_wrong_settings_are_told_in_one_sentence(settings, message):
-    with pytest.raises(MuonlabError, match=message):
-        Router(WIDTH, EXPERTS, K, **settings)
-    with pytest.raises(MuonlabError, match="from 1 to num_experts=8, not 9"):
-        Router(WIDTH, EXPERTS, 9)

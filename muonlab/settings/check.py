@@ -1,0 +1,231 @@
+"""Settings that a user gives: their types and ranges are read from annotations, and a wrong one is one sentence.
+
+A section is a dataclass, or the keyword parameters of somebody's builder; `build` makes the one from plain values, and
+`settings_class` turns the other into such a dataclass. Ranges are written as `Annotated[float, Ge(0)]` or by the names
+below, choices as `Literal`. Nothing here imports torch, so a mistake is reported in a fraction of a second.
+"""
+
+import functools
+import inspect
+import operator
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import ConfigDict, Strict, TypeAdapter, ValidationError
+
+from muonlab.errors import MuonlabError, unknown_name
+
+Count = Annotated[int, Ge(1)]  # at least one
+Steps = Annotated[int, Ge(0)]  # a number of steps; what 0 means is said where it is used
+Seed = Annotated[int, Ge(0), Lt(1 << 63)]
+Text = Annotated[str, MinLen(1)]
+NonNegative = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+Average = Annotated[float, Ge(0), Lt(1)]  # weight of the past in a running average
+
+Section = TypeVar("Section")
+_BOUNDS = {
+    Ge: ("ge", "at least"),
+    Gt: ("gt", "above"),
+    Le: ("le", "at most"),
+    Lt: ("lt", "below"),
+}
+_UNSEEN = 1 << 60  # a limit that only keeps a number within what its format can hold is not worth a word
+
+
+def build(section: type[Section], values: Mapping[str, object], where: str) -> Section:
+    """An instance of the dataclass `section` from plain values; `where` names it in errors ("optimizer").
+
+    Whole numbers pass for numbers, lists for tuples and mappings for dataclasses; true is no number, text is no number,
+    NaN and infinities are refused. Raises MuonlabError in one sentence for an unknown or missing name and for a value
+    of a wrong type, range or shape; whatever `__post_init__` raises passes through.
+    """
+    hints = _hints(section)
+    known = {f.name: f for f in fields(section) if f.init}  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            raise unknown_name(f"{where} setting".strip(), str(name), known)
+    checked = {}
+    for name, spec in known.items():
+        place = f"{where}.{name}" if where else name
+        if name in values:
+            checked[name] = check(hints[name], values[name], place)
+        elif spec.default is MISSING and spec.default_factory is MISSING:
+            raise MuonlabError(f"{place} is missing; it must be {describe(hints[name])}")
+    return section(**checked)
+
+
+def check(annotation: Any, value: object, place: str) -> Any:
+    """`value` as `annotation` has it, or MuonlabError with what was given and what is allowed."""
+    kind, *bounds = get_args(annotation) if get_origin(annotation) is Annotated else [annotation]
+    if isinstance(kind, type) and is_dataclass(kind):
+        if isinstance(value, kind):
+            return value
+        if isinstance(value, Mapping):
+            return build(kind, value, place)
+    if (
+        get_origin(kind) is Mapping
+        and is_dataclass(section := get_args(kind)[1])
+        and isinstance(value, Mapping)
+    ):
+        if not value and any(isinstance(bound, MinLen) for bound in bounds):
+            raise MuonlabError(f"{place} must not be empty")
+        return {str(name): check(section, entry, f"{place}.{name}") for name, entry in value.items()}
+    try:
+        return _adapter(annotation).validate_python(value)
+    except ValidationError:
+        choices = _choices(annotation)
+        if isinstance(value, str) and choices:
+            raise unknown_name(place, value, choices) from None
+        raise MuonlabError(f"{place} must be {describe(annotation)}, not {_shown(value)}") from None
+
+
+class Keywords:
+    """What `settings_class` makes of keyword parameters derives from this, to be passed on as keywords."""
+
+    name: str
+
+    def arguments(self) -> dict[str, Any]:
+        """The builder's keyword arguments."""
+        return {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.name != "name"}  # type: ignore[arg-type]
+
+
+def settings_class(builder: Callable[..., Any], name: str) -> type:
+    """The dataclass of a builder's settings: the one that its parameter `settings` is annotated with, or else one made
+    from its keyword parameters that have a default or stand behind `*`, with `name` as a field of its own.
+
+    Raises MuonlabError for a builder that takes **settings, whose names nobody could check.
+    """
+    try:
+        hints = get_type_hints(builder, include_extras=True)
+    except NameError as error:
+        raise MuonlabError(
+            f"a setting of {_name(builder)} is annotated with an unknown name: {error}"
+        ) from error
+    if is_dataclass(hints.get("settings")):
+        return hints["settings"]
+    entries: list[Any] = [("name", str, field(default=name))]
+    for parameter in inspect.signature(builder).parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            raise MuonlabError(
+                f"{_name(builder)} takes **{parameter.name}, so its settings cannot be checked; give each one a name"
+            )
+        if parameter.default is parameter.empty and parameter.kind is not parameter.KEYWORD_ONLY:
+            continue
+        default = parameter.default
+        annotation = hints.get(parameter.name, type(default) if _plain(default) else Any)
+        if default is parameter.empty:
+            entries.append((parameter.name, annotation))
+        else:
+            entries.append((parameter.name, annotation, field(default_factory=lambda value=default: value)))
+    return make_dataclass(f"{_name(builder)}_settings", entries, bases=(Keywords,), kw_only=True, frozen=True)
+
+
+def defaults(section: type) -> dict[str, Any]:
+    """The settings of a section that have a default, with it."""
+    found = {}
+    for spec in fields(section):
+        if spec.default is not MISSING:
+            found[spec.name] = spec.default
+        elif spec.default_factory is not MISSING:
+            found[spec.name] = spec.default_factory()
+    return found
+
+
+def describe(annotation: Any) -> str:
+    """What values an annotation allows, in words that fit behind "must be"."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _describe_range(arguments[0], arguments[1:])
+    if annotation in (int, float):
+        return _describe_range(annotation, ())
+    if origin is Literal:
+        return " or ".join(
+            repr(choice) if isinstance(choice, str) else _shown(choice) for choice in arguments
+        )
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(choice) for choice in arguments)
+    if origin is tuple and arguments and arguments[-1] is not Ellipsis:
+        alike = len(set(arguments)) == 1
+        entries = f"each {describe(arguments[0])}" if alike else ", then ".join(map(describe, arguments))
+        return f"a list of {len(arguments)}, {entries}"
+    if inspect.isclass(origin) and issubclass(origin, Mapping):
+        return f"a mapping of names to values, each {describe(arguments[1])}"
+    if inspect.isclass(origin) and issubclass(origin, Sequence):
+        return f"a list, each entry {describe(arguments[0])}"
+    if is_dataclass(annotation):
+        return f"a mapping with {', '.join(f.name for f in fields(annotation))}"
+    words = {bool: "true or false", str: "text", types.NoneType: "null", Any: "anything"}
+    return words.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _describe_range(kind: Any, bounds: tuple[Any, ...]) -> str:
+    if any(isinstance(bound, MinLen) for bound in bounds):
+        return f"{describe(kind)}, not empty"
+    if kind not in (int, float):
+        return describe(kind)
+    limits = []
+    for bound in bounds:
+        if type(bound) in _BOUNDS:
+            attribute, words = _BOUNDS[type(bound)]
+            if abs(limit := getattr(bound, attribute)) < _UNSEEN:
+                limits.append(f"{words} {limit:g}")
+    if kind is float and not any(isinstance(bound, Le | Lt) for bound in bounds):
+        limits.append("finite")
+    noun = "a whole number" if kind is int else "a number"
+    if limits in ([], ["finite"]):
+        return noun
+    return f"{noun} {'of ' if limits[0].startswith('at ') else ''}{' and '.join(limits)}"
+
+
+@cache
+def _hints(section: type) -> dict[str, Any]:
+    return get_type_hints(section, include_extras=True)
+
+
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(
+        _strict(annotation), config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+    )
+
+
+def _strict(annotation: Any) -> Any:
+    """int, float and str without pydantic's conversions ("4" or true to a number), wherever they stand."""
+    if annotation in (int, float, str):
+        return Annotated[annotation, Strict()]
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return Annotated[(_strict(arguments[0]), *arguments[1:])]
+    if origin in (Union, types.UnionType):
+        return functools.reduce(operator.or_, (_strict(choice) for choice in arguments))
+    if origin in (None, Literal) or not arguments:
+        return annotation
+    return origin[tuple(a if a is Ellipsis else _strict(a) for a in arguments)]
+
+
+def _choices(annotation: Any) -> list[str]:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return [choice for choice in arguments if isinstance(choice, str)]
+    if origin in (Union, types.UnionType):
+        [first, *others] = [choice for choice in arguments if choice is not types.NoneType]
+        return [] if others else _choices(first)
+    return _choices(arguments[0]) if origin is Annotated else []
+
+
+def _shown(value: object) -> str:
+    words = {True: "true", False: "false", None: "null"}
+    return words[value] if value is None or isinstance(value, bool) else repr(value)
+
+
+def _plain(value: object) -> bool:
+    return isinstance(value, bool | int | float | str)
+
+
+def _name(builder: Callable[..., Any]) -> str:
+    return getattr(builder, "__name__", type(builder).__name__)

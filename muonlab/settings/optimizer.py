@@ -1,0 +1,172 @@
+"""What each optimizer of the registry is given, checked before torch is imported; `Muon`, `AdamW` and `QKClip` explain
+each setting."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from muonlab.errors import MuonlabError, unknown_name
+from muonlab.settings.check import Average, Count, NonNegative, Positive, Share, Steps
+
+Row = tuple[float, float, float]
+# The names that muonlab.optim.schedules resolves; minimax may carry its floor, "minimax:0.01".
+NS_SCHEDULES = (
+    "aol",
+    "aol_dion",
+    "cans",
+    "cubic",
+    "deepseek",
+    "jordan",
+    "minimax",
+    "polar_express",
+    "polar_express_1.01",
+    "polar_express_1.02",
+    "polar_express_1.05",
+    "svd",
+    "you",
+    "you6",
+)
+Factors = Mapping[str, NonNegative]
+Routes = Mapping[str, Literal["muon", "adamw"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSettings:
+    """QK-Clip's settings, beside those of the optimizer that it follows; `clip_momentum` is QKClip's `momentum`."""
+
+    tau: Positive = 100.0
+    alpha: Share = 0.5
+    maximum: Literal["signed", "absolute"] = "signed"
+    per: Literal["head", "layer"] = "head"
+    windows: Sequence[tuple[Steps, Steps | None]] | None = None
+    clip_momentum: Literal["keep", "scale", "project"] = "keep"
+
+    def __post_init__(self) -> None:
+        for first, last in self.windows or ():
+            if not first < (math.inf if last is None else last):
+                raise MuonlabError(
+                    f"optimizer.windows holds {[first, last]}; a window is [first step, last step) with first < last"
+                )
+
+    def clip_arguments(self) -> dict[str, Any]:
+        """The arguments of `QKClip`, but for the layouts."""
+        chosen = _values(self, ClipSettings)
+        return {name.removeprefix("clip_"): value for name, value in chosen.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamWSettings:
+    """AdamW for every parameter (arXiv 1711.05101), in one group per role.
+
+    lr_scale: {role: factor} multiplies the learning rate of a role; 0 freezes it.
+    """
+
+    name: Literal["adamw"] = "adamw"
+    lr: NonNegative = 3e-3
+    weight_decay: NonNegative = 0.0
+    betas: tuple[Average, Average] = (0.9, 0.95)
+    eps: NonNegative = 1e-8
+    lr_scale: Factors | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `AdamW`, but for parameters and clip."""
+        return {k: v for k, v in _values(self, AdamWSettings).items() if k not in ("name", "lr_scale")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingSettings:
+    """Who updates which parameter, and as which matrices.
+
+    routes: {role or parameter-name pattern: "muon" | "adamw"} overrides the default, for instance {"head": "muon"} or
+    {"query": "adamw", "key": "adamw"}. lr_scale: {role: factor} multiplies the learning rate of a role; 0 freezes it.
+    per_head: orthogonalise every head of query, key, value and output separately. split_qkv: orthogonalise query, key
+    and value of a fused weight separately; false takes it as one matrix.
+    """
+
+    routes: Routes | None = None
+    lr_scale: Factors | None = None
+    per_head: bool = False
+    split_qkv: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuonSettings(RoutingSettings):
+    """Muon for the hidden matrices, AdamW for embeddings, head, norms, biases, router, gates and filters."""
+
+    name: Literal["muon"] = "muon"
+    lr: NonNegative = 0.01
+    weight_decay: NonNegative = 0.0
+    momentum: Average = 0.95
+    momentum_kind: Literal["ema", "heavy_ball", "ema_corrected"] = "ema"
+    nesterov: bool = True
+    ns_schedule: str | Row | Sequence[Row] = "jordan"
+    ns_steps: Count | None = None
+    ns_backend: Literal["auto", "plain", "gram"] = "auto"
+    ns_dtype: Literal["float64", "float32", "bfloat16", "float16"] | None = None
+    scale_rule: Literal["original", "match_rms_adamw", "unit_update_rms", "spectral", "none"] = (
+        "match_rms_adamw"
+    )
+    weight_decay_kind: Literal["decoupled", "independent", "shape_scaled"] = "decoupled"
+    cautious: bool = False
+    equilibrate_rows: bool = False
+    renormalise: bool = False
+    normuon_beta2: Average | None = None
+    adamw_lr: NonNegative = 3e-3
+    adamw_betas: tuple[Average, Average] = (0.9, 0.95)
+    adamw_eps: NonNegative = 1e-8
+    adamw_weight_decay: NonNegative = 0.0
+
+    def __post_init__(self) -> None:
+        schedule = self.ns_schedule
+        if isinstance(schedule, str) and schedule.partition(":")[0] not in NS_SCHEDULES:
+            raise unknown_name("optimizer.ns_schedule", schedule, NS_SCHEDULES)
+        if not schedule:
+            raise MuonlabError(
+                "optimizer.ns_schedule must be a name, one triple (a, b, c) or a list of them, not empty"
+            )
+        if self.per_head and not self.split_qkv:
+            raise MuonlabError(
+                "optimizer.per_head cuts a fused QKV weight into its heads, so optimizer.split_qkv=false cannot"
+                " leave it whole"
+            )
+
+    def routing(self) -> dict[str, Any]:
+        """The arguments of `parameter_groups`, but for model and rule."""
+        return _values(self, RoutingSettings)
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `Muon`, but for parameters and clip."""
+        without = {"name", *_values(self, RoutingSettings)}
+        return {k: v for k, v in _values(self, MuonSettings).items() if k not in without}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamWClipSettings(AdamWSettings, ClipSettings):
+    """AdamW followed by QK-Clip."""
+
+    name: Literal["adamwclip"] = "adamwclip"  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuonClipSettings(MuonSettings, ClipSettings):
+    """Muon followed by QK-Clip (Kimi K2, arXiv 2507.20534)."""
+
+    name: Literal["muonclip"] = "muonclip"  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        MuonSettings.__post_init__(self)
+        ClipSettings.__post_init__(self)
+
+
+OPTIMIZER_SETTINGS: dict[str, type] = {
+    "adamw": AdamWSettings,
+    "adamwclip": AdamWClipSettings,
+    "muon": MuonSettings,
+    "muonclip": MuonClipSettings,
+}
+
+
+def _values(settings: object, section: type) -> dict[str, Any]:
+    """The fields that `section` declares or inherits, with their values in `settings`."""
+    return {field.name: getattr(settings, field.name) for field in fields(section)}

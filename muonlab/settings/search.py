@@ -1,0 +1,61 @@
+"""What a search is given: how much, by which sampler, and from which space each optimizer draws."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from annotated_types import MinLen
+
+from muonlab.errors import MuonlabError
+from muonlab.settings.check import Count, Seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceSettings:
+    """published: the setting that is tried first, {key: value}. space: what is searched, {key: range}, a range being
+    in Hydra's syntax: `tag(log, interval(3e-4, 3e-2))`, `choice(a, b)` or `range(1, 9)`."""
+
+    published: Mapping[str, Any] = field(default_factory=dict)
+    space: Annotated[Mapping[str, str], MinLen(1)]
+
+    def __post_init__(self) -> None:
+        if missing := [key for key in self.space if key not in self.published]:
+            raise MuonlabError(
+                f"the published setting lacks {', '.join(missing)}, which the space searches; it is tried first"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """The effort of a search, the same for every optimizer.
+
+    trials: settings of each optimizer, the published one included. sampler: `quasi_random` fixes the settings
+    beforehand; the others are Optuna's and adapt. seed: of the sampler, and of every search run; it never judges.
+    replicate_seeds: fresh seeds on which the best setting of each is repeated and judged. workers: runs at once on this
+    machine; None is as many as GPUs or else processor cores. storage: an Optuna URL that other machines can reach; None
+    is a journal file in the study's folder.
+    """
+
+    trials: Count
+    sampler: Literal["quasi_random", "tpe", "random", "cmaes", "gp"]
+    seed: Seed
+    replicate_seeds: Annotated[tuple[Seed, ...], MinLen(1)]
+    workers: Count | None = None
+    storage: str | None = None
+    optimizers: Annotated[Mapping[str, SpaceSettings], MinLen(1)]
+
+    def __post_init__(self) -> None:
+        if len(set(self.replicate_seeds)) < len(self.replicate_seeds):
+            raise MuonlabError(f"search.replicate_seeds repeats a seed: {list(self.replicate_seeds)}")
+        if self.seed in self.replicate_seeds:
+            raise MuonlabError(
+                f"search.seed={self.seed} is among search.replicate_seeds; a search seed never enters a claim"
+            )
+        sizes = {name: len(section.space) for name, section in self.optimizers.items()}
+        if len(set(sizes.values())) > 1:
+            raise MuonlabError(f"the optimizers do not get equal search effort: {sizes} searched settings")
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether a setting depends on how those before it ended."""
+        return self.sampler != "quasi_random"
