@@ -100,7 +100,7 @@ def evidence(experiments: list[Experiment]) -> str:
     disputed = claims[claims["contradicts"] != ""].sort_values("contradicts", kind="stable")
     if len(disputed):
         table = _rows(disputed, ["contradicts", "claim", "n", "effect", "verdict", "side", "figure"])
-        parts += ["## Where papers disagree", as_markdown(table, right=["n"])]
+        parts += ["## Where papers disagree", as_markdown(table)]
     for experiment in experiments:
         parts += [f"## {experiment.name}", experiment.question, *_section(experiment)]
     return "\n\n".join(parts) + "\n"
@@ -137,7 +137,7 @@ def _section(experiment: Experiment) -> list[str]:
     ]
     if len(answers):
         table = _rows(answers, ["claim", "source", "n", "effect", "verdict", "figure"])
-        parts.append(as_markdown(table, right=["n"]))
+        parts.append(as_markdown(table))
     notes = dict.fromkeys(note for row in answers["note"] for note in row.split("; ") if note)
     parts += [f"Searched: {note}." for note in notes]
     links = ", ".join(f"[{name}]({experiment.name}/{name}.png)" for name in experiment.figures)

@@ -1,7 +1,7 @@
 """The tables that a sweep and an ablation end with, as aligned text, Markdown and CSV."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,30 +75,28 @@ def _level(value: float | str) -> str:
 
 
 def as_text(table: pd.DataFrame) -> str:
-    """The table in aligned columns for a terminal: the first to the left, the rest to the right."""
-    cells = [
-        [str(name) for name in table.columns],
-        *([str(cell) for cell in row] for row in table.to_numpy()),
-    ]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(table.columns))]
+    """The table in aligned columns for a terminal: numbers to the right, words to the left."""
+    cells = _cells(table)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    right = _numeric_columns(table)
 
     def line(row: list[str]) -> str:
-        first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        return "  ".join([first.strip().ljust(widths[0]), *rest]).rstrip()
+        padded = [
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(row, widths, right, strict=True)
+        ]
+        return "  ".join(padded).rstrip()
 
-    head, *body = (line(row) for row in cells)
+    head, *body = map(line, cells)
     return "\n".join([head, "-" * max(map(len, (head, *body))), *body])
 
 
-def as_markdown(table: pd.DataFrame, right: Collection[str] | None = None) -> str:
-    """The table in GitHub's Markdown, the columns `right` to the right; None: all but the first."""
-    right = list(table.columns[1:]) if right is None else right
-    head = "| " + " | ".join(str(name) for name in table.columns) + " |"
-    rule = "|" + "|".join("---:" if name in right else "---" for name in table.columns) + "|"
-    body = [
-        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in table.to_numpy()
-    ]
-    return "\n".join([head, rule, *body])
+def as_markdown(table: pd.DataFrame) -> str:
+    """The table in GitHub's Markdown: numbers to the right, words to the left."""
+    head, *body = ([cell.replace("|", "\\|") for cell in row] for row in _cells(table))
+    rule = ["---:" if to_right else "---" for to_right in _numeric_columns(table)]
+    rows = [f"| {' | '.join(row)} |" for row in (head, *body)]
+    return "\n".join([rows[0], f"|{'|'.join(rule)}|", *rows[1:]])
 
 
 def save_table(table: pd.DataFrame, folder: str | Path, name: str) -> dict[str, Path]:
@@ -133,6 +131,26 @@ def _against(comparison: Comparison | None) -> str:
 def _setting(run: pd.Series) -> str:
     parts = [f"lr={run['lr']:.3g}", f"wd={run['weight_decay']:.3g}", f"tau={run['tau']:g}"]
     return " ".join(part for part in parts if not part.endswith("nan"))
+
+
+def _cells(table: pd.DataFrame) -> list[list[str]]:
+    """The texts of the table, its head first."""
+    return [[str(cell) for cell in row] for row in (table.columns, *table.to_numpy())]
+
+
+def _numeric_columns(table: pd.DataFrame) -> list[bool]:
+    """Which columns hold numbers and, besides, at most empty cells and dashes."""
+    columns = zip(*_cells(table)[1:], strict=True)
+    found = [[cell for cell in column if cell not in ("", "-")] for column in columns]
+    return [bool(cells) and all(map(_is_number, cells)) for cells in found] or [False] * table.shape[1]
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell.replace(",", ""))
+    except ValueError:
+        return False
+    return True
 
 
 def _cell(row: Any) -> str:

@@ -63,9 +63,18 @@ def test_text_is_aligned_and_markdown_escaped():
     assert as_markdown(table.assign(arm=["a|b", "c"])).splitlines()[2] == "| a\\|b | 1.0 |"
 
 
+def test_numbers_stand_to_the_right_and_words_to_the_left():
+    table = pd.DataFrame(
+        {"claim": ["a", "b"], "effect": ["x0.5", "-"], "tokens": ["1,000", "-"], "p": [0.1, 2]}
+    )
+    assert as_markdown(table).splitlines()[1] == "|---|---|---:|---:|"
+    assert as_text(table).splitlines()[2:] == ["a      x0.5     1,000  0.1", "b      -            -  2.0"]
+    assert as_markdown(table.head(0)).splitlines()[1] == "|---|---|---|---|"
+
+
 def test_tables_are_written_in_three_forms(tmp_path):
     table = pd.DataFrame({"arm": ["a"], "loss": ["1.5 [1.4, 1.6]"]})
     paths = save_table(table, tmp_path / "new", "comparison")
     assert pd.read_csv(paths["csv"]).equals(table)
-    assert paths["md"].read_text().startswith("| arm | loss |\n|---|---:|\n")
+    assert paths["md"].read_text().startswith("| arm | loss |\n|---|---|\n")
     assert paths["txt"].read_text() == as_text(table) + "\n"
