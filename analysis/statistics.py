@@ -1,7 +1,7 @@
 """Intervals, paired comparisons, the noise floor, and when a difference is a tie."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,34 +55,6 @@ def share_interval(held: int, n: int, confidence: float = CONFIDENCE) -> Interva
     return Interval(held / n, float(ends.low), float(ends.high), n)
 
 
-def bootstrap_interval(
-    values: Sequence[float],
-    statistic: Callable[..., np.ndarray] = np.mean,
-    confidence: float = CONFIDENCE,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Interval:
-    """Percentile bootstrap interval of `statistic(values, axis=...)`, the same for the same seed.
-
-    For statistics without a formula (medians, ratios of fits) and n of ten or more: with fewer values it is
-    too narrow, and `t_interval` is the one to use for a mean. Raises MuonlabError for non-finite or no
-    values.
-    """
-    x = _checked(values)
-    estimate = float(statistic(x, axis=0))
-    if len(x) < 2:
-        return Interval(estimate, math.nan, math.nan, len(x))
-    drawn = stats.bootstrap(
-        (x,),
-        statistic,
-        confidence_level=confidence,
-        n_resamples=resamples,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Interval(estimate, float(drawn.low), float(drawn.high), len(x))
-
-
 def noise_floor(runs: pd.DataFrame, metric: str = "loss", by: Sequence[str] = ("arm", "lr")) -> float:
     """Standard deviation over seeds of one setting, pooled over settings by their degrees of freedom.
 
@@ -98,20 +70,15 @@ def noise_floor(runs: pd.DataFrame, metric: str = "loss", by: Sequence[str] = ("
 
 @dataclass(frozen=True)
 class Comparison:
-    """`arm` against `baseline` over the seeds that both have.
+    """An arm against a baseline over the seeds that both have.
 
     difference: mean of (arm - baseline) with its t interval, in the metric's unit; p: of the paired t test,
-    NaN where it cannot be had; floor: the half-width inside which a difference is a tie; diverged: how many
-    of the pairs' runs diverged, (arm, baseline).
+    NaN where it cannot be had; floor: the half-width inside which a difference is a tie.
     """
 
-    arm: str
-    baseline: str
-    metric: str
     difference: Interval
     p: float
     floor: float
-    diverged: tuple[int, int]
 
     @property
     def verdict(self) -> str:
@@ -139,25 +106,13 @@ def compare(
     `SMALLEST_DIFFERENCE` and the noise floor of both arms. Raises MuonlabError where an arm has no run, a
     seed occurs twice, or the arms share none.
     """
-    chosen = {name: _by_seed(runs, name) for name in (arm, baseline)}
-    shared = chosen[arm].index.intersection(chosen[baseline].index)
-    pairs = [chosen[name].loc[shared] for name in (arm, baseline)]
-    usable = pairs[0][metric].notna() & pairs[1][metric].notna()
-    if not usable.any():
+    ours, theirs = (_by_seed(runs, name)[metric] for name in (arm, baseline))
+    differences = (ours - theirs).dropna().to_numpy()
+    if not len(differences):
         raise MuonlabError(f"'{arm}' and '{baseline}' have no seed in common with a '{metric}'")
-    pairs = [rows[usable] for rows in pairs]
-    differences = (pairs[0][metric] - pairs[1][metric]).to_numpy()
     if floor is None:
         floor = np.nanmax([SMALLEST_DIFFERENCE, noise_floor(runs[runs["arm"].isin([arm, baseline])], metric)])
-    return Comparison(
-        arm,
-        baseline,
-        metric,
-        t_interval(differences),
-        paired_p(differences),
-        float(floor),
-        tuple(int((rows["status"] == "diverged").sum()) for rows in pairs),
-    )
+    return Comparison(t_interval(differences), paired_p(differences), float(floor))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

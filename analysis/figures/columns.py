@@ -28,9 +28,7 @@ def expand_columns(frame: pd.DataFrame, wanted: Iterable[str]) -> list[str]:
 
 
 @styled
-def plot_column(
-    ax: Axes, frame: pd.DataFrame, column: str, window: int = 1, title: str = "", legend: bool = True
-) -> None:
+def plot_column(ax: Axes, frame: pd.DataFrame, column: str, window: int = 1, title: str = "") -> None:
     """One column over steps by arm; a logarithmic axis for those that span decades.
 
     frame: `Frames.steps`. window: centred mean in steps over the raw trace; 1 draws raw.
@@ -51,5 +49,3 @@ def plot_column(
     ax.set_ylabel(axis_label(column))
     set_steps_axis(ax, frame)
     ax.set_title(title)
-    if legend:
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.02))

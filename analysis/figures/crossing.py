@@ -21,7 +21,6 @@ def plot_crossing(
     baseline: str,
     column: str = "probe_loss",
     title: str = "",
-    legend: bool = True,
 ) -> None:
     """Loss above; below, loss minus the baseline's at the same step and seed: below zero an arm leads.
 
@@ -30,7 +29,7 @@ def plot_crossing(
     drawn from two seeds on; the thin lines are the seeds. Raises MuonlabError where no arm shares a seed with it.
     """
     top, bottom = axes
-    plot_loss(top, frame, column, title=title, legend=legend)
+    plot_loss(top, frame, column, title=title)
     hide_steps_labels(top)
     drawn = 0
     for arm, style in styles(frame["arm"]).items():

@@ -20,7 +20,6 @@ def plot_extrapolation(
     x: str = "width",
     degree: int = 2,
     title: str = "",
-    legend: bool = True,
 ) -> None:
     """`metric` over size by arm on two logarithmic axes, with the fit to all sizes but the largest.
 
@@ -68,5 +67,3 @@ def plot_extrapolation(
     ax.axvspan(held_from, ax.get_xlim()[1], color="#f3ead9", lw=0, zorder=0.5, gid="held out")
     ax.set_ylabel(axis_label(metric))
     ax.set_title(title)
-    if legend:
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.02))

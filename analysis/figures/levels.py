@@ -24,7 +24,6 @@ def plot_levels(
     log: bool = True,
     cut: bool = False,
     title: str = "",
-    legend: bool = True,
     best: bool = True,
     name_best: bool = True,
 ) -> None:
@@ -67,8 +66,6 @@ def plot_levels(
     axis.draw(ax, x)
     ax.set_ylabel(axis_label(metric))
     ax.set_title(title)
-    if legend:
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.02))
 
 
 @styled

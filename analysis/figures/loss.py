@@ -5,13 +5,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.canvas import styled
+from analysis.figures.labels import axis_label
 from analysis.figures.traces import draw_traces, set_steps_axis
-
-LABELS = {
-    "train_loss": "training loss\n(nats per token)",
-    "probe_loss": "probe-batch loss\n(nats per token)",
-    "val_loss": "validation loss\n(nats per token)",
-}
 
 
 @styled
@@ -21,7 +16,6 @@ def plot_loss(
     column: str = "probe_loss",
     window: int = 1,
     title: str = "",
-    legend: bool = True,
 ) -> None:
     """Loss over optimizer steps by arm: thin lines are seeds, bold the median, a cross marks a diverged run.
 
@@ -36,8 +30,6 @@ def plot_loss(
     if len(settled) and settled.max() > settled.min():
         span = settled.max() - settled.min()
         ax.set_ylim(settled.min() - 0.06 * span, settled.max() + 0.06 * span)
-    ax.set_ylabel(LABELS[column])
+    ax.set_ylabel(axis_label(column))
     set_steps_axis(ax, frame)
     ax.set_title(title)
-    if legend:
-        ax.legend(loc="upper right")

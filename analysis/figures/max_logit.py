@@ -5,6 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.canvas import styled
+from analysis.figures.labels import axis_label
 from analysis.figures.traces import draw_traces, set_log_axis, set_steps_axis
 
 
@@ -15,7 +16,6 @@ def plot_max_logit(
     tau: float | None = None,
     window: int = 1,
     title: str = "",
-    legend: bool = True,
 ) -> None:
     """Largest attention logit of all layers and heads over steps, log axis, with a labelled line at `tau`.
 
@@ -33,11 +33,9 @@ def plot_max_logit(
     ax.set_ylim(low, high)
     set_log_axis(ax.yaxis, low, high)
     draw_tau(ax, tau)
-    ax.set_ylabel("max logit (scaled q·k)")
+    ax.set_ylabel(axis_label("max_logit"))
     set_steps_axis(ax, frame)
     ax.set_title(title)
-    if legend:
-        ax.legend(loc="best")
 
 
 def draw_tau(ax: Axes, tau: float | None) -> None:

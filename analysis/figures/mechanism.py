@@ -16,7 +16,7 @@ PARTS = {
 
 
 @styled
-def plot_mechanism(ax: Axes, frame: pd.DataFrame, title: str = "", legend: bool = True) -> None:
+def plot_mechanism(ax: Axes, frame: pd.DataFrame, title: str = "") -> None:
     """Growth of the largest logit of the probe batch, split into three stacked parts, medians over seeds.
 
     frame: `Frames.steps` of one arm, with the columns PARTS, `scheduled_lr` and step. With S = |q| |k| cos(q, k) /
@@ -44,8 +44,6 @@ def plot_mechanism(ax: Axes, frame: pd.DataFrame, title: str = "", legend: bool 
     ax.set_ylabel("growth since warm-up\n(decades)")
     set_steps_axis(ax, frame)
     ax.set_title(title)
-    if legend:
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.02))
 
 
 def _growth(frame: pd.DataFrame, column: str) -> pd.Series:

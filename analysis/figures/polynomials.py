@@ -20,7 +20,7 @@ UNKNOWN = Style("", "#000000", (0, (1, 1)), "")
 
 
 @styled
-def plot_polynomials(ax: Axes, frame: pd.DataFrame, log: bool = False, legend: bool = True) -> None:
+def plot_polynomials(ax: Axes, frame: pd.DataFrame, log: bool = False) -> None:
     """Image of a singular value under each schedule, with a dotted line at 1 and Jordan's accepted band shaded.
 
     frame: schedule, steps, x in (0, 1], y. log: a logarithmic x axis, which shows where small singular values are lost.
@@ -37,5 +37,3 @@ def plot_polynomials(ax: Axes, frame: pd.DataFrame, log: bool = False, legend: b
         ax.set_xscale("log")
     ax.set_xlim(frame["x"].min() if log else 0, frame["x"].max())
     ax.set_ylim(0, 1.4)
-    if legend:
-        ax.legend(loc="lower right")

@@ -24,7 +24,6 @@ def plot_scaling(
     baseline: str,
     metric: str = "loss",
     title: str = "",
-    legend: bool = True,
 ) -> None:
     """Loss over training FLOPs on two logarithmic axes: a marker a run, a power law an arm, its bootstrap band.
 
@@ -56,8 +55,6 @@ def plot_scaling(
     ax.set_xlabel("training compute (FLOPs)")
     ax.set_ylabel(axis_label(metric))
     ax.set_title(title)
-    if legend:
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.02))
 
 
 def _points(frame: pd.DataFrame, arm: str, metric: str) -> Points:

@@ -21,7 +21,6 @@ def plot_spike_vs_stable(
     column: str = "train_loss",
     window: int = 25,
     title: str = "",
-    legend: bool = True,
 ) -> None:
     """Loss, max logit and gradient norm on one steps axis, with a rug of spikes below the first and the last.
 
@@ -29,8 +28,8 @@ def plot_spike_vs_stable(
     per spike, a row an arm. column: the loss drawn. window: centred mean of the two noisy traces, in steps.
     """
     top, middle, bottom = axes
-    plot_loss(top, frame, column, window, title=title, legend=legend)
-    plot_max_logit(middle, frame, tau, legend=False)
+    plot_loss(top, frame, column, window, title=title)
+    plot_max_logit(middle, frame, tau)
     draw_traces(bottom, frame, "grad_norm", window)
     positive = frame.loc[np.isfinite(frame["grad_norm"]) & (frame["grad_norm"] > 0), "grad_norm"]
     low, high = positive.quantile(0.002) / 1.2, positive.max() * 1.2

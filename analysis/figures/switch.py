@@ -21,7 +21,6 @@ def plot_switch(
     tau: float | None = None,
     column: str = "probe_loss",
     title: str = "",
-    legend: bool = True,
 ) -> None:
     """Loss above, max logit below, on one steps axis, shaded where the clip is off.
 
@@ -29,8 +28,8 @@ def plot_switch(
     last exclusive, as in the optimizer's setting `windows`. column: the loss of the upper panel.
     """
     top, bottom = axes
-    plot_loss(top, frame, column, title=title, legend=legend)
-    plot_max_logit(bottom, frame, tau, legend=False)
+    plot_loss(top, frame, column, title=title)
+    plot_max_logit(bottom, frame, tau)
     hide_steps_labels(top)
     last = int(frame["step"].max()) + 1
     for first, end in off_windows(windows, last):

@@ -15,9 +15,7 @@ TICKS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1, 1.25, 1.5, 2, 3, 4, 6, 10)
 
 
 @styled
-def plot_to_target(
-    ax: Axes, frame: pd.DataFrame, baseline: str, title: str = "", legend: bool = True
-) -> None:
+def plot_to_target(ax: Axes, frame: pd.DataFrame, baseline: str, title: str = "") -> None:
     """Ratios of what was spent: a row a clock, a marker at the geometric mean, a bar for its 95 % interval.
 
     frame: arm, seed, clock (a key of CLOCKS), spent, reached (False: never, and `spent` is the whole run's). A tick is
@@ -60,8 +58,6 @@ def plot_to_target(
     _finish(ax, clocks, min(extremes) / 1.12, max(extremes) * 1.12)
     ax.set_xlabel(f"spent until the target, over {styles([baseline])[baseline].label}'s")
     ax.set_title(title)
-    if legend:
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=len(arms))
 
 
 def seed_ratios(frame: pd.DataFrame, arm: str, baseline: str) -> pd.DataFrame:
@@ -83,7 +79,7 @@ def _finish(ax: Axes, clocks: list[str], low: float, high: float) -> None:
     ax.set_xscale("log")
     ax.set_xlim(low, high)
     inside = [tick for tick in TICKS if low <= tick <= high]
-    # Ticks closer than a sixteenth of the axis would touch; 1 always stays.
+    # Ticks closer than a tenth of the axis would touch; 1 always stays.
     kept = [1]
     for tick in sorted(inside, key=lambda value: abs(np.log(value))):
         if all(abs(np.log(tick / other)) > np.log(high / low) / 10 for other in kept):

@@ -47,7 +47,7 @@ def draw_to_target(
     """Steps, tokens, FLOPs and seconds until `column` first reads `target` (nats), over the baseline's."""
     table = spent_until(with_conditions(frames), target, column)
     fig, axes = new_figure(1, 1, width=COLUMN, height=0.75 + 0.38 * table["clock"].nunique())
-    plot_to_target(axes[0, 0], table, baseline, title, legend=False)
+    plot_to_target(axes[0, 0], table, baseline, title)
     legend_above(fig, list(axes.flat))
     label = column.replace("_", " ")
     note = (

@@ -65,7 +65,7 @@ def draw_levels(
             else ""
         )
         label = x if isinstance(x, str) else x.get(condition, "level")
-        plot_levels(ax, chosen, name, label, log, cut, heading, legend=False, best=best, name_best=one)
+        plot_levels(ax, chosen, name, label, log, cut, heading, best=best, name_best=one)
         for text, value in (references or {}).get(name, {}).items():
             draw_reference(ax, value, text)
     for name in names if len(conditions) > 1 else ():
@@ -88,7 +88,7 @@ def draw_lr_sensitivity(frames: Frames, title: str = "", x: str = "peak learning
     table = kept(runs, [*SETTING, "val_loss", "loss", "max_logit"])
     if rates.max() == 1 or runs["condition"].nunique() == 1:
         fig, axes = new_figure(1, 1, height=2.3)
-        plot_levels(axes[0, 0], runs, "val_loss", x, cut=True, title=title, legend=False)
+        plot_levels(axes[0, 0], runs, "val_loss", x, cut=True, title=title)
         legend_above(fig, list(axes.flat))
         return fig, table, f"{FEW} The optimum is ringed."
     sizes = list(dict.fromkeys(runs["condition"]))
@@ -101,7 +101,6 @@ def draw_lr_sensitivity(frames: Frames, title: str = "", x: str = "peak learning
             x,
             cut=True,
             title=size,
-            legend=False,
             name_best=False,
         )
     share_near_limits(panels[:-1])
@@ -121,7 +120,7 @@ def draw_scaling(
 ) -> Drawing:
     """Loss over compute with power laws, their bootstrap bands and the saving."""
     fig, axes = new_figure(1, 1, height=2.6)
-    plot_scaling(axes[0, 0], frames.runs, arm, baseline, metric, title, legend=False)
+    plot_scaling(axes[0, 0], frames.runs, arm, baseline, metric, title)
     legend_above(fig, list(axes.flat))
     note = (
         "Power laws through the means over seeds; bands and brackets hold 95% of the laws of resampled seeds."
@@ -134,7 +133,7 @@ def draw_extrapolation(
 ) -> Drawing:
     """A metric over sizes with the fit to all but the largest, which is held out."""
     fig, axes = new_figure(1, 1, height=2.4)
-    plot_extrapolation(axes[0, 0], frames.runs, metric, x, degree, title, legend=False)
+    plot_extrapolation(axes[0, 0], frames.runs, metric, x, degree, title)
     legend_above(fig, list(axes.flat))
     note = f"Shaded: the held-out size; ring: its prediction by a polynomial of degree {degree} in the logarithms."
     return fig, kept(frames.runs, [*SETTING, metric]), note
@@ -143,8 +142,8 @@ def draw_extrapolation(
 def draw_polynomials(table: pd.DataFrame, title: str = "") -> Drawing:
     """Newton-Schulz schedules over all singular values (panel "whole") and over small ones ("small")."""
     fig, axes = new_figure(1, 2, width=PAGE, height=2.5)
-    plot_polynomials(axes[0, 0], table[table["panel"] == "whole"], legend=False)
-    plot_polynomials(axes[0, 1], table[table["panel"] == "small"], log=True, legend=False)
+    plot_polynomials(axes[0, 0], table[table["panel"] == "whole"])
+    plot_polynomials(axes[0, 1], table[table["panel"] == "small"], log=True)
     axes[0, 0].set_title(title or "All singular values")
     axes[0, 1].set_title("Small singular values")
     legend_above(fig, list(axes.flat))

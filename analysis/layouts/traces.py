@@ -43,8 +43,8 @@ def draw_traces(
     """Probe loss and max logit side by side; with `rates` the learning rate stands above, for a ramp."""
     steps = line_per_level(frames, x).steps
     fig, axes = new_figure(1, 2, width=PAGE, height=2.5)
-    plot_loss(axes[0, 0], steps, title=title or "Held-out loss", legend=False)
-    plot_max_logit(axes[0, 1], steps, tau, title="Largest attention logit", legend=False)
+    plot_loss(axes[0, 0], steps, title=title or "Held-out loss")
+    plot_max_logit(axes[0, 1], steps, tau, title="Largest attention logit")
     for ax in axes[0] if rates else ():
         draw_rate_axis(ax, steps)
     legend_above(fig, axes[0, :1])
@@ -58,7 +58,7 @@ def draw_spike_vs_stable(
     """Training loss, max logit and gradient norm under one another, spikes marked."""
     steps = line_per_level(frames, x).steps
     fig, axes = new_figure(3, 1, width=PAGE, height=5.2, sharex=True)
-    plot_spike_vs_stable(axes[:, 0], steps, tau, window=window, title=title, legend=False)
+    plot_spike_vs_stable(axes[:, 0], steps, tau, window=window, title=title)
     legend_above(fig, axes[:1, 0])
     note = f"Loss and gradient norm: centred mean of {window} steps over the raw trace, spikes of the raw one. {BOLD}"
     drawn = ["train_loss", "max_logit", "grad_norm", "loss_spikes", "grad_spikes"]
@@ -77,7 +77,7 @@ def draw_switch(
         raise MuonlabError("a figure of the switch needs `windows`; set them on its condition")
     steps = line_per_level(frames, x).steps
     fig, axes = new_figure(2, 1, width=PAGE, height=3.9, sharex=True)
-    plot_switch(axes[:, 0], steps, windows, tau, title=title, legend=False)
+    plot_switch(axes[:, 0], steps, windows, tau, title=title)
     legend_above(fig, axes[:1, 0])
     return fig, kept(steps, [*TRACE_COLUMNS, "probe_loss", "max_logit"]), f"Shaded: the clip is off. {BOLD}"
 
@@ -101,7 +101,7 @@ def draw_crossing(
         steps = steps.assign(clock=clock_by_arm(frames.runs).min())
     baseline = baseline or steps["arm"].iloc[0]
     fig, axes = new_figure(2, 1, width=PAGE, height=3.7, height_ratios=(3, 2))
-    plot_crossing(axes[:, 0], steps, baseline, column, title=title, legend=False)
+    plot_crossing(axes[:, 0], steps, baseline, column, title=title)
     legend_above(fig, axes[:1, 0])
     name = styles(steps["arm"])[baseline].label
     note = (
@@ -128,13 +128,13 @@ def draw_rise_and_fall(
     fig, axes = small_multiples(len(drawn), 1.9, columns=2 if len(drawn) == 4 else 3)
     for ax, column in zip(axes, drawn, strict=True):
         if column == "probe_loss":
-            plot_loss(ax, steps, title=title or "Held-out loss", legend=False)
+            plot_loss(ax, steps, title=title or "Held-out loss")
         elif column == "max_logit":
-            plot_max_logit(ax, steps, tau, title="Largest attention logit", legend=False)
+            plot_max_logit(ax, steps, tau, title="Largest attention logit")
         elif column == "grad_norm":
-            plot_column(ax, steps, column, window, title="Gradient norm", legend=False)
+            plot_column(ax, steps, column, window, title="Gradient norm")
         else:
-            plot_column(ax, steps, column, title="Steps that clip", legend=False)
+            plot_column(ax, steps, column, title="Steps that clip")
     legend_above(fig, axes[:1])
     smooth = "Gradient norm and share of clipping steps" if "clipped" in drawn else "Gradient norm"
     note = f"{smooth}: centred mean of {window} steps. {CLOCK_NOTE if clock else ''} {BOLD}"
@@ -163,7 +163,7 @@ def draw_spectra(
     fig, axes = small_multiples(len(drawn), 1.75)
     for ax, column in zip(axes, drawn, strict=True):
         role = column if over else column.rpartition("/")[2]
-        plot_column(ax, steps, column, window, title=_heading(role), legend=False)
+        plot_column(ax, steps, column, window, title=_heading(role))
     if len(families) == 1 and len(drawn) > 1 and not over:
         share_near_limits(axes)
         only_outer_labels(axes)
@@ -198,7 +198,7 @@ def draw_mechanism(frames: Frames, title: str = "", x: str = "") -> Drawing:
     arms = styles(steps["arm"])
     fig, axes = small_multiples(len(arms), 2.1)
     for ax, (arm, style) in zip(axes, arms.items(), strict=True):
-        plot_mechanism(ax, steps[steps["arm"] == arm], title=style.label, legend=False)
+        plot_mechanism(ax, steps[steps["arm"] == arm], title=style.label)
     share_limits(axes)
     only_outer_labels(axes)
     if title:

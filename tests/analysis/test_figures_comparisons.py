@@ -106,7 +106,7 @@ class TestCrossing:
         assert found.columns.tolist() == [1, 2, 3, 4]
         assert found.loc[55].to_numpy() == pytest.approx(-0.1 + 0.002 * np.array([1, 2, 3, 4]))
         _, axes = new_figure(2, 1)
-        plot_crossing(axes[:, 0], steps, "muon", legend=False)
+        plot_crossing(axes[:, 0], steps, "muon")
         (mean,) = lines(axes[1, 0], "mean")
         assert mean.get_ydata()[-1] == pytest.approx(-0.095)
         assert len(lines(axes[1, 0], "seed")) == 4
@@ -115,7 +115,7 @@ class TestCrossing:
     def test_on_the_clock_steps_become_products_with_learning_rate_and_decay(self, arms):
         steps = arms.steps[arms.steps["arm"] != "adamw"].assign(clock=0.01)
         _, axes = new_figure(2, 1)
-        plot_crossing(axes[:, 0], steps, "muon", legend=False)
+        plot_crossing(axes[:, 0], steps, "muon")
         assert axes[1, 0].get_xlim() == pytest.approx((0, 0.6))
         assert lines(axes[1, 0], "mean")[0].get_xdata()[-1] == pytest.approx(0.55)
         assert axes[1, 0].get_xlabel() == "step x learning rate x weight decay"
@@ -192,7 +192,7 @@ class TestTarget:
         assert ratios["arm_reached"].tolist() == [True, True, False]
         _, axes = new_figure()
         ax = axes[0, 0]
-        plot_to_target(ax, frame, "adamw", legend=False)
+        plot_to_target(ax, frame, "adamw")
         (censored,) = lines(ax, "censored")
         assert (censored.get_marker(), censored.get_xdata().tolist()) == (">", [2.0])
         mean = np.exp(np.log([0.5, 0.8, 2.0]).mean())

@@ -257,7 +257,7 @@ class TestScaling:
         )
         _, axes = new_figure()
         ax = axes[0, 0]
-        plot_scaling(ax, frame, "muon", "adamw", legend=False)
+        plot_scaling(ax, frame, "muon", "adamw")
         share = (law["muon"] / law["adamw"]) ** (1 / 0.05)
         (saving,) = [text for text in ax.texts if text.get_gid() == "saving"]
         assert saving.get_text() == f"Muon needs {share:.2f} of the compute\n[{share:.2f}, {share:.2f}]"
@@ -279,7 +279,7 @@ class TestExtrapolation:
         values = dict(zip(sizes, ([3.0 * size**1.5] for size in sizes), strict=True))
         values[128.0] = [2.0 * values[128.0][0]]
         _, axes = new_figure()
-        plot_extrapolation(axes[0, 0], runs("muon", values), legend=False)
+        plot_extrapolation(axes[0, 0], runs("muon", values))
         (ring,) = lines(axes[0, 0], "predicted")
         assert ring.get_ydata()[0] == pytest.approx(3.0 * 128**1.5)
         assert legend(axes[0, 0]) == ["Muon: measured 2.00 x predicted"]
