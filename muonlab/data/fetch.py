@@ -69,12 +69,14 @@ def read_texts(archive: Path, folder: str, suffix: str) -> dict[str, bytes]:
     with tarfile.open(archive, "r:gz") as tar:
         for member in tar:
             path = PurePosixPath(member.name)
+            within = path.parent.parts[1:] == PurePosixPath(folder).parts
             if (
                 member.isfile()
                 and path.name.endswith(suffix)
-                and path.parent.parts[1:] == PurePosixPath(folder).parts
+                and within
+                and (file := tar.extractfile(member))
             ):
-                texts[path.name.removesuffix(suffix)] = tar.extractfile(member).read()
+                texts[path.name.removesuffix(suffix)] = file.read()
     if not texts:
         raise MuonlabError(f"{archive} has no files {folder}/*{suffix}")
     return dict(sorted(texts.items()))

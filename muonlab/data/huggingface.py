@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from muonlab.data.cache import build_folder, cache_folder, tokenize
-from muonlab.data.corpus import Corpus, pieces
-from muonlab.data.token_data import TokenData
-from muonlab.data.tokenizer import make_tokenizer
+from muonlab.data.cache import CachePath, build_folder, cache_folder, damaged
+from muonlab.data.corpus import Corpus
+from muonlab.data.spans import have_long_runs, read_spans, whole
 from muonlab.errors import MuonlabError, unknown_name
+from muonlab.settings.data import HuggingFaceSettings
 
 log = logging.getLogger(__name__)
 
@@ -28,19 +28,7 @@ END_OF_DOCUMENT = b"\0"
 NETWORK_SECONDS = 10
 
 
-def build_huggingface(
-    *,
-    dataset: str = "fineweb_edu",
-    subset: str | None = None,
-    split: str = "train",
-    field: str = "text",
-    revision: str | None = None,
-    max_bytes: int = 100_000_000,
-    val_fraction: float = 0.05,
-    tokenizer: str = "byte",
-    bpe_vocab_size: int = 1024,
-    cache: str | Path | None = None,
-) -> TokenData:
+def open_huggingface(cache: CachePath, settings: HuggingFaceSettings) -> Corpus:
     """The first documents of a dataset, streamed into the cache until they reach `max_bytes`.
 
     `dataset` is "fineweb_edu" (its sample-10BT), "tinystories", any "owner/name" of the hub, or a local
@@ -50,27 +38,29 @@ def build_huggingface(
     ends each document.
     Raises MuonlabError if the package is missing, the hub cannot be reached, or it refuses the request.
     """
-    if not 0 < val_fraction <= 0.5 or max_bytes < 1:
-        raise MuonlabError(
-            f"data 'huggingface' takes 0 < val_fraction <= 0.5 and max_bytes >= 1, "
-            f"not {val_fraction} and {max_bytes}"
-        )
-    full_name, subset = _resolve(dataset, subset)
-    request = {"path": full_name, "name": subset, "split": split, "revision": revision}
-    key = hashlib.sha256(json.dumps([request, field, max_bytes, val_fraction]).encode()).hexdigest()[:12]
+    s = settings
+    full_name, subset = _resolve(s.dataset, s.subset)
+    request = {"path": full_name, "name": subset, "split": s.split, "revision": s.revision}
+    identity = json.dumps([request, s.field, s.max_bytes, s.val_fraction])
+    key = hashlib.sha256(identity.encode()).hexdigest()[:12]
     folder = cache_folder(cache) / "huggingface" / f"{Path(full_name).name}-{key}"
     build_folder(
         folder,
-        lambda draft: write_documents(_stream(request, field), draft, max_bytes, val_fraction),
+        lambda draft: write_documents(_stream(request, s.field), draft, s.max_bytes, s.val_fraction),
     )
-    corpus = Corpus(
+    try:
+        digest = (folder / "sha256").read_text()
+        train, val = whole(folder / "train.txt"), whole(folder / "val.txt")
+    except (OSError, ValueError):
+        raise damaged(folder) from None
+    return Corpus(
         name="huggingface",
-        source=" ".join(str(part) for part in (full_name, subset, split, revision) if part),
-        digest=(folder / "sha256").read_text(),
-        train=lambda: pieces((folder / "train.txt").read_bytes()),
-        val=lambda: pieces((folder / "val.txt").read_bytes()),
+        source=" ".join(str(part) for part in (full_name, subset, s.split, s.revision) if part),
+        digest=digest,
+        train=lambda: read_spans([train]),
+        val=lambda: read_spans([val]),
+        has_long_runs=lambda: have_long_runs([train, val]),
     )
-    return tokenize(corpus, make_tokenizer(tokenizer, bpe_vocab_size), cache)
 
 
 def write_documents(documents: Iterable[str], folder: Path, max_bytes: int, val_fraction: float) -> None:
@@ -102,7 +92,7 @@ def _resolve(dataset: str, subset: str | None) -> tuple[str, str | None]:
     if dataset in PRESETS:
         full_name, preset_subset = PRESETS[dataset]
         return full_name, subset or preset_subset
-    if "/" not in dataset and not Path(dataset).is_dir():
+    if "/" not in dataset and not os.path.isdir(dataset):
         raise unknown_name("Hugging Face dataset (a short name, owner/name or a folder)", dataset, PRESETS)
     return dataset, subset
 
@@ -116,13 +106,16 @@ def _stream(request: dict[str, Any], field: str) -> Iterator[str]:
             "data 'huggingface' needs the package datasets, which is not installed; "
             "pip install 'muonlab[hub]'"
         ) from None
-    if not Path(request["path"]).is_dir():
+    if not os.path.isdir(request["path"]):
         _check_hub()
     log.info("streaming %s from the Hugging Face hub", request["path"])
     try:
         for row in datasets.load_dataset(**request, streaming=True):
             if field not in row:
                 raise unknown_name(f"field of dataset {request['path']}", field, row)
+            if not isinstance(row[field], str):
+                kind = type(row[field]).__name__
+                raise MuonlabError(f"the field '{field}' of dataset {request['path']} holds {kind}, not text")
             yield row[field]
     except MuonlabError:
         raise

@@ -3,13 +3,15 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from muonlab.data.tokenizer import BytePairTokenizer, ByteTokenizer
 from muonlab.errors import MuonlabError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
@@ -47,7 +49,7 @@ class TokenData:
 
     def batch(
         self, seed: int, index: int, batch_size: int, context: int, sequential: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> "tuple[Tensor, Tensor]":
         """Training batch number `index` of the order `seed`: (tokens, targets), int64 (batch_size, context).
 
         A pure function of its arguments: workers, devices, resumption and the batches drawn before cannot
@@ -80,7 +82,7 @@ class TokenData:
 
     def eval_batches(
         self, batch_size: int, context: int, max_batches: int | None = None
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    ) -> "Iterator[tuple[Tensor, Tensor]]":
         """The same windows of the validation split every time, as (tokens, targets) pairs like `batch`.
 
         At most `max_batches` full batches (None: as many as fit), their windows spread evenly from the first
@@ -132,7 +134,7 @@ class TokenData:
         early = self.conditional_entropies[:context]
         return (sum(early) + (context - len(early)) * early[-1]) / context
 
-    def decode(self, ids: np.ndarray | torch.Tensor) -> str:
+    def decode(self, ids: "np.ndarray | Tensor") -> str:
         """The text behind a 1-D array of ids; bytes that are no UTF-8 become U+FFFD."""
         return self.tokenizer.decode(ids.tolist())
 
@@ -151,7 +153,10 @@ class TokenData:
         }
 
 
-def _windows(tokens: np.ndarray, starts: np.ndarray, context: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _windows(tokens: np.ndarray, starts: np.ndarray, context: int) -> "tuple[Tensor, Tensor]":
     """Gather tokens[s : s + context] and its shift by one for every s of `starts`."""
-    windows = torch.from_numpy(tokens[starts[:, None] + np.arange(context + 1)].astype(np.int64))
+    # Imported here, so that a corpus is made ready and its digest taken without torch.
+    from torch import from_numpy
+
+    windows = from_numpy(tokens[starts[:, None] + np.arange(context + 1)].astype(np.int64))
     return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()

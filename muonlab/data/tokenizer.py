@@ -3,6 +3,7 @@
 Both are lossless on any text they accept, and neither has special tokens.
 """
 
+import sys
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from itertools import islice
@@ -11,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from muonlab.errors import MuonlabError, unknown_name
+from muonlab.errors import MuonlabError
+from muonlab.settings.data import TokenizerSettings
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-BPE_VOCAB_MIN, BPE_VOCAB_MAX = 257, 1 << 16
 _PIECES_AT_ONCE = 32
 
 
@@ -50,6 +51,10 @@ class BytePairTokenizer:
 
     `vocab_size` counts the 256 bytes and the merges; a text too short to teach that many merges gives fewer,
     and `vocab_size` says how many there are once the tokenizer is trained or loaded. UTF-8 text only.
+
+    A merge never crosses the pieces that it is given. The time is quadratic in the longest word of a piece, which
+    `corpus.pieces` bounds: it cuts runs of more than RUN_BYTES bytes without white space, and no others, so that
+    ordinary text has the tokens that it has without the bound.
     """
 
     name = "bpe"
@@ -57,11 +62,6 @@ class BytePairTokenizer:
     file_name = "tokenizer.json"
 
     def __init__(self, vocab_size: int):
-        if not BPE_VOCAB_MIN <= vocab_size <= BPE_VOCAB_MAX:
-            raise MuonlabError(
-                f"bpe_vocab_size must be from {BPE_VOCAB_MIN} (256 bytes and a merge) to {BPE_VOCAB_MAX}, "
-                f"not {vocab_size}"
-            )
         self.vocab_size = vocab_size
         # Another version of the library may choose other merges, so its tokens are other tokens.
         self.key = f"bpe{vocab_size}-tokenizers{version('tokenizers')}"
@@ -69,7 +69,10 @@ class BytePairTokenizer:
         self._file: Path | None = None
 
     def train(self, pieces: Iterable[bytes]) -> None:
-        """Learn the merges from a split's text; raises MuonlabError for text that is not UTF-8."""
+        """Learn the merges from a split's text, with progress on a terminal.
+
+        Raises MuonlabError for text that is not UTF-8.
+        """
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
         tokenizer = Tokenizer(models.BPE())
@@ -78,7 +81,7 @@ class BytePairTokenizer:
         trainer = trainers.BpeTrainer(
             vocab_size=self.vocab_size,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
+            show_progress=sys.stderr.isatty(),
         )
         tokenizer.train_from_iterator(map(_utf8, pieces), trainer)
         self._trained, self.vocab_size = tokenizer, tokenizer.get_vocab_size()
@@ -108,17 +111,18 @@ class BytePairTokenizer:
         if self._trained is None:
             from tokenizers import Tokenizer
 
-            self._trained = Tokenizer.from_file(str(self._file))
+            try:
+                self._trained = Tokenizer.from_file(str(self._file))
+            except Exception as error:  # the library raises nothing narrower
+                raise MuonlabError(f"cannot read the tokenizer {self._file}: {error}") from error
         return self._trained
 
 
-def make_tokenizer(name: str, bpe_vocab_size: int) -> ByteTokenizer | BytePairTokenizer:
-    """The tokenizer called `name`: "byte" (vocabulary 256) or "bpe" (`bpe_vocab_size`, still untrained)."""
-    if name == ByteTokenizer.name:
-        return ByteTokenizer()
-    if name == BytePairTokenizer.name:
-        return BytePairTokenizer(bpe_vocab_size)
-    raise unknown_name("tokenizer", name, (ByteTokenizer.name, BytePairTokenizer.name))
+def make_tokenizer(settings: object, symbols: int = 256) -> ByteTokenizer | BytePairTokenizer:
+    """The tokenizer that a section asks for, still untrained; by default bytes, of which the first `symbols` occur."""
+    if isinstance(settings, TokenizerSettings) and settings.tokenizer == BytePairTokenizer.name:
+        return BytePairTokenizer(settings.bpe_vocab_size)
+    return ByteTokenizer(symbols)
 
 
 def _utf8(piece: bytes) -> str:

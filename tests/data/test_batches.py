@@ -12,7 +12,7 @@ from muonlab.errors import MuonlabError
 
 
 def token_data(train=1000, val=1000, **fields):
-    """Token i of each split is i, so that a token tells its own position."""
+    """Token i of each split is i, so that a token shows its own position."""
     made = {"name": "made", "source": "arange", "vocab_size": 65536, "digest": "0", "bytes_per_token": 1.0}
     arrays = {"train": np.arange(train, dtype=np.uint16), "val": np.arange(val, dtype=np.uint16)}
     return TokenData(**(made | arrays | {"tokenizer": ByteTokenizer()} | fields))

@@ -5,9 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from muonlab.data import build_data
+from muonlab.data import build_data, corpus_digest, make_data
 from muonlab.data.huggingface import write_documents
 from muonlab.errors import MuonlabError
+from muonlab.settings.check import build
+from muonlab.settings.data import HuggingFaceSettings
 
 
 def library(load_dataset):
@@ -53,10 +55,41 @@ def test_a_misspelt_short_name_names_the_near_one(tmp_path):
         build_data("huggingface", dataset="tinystorys", cache=tmp_path)
 
 
-@pytest.mark.parametrize("wrong", [{"val_fraction": 0.0}, {"val_fraction": 0.6}, {"max_bytes": 0}])
-def test_settings_out_of_range_are_one_sentence(wrong, tmp_path):
-    with pytest.raises(MuonlabError, match=r"takes 0 < val_fraction <= 0.5 and max_bytes >= 1"):
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"val_fraction": 0.0}, "data.val_fraction must be a number above 0 and at most 0.5, not 0.0"),
+        ({"val_fraction": 0.6}, "data.val_fraction must be a number above 0 and at most 0.5, not 0.6"),
+        ({"max_bytes": 0}, "data.max_bytes must be a whole number of at least 1, not 0"),
+    ],
+)
+def test_settings_out_of_range_are_one_sentence(wrong, message, tmp_path):
+    with pytest.raises(MuonlabError, match=message):
         build_data("huggingface", cache=tmp_path, **wrong)
+
+
+def rows(text="a story", number=40):
+    return library(lambda **request: ({"text": text} for _ in range(number)))
+
+
+def test_a_dataset_is_downloaded_for_its_digest_and_only_once(tmp_path, monkeypatch):
+    settings = build(HuggingFaceSettings, {"dataset": str(tmp_path)}, "data")
+    monkeypatch.setitem(sys.modules, "datasets", rows())
+    digest = corpus_digest(settings, tmp_path / "cache")
+    monkeypatch.setitem(sys.modules, "datasets", library(refuse))
+    assert corpus_digest(settings, tmp_path / "cache") == digest
+    assert digest == hashlib.sha256(b"a story\0" * 40).hexdigest()[:16]
+    assert len(make_data(settings, tmp_path / "cache").val) == 2 * len(b"a story\0")
+    [file] = (tmp_path / "cache").rglob("val.txt")
+    file.unlink()
+    with pytest.raises(MuonlabError, match="is damaged; delete it"):
+        corpus_digest(settings, tmp_path / "cache")
+
+
+def test_a_field_that_is_no_text_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", rows(text=3))
+    with pytest.raises(MuonlabError, match=r"the field 'text' of dataset .* holds int, not text"):
+        build_data("huggingface", dataset=str(tmp_path), cache=tmp_path / "cache")
 
 
 def test_what_the_library_raises_is_one_sentence(tmp_path, monkeypatch):

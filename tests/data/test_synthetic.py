@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muonlab.data import build_data
+from muonlab.data import build_data, corpus_digest
 from muonlab.data.synthetic import SLOTS, conditional_entropies, generate, stationary, transition_counts
 from muonlab.errors import MuonlabError
+from muonlab.settings.check import build
+from muonlab.settings.data import SyntheticSettings
 
 
 def plain_entropies(counts, order):
@@ -112,17 +114,29 @@ def test_the_floor_of_a_window_counts_its_blind_first_positions(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
-        ({"vocab_size": 1}, "vocab_size 2 to 256"),
-        ({"vocab_size": 257}, "vocab_size 2 to 256"),
-        ({"order": 0}, "order >= 1"),
-        ({"order": 3}, "at most 1024 states"),
-        ({"concentration": 0.0}, "concentration > 0"),
-        ({"seed": -1}, "seed >= 0"),
-        ({"val_tokens": 0}, "tokens in both splits"),
+        ({"vocab_size": 1}, "data.vocab_size must be .* at least 2 and at most 256, not 1"),
+        ({"vocab_size": 257}, "data.vocab_size must be .* at least 2 and at most 256, not 257"),
+        ({"order": 0}, "data.order must be a whole number of at least 1, not 0"),
+        ({"order": 3}, "data.order=3 of data.vocab_size=32 makes more than 1024 states"),
+        ({"order": 10**9}, "makes more than 1024 states"),
+        ({"concentration": 0.0}, "data.concentration must be a number above 0 .*, not 0.0"),
+        (
+            {"concentration": 1e307},
+            "data.concentration must be a number above 0 and at most 1e[+]09, not 1e[+]307",
+        ),
+        ({"seed": -1}, "data.seed must be a whole number of at least 0, not -1"),
+        ({"val_tokens": 0}, "data.val_tokens must be a whole number of at least 1 .*, not 0"),
+        ({"train_tokens": 10**15}, "data.train_tokens must be .* at most 1e[+]09, not 1000000000000000"),
     ],
 )
-def test_settings_out_of_range_are_one_sentence(wrong, said, tmp_path):
-    with pytest.raises(MuonlabError, match=said):
+def test_settings_out_of_range_are_one_sentence(wrong, message, tmp_path):
+    with pytest.raises(MuonlabError, match=message):
         build_data("synthetic", cache=tmp_path, **wrong)
+
+
+def test_the_digest_needs_no_text(monkeypatch):
+    monkeypatch.setattr("muonlab.data.synthetic.generate", lambda *_: pytest.fail("generated"))
+    settings = build(SyntheticSettings, {"train_tokens": 10**9}, "data")
+    assert len(corpus_digest(settings)) == 16

@@ -1,12 +1,15 @@
 import json
+import os
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muonlab.data import build_data
+from muonlab.data import build_data, make_data, open_corpus
 from muonlab.data.text import split_files
 from muonlab.errors import MuonlabError
+from muonlab.settings.check import build
+from muonlab.settings.data import TextSettings
 
 
 def write_folder(folder, files):
@@ -48,7 +51,7 @@ def test_a_folder_keeps_a_file_on_either_side(tmp_path, val_fraction, train, val
 def test_one_file_is_cut_between_characters(tmp_path_factory, text, val_fraction):
     path = tmp_path_factory.mktemp("cut") / "one.txt"
     path.write_bytes(text.encode())
-    [(_, start, cut)], [(_, cut_again, stop)] = split_files([path], val_fraction)
+    [(_, start, cut, _)], [(_, cut_again, stop, _)] = split_files([path], val_fraction)
     size = len(text.encode())
     assert (start, cut_again, stop) == (0, cut, size)
     assert 0 <= cut - int(size * (1 - val_fraction)) <= 3
@@ -109,5 +112,22 @@ def test_bad_paths_are_one_sentence(tmp_path):
     one.write_bytes(b"x")
     with pytest.raises(MuonlabError, match="has an empty train split"):
         build_data("text", path=one, cache=tmp_path / "cache")
-    with pytest.raises(MuonlabError, match=r"val_fraction must be over 0 and under 1, not 1.0"):
+    with pytest.raises(
+        MuonlabError, match=r"data.val_fraction must be a number above 0 and below 1, not 1.0"
+    ):
         build_data("text", path=one, val_fraction=1.0, cache=tmp_path / "cache")
+
+
+def test_a_file_that_changes_between_its_digest_and_its_tokens_is_one_sentence(tmp_path):
+    path = tmp_path / "input.txt"
+    path.write_bytes(b"to be or not to be")
+    settings = build(TextSettings, {"path": str(path)}, "data")
+    corpus = open_corpus(settings)
+    path.write_bytes(b"to be or not to BE")
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(MuonlabError, match=r"input.txt changed while it was being read; start again"):
+        make_data(settings, tmp_path / "cache", corpus)
+    path.unlink()
+    with pytest.raises(MuonlabError, match=r"cannot read .*input.txt: No such file or directory"):
+        make_data(settings, tmp_path / "cache", corpus)
+    assert list((tmp_path / "cache" / "tokens").iterdir()) == []

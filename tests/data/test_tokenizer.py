@@ -3,9 +3,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muonlab.data.corpus import PIECE_BYTES, pieces
+from muonlab.data.corpus import pieces
 from muonlab.data.tokenizer import BytePairTokenizer, ByteTokenizer, make_tokenizer
 from muonlab.errors import MuonlabError
+from muonlab.settings.data import ShakespeareSettings, SyntheticSettings
 
 TEXT = b"Shall I compare thee to a summer's day? Thou art more lovely and more temperate.\n" * 20
 
@@ -67,24 +68,15 @@ def test_byte_pairs_refuse_text_that_is_not_utf8():
         BytePairTokenizer(300).train([b"caf\xff"])
 
 
-@pytest.mark.parametrize("vocab_size", [256, 65537])
-def test_a_vocabulary_out_of_range_is_refused(vocab_size):
-    with pytest.raises(MuonlabError, match=f"bpe_vocab_size must be from 257 .* to 65536, not {vocab_size}"):
-        make_tokenizer("bpe", vocab_size)
+def test_a_section_without_a_tokenizer_has_bytes():
+    assert make_tokenizer(SyntheticSettings(), 32).vocab_size == 32
+    assert make_tokenizer(ShakespeareSettings()).vocab_size == 256
+    assert make_tokenizer(ShakespeareSettings(tokenizer="bpe", bpe_vocab_size=300)).vocab_size == 300
 
 
-def test_a_misspelt_tokenizer_names_the_near_one():
-    with pytest.raises(MuonlabError, match="unknown tokenizer 'byt'; did you mean 'byte'"):
-        make_tokenizer("byt", 300)
-
-
-def test_pieces_are_the_text_cut_before_white_space():
-    text = ("Dès qu'il parle à l'oreille, écoute… " * 10_000).encode()
-    cut = list(pieces(text))
-    assert b"".join(cut) == text
-    assert len(cut) == len(text) // PIECE_BYTES + 1
-    assert all(piece.startswith(b" ") for piece in cut[1:])
-    assert all(piece.decode() for piece in cut)
-    assert b"".join(pieces(text, 1000, 2000)) == text[1000:2000]
-    assert list(pieces(b"a" * 3 * PIECE_BYTES)) == [b"a" * 3 * PIECE_BYTES]
-    assert list(pieces(b"")) == []
+def test_a_damaged_tokenizer_is_one_sentence(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    loaded = BytePairTokenizer(300)
+    loaded.load(tmp_path, 300)
+    with pytest.raises(MuonlabError, match=r"cannot read the tokenizer .*tokenizer.json: "):
+        loaded.decode([3])
