@@ -1,51 +1,65 @@
 """Fetch, verify and tokenize a corpus: `python -m muonlab.data [name] [setting=value ...]`."""
 
-import argparse
 import logging
 import sys
 import time
 
-import yaml
+from hydra.core.override_parser.types import OverrideType
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from muonlab.data import DATA, build_data, list_data
+from muonlab.cli import argument_parser, parse_overrides, run_command
+from muonlab.data import DATA, list_data, make_data
 from muonlab.errors import MuonlabError
+from muonlab.settings.check import build, check
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Make the corpus ready in the cache and say what it holds; exit code 2 for a user's mistake."""
-    parser = argparse.ArgumentParser(
-        prog="python -m muonlab.data",
-        description="Fetch, verify and tokenize a corpus into the cache, or find it there.",
-        epilog="settings: "
-        + "; ".join(
-            f"{name}: {', '.join(f'{k}={v}' for k, v in DATA.settings(name).items())}" for name in list_data()
-        ),
+def main(arguments: list[str] | None = None) -> None:
+    """Make the corpus ready in the cache and print what it holds; raises MuonlabError for a user's mistake."""
+    parser = argument_parser(
+        "muonlab.data", "Fetch, verify and tokenize a corpus into the cache, or find it there."
     )
+    parser.epilog = "settings: cache=FOLDER; " + "; ".join(map(_defaults, list_data()))
     parser.add_argument("name", nargs="?", default="shakespeare", help=f"one of {', '.join(list_data())}")
     parser.add_argument("settings", nargs="*", metavar="setting=value", help="as in conf/data/<name>.yaml")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     begin = time.perf_counter()
-    try:
-        data = build_data(chosen.name, **dict(map(_setting, chosen.settings)))
-    except MuonlabError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    section, values = DATA.section(chosen.name), read_settings(chosen.settings)
+    cache = check(str | None, values.pop("cache", None), "cache")
+    data = make_data(build(section, values, "data"), cache)
     for key, value in data.describe().items():
         print(f"{key:16} {f'{value:,}' if isinstance(value, int) else value}")
     if data.entropy_rate is None:
         print(f"{'train begins':16} {data.decode(data.train[:64])!r}")
         print(f"{'val begins':16} {data.decode(data.val[:64])!r}")
     print(f"ready in {time.perf_counter() - begin:.1f} s")
-    return 0
 
 
-def _setting(text: str) -> tuple[str, object]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise MuonlabError(f"settings are written name=value, not '{text}'")
-    return name, yaml.safe_load(value)
+def read_settings(arguments: list[str]) -> dict[str, object]:
+    """The values of `name=value` arguments, read as the other commands read theirs, by Hydra's grammar.
+
+    Raises MuonlabError for what is no such argument, for a sweep over several values, and for an interpolation that
+    cannot be resolved.
+    """
+    values = {}
+    for override in parse_overrides(arguments):
+        plain = override.type is OverrideType.CHANGE and override.package is None
+        if not plain or override.is_sweep_override():
+            raise MuonlabError(f"settings are written name=value, not '{override.input_line}'")
+        values[override.key_or_group] = override.value()
+    try:
+        resolved = OmegaConf.to_container(OmegaConf.create(values), resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise MuonlabError(" ".join(str(error).splitlines()[0].split())) from error
+    assert isinstance(resolved, dict)
+    return {str(name): value for name, value in resolved.items()}
+
+
+def _defaults(name: str) -> str:
+    shown = (f"{key}={'null' if value is None else value}" for key, value in DATA.settings(name).items())
+    return f"{name}: {', '.join(shown)}"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)
