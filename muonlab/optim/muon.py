@@ -49,7 +49,7 @@ class Muon(CombinedOptimizer):
         are flattened (`muonlab.optim.matrix_view`).
     equilibrate_rows, renormalise, normuon_beta2: even out neurons around the iteration
         (`muonlab.optim.normuon`); False, False, None: off. normuon_beta2 in [0, 1) is the weight of the
-        past; 0 looks at this update alone. Sane: 0.9 to 0.95.
+        past; 0 looks at this update alone. Sane: 0.9 to 0.99.
 
     For AdamW groups (arXiv 1711.05101):
 

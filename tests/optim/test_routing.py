@@ -301,7 +301,7 @@ def test_a_declared_name_that_is_no_parameter_is_an_error():
     ("settings", "message"),
     [
         ({"routes": {"hed": "muon"}}, "unknown role or parameter in routes 'hed'; did you mean 'head'"),
-        ({"routes": {"head": "moun"}}, "unknown rule in routes 'moun'; did you mean 'muon'"),
+        ({"routes": {"head": "moun"}}, r"routes must be .* 'muon' or 'adamw'.* not \{'head': 'moun'\}"),
         (
             {"routes": {"head.*": "muon", "*.weight": "adamw"}},
             "send parameter 'head.weight' to different rules",
@@ -314,6 +314,11 @@ def test_wrong_overrides_are_told_in_one_sentence(settings, message):
     with pytest.raises(MuonlabError, match=message) as caught:
         build_optimizer("muon", Declared(), **settings)
     assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_rule_is_refused_by_the_groups_themselves():
+    with pytest.raises(MuonlabError, match="unknown rule in routes 'moun'; did you mean 'muon'"):
+        parameter_groups(Declared(), "muon", routes={"head": "moun"})
 
 
 def test_a_depthwise_filter_is_refused_by_muon():
