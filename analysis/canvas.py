@@ -8,18 +8,23 @@ from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
 
 COLUMN, PAGE = 3.4, 6.9  # inches: one column, the whole page
 STYLE_SHEET = Path(__file__).with_name("style.mplstyle")
+
+Look = dict[str, Any]
+"""Keyword arguments that several drawing calls share."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 # The sheet lies on matplotlib's own defaults, so that a user's matplotlibrc cannot change a figure.
-_SETTINGS = matplotlib.rc_params_from_file(STYLE_SHEET, fail_on_error=True, use_default_template=True)
-_SETTINGS = {name: value for name, value in _SETTINGS.items() if not name.startswith("backend")}
+_SHEET = matplotlib.rc_params_from_file(STYLE_SHEET, fail_on_error=True, use_default_template=True)
+_SETTINGS = {name: value for name, value in _SHEET.items() if not name.startswith("backend")}
 
 
 @contextmanager
@@ -52,3 +57,15 @@ def new_figure(
     fig = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(fig)
     return fig, fig.subplots(rows, columns, squeeze=False, **panels)
+
+
+def panel_place(ax: Axes) -> SubplotSpec:
+    """Where a panel of `new_figure` lies in its figure's grid."""
+    place = ax.get_subplotspec()
+    assert place is not None, "the axes were not made by new_figure"
+    return place
+
+
+def panel_columns(ax: Axes) -> int:
+    """How many panels lie side by side in the figure of `ax`."""
+    return panel_place(ax).get_gridspec().ncols

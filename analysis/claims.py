@@ -122,8 +122,7 @@ def answer_all(
     verdicts: `judge.judge_runs` and the like, with `condition`.
     """
     effects = [None if "verdict" in c or "harmless" in c else measure_effect(c, frames) for c in claims]
-    compared = ["expect" in c and e is not None for c, e in zip(claims, effects, strict=True)]
-    adjusted = holm([e.p if paired else math.nan for e, paired in zip(effects, compared, strict=True)])
+    adjusted = holm([e.p if e and "expect" in c else math.nan for c, e in zip(claims, effects, strict=True)])
     rows = []
     for claim, effect, p in zip(claims, effects, adjusted, strict=True):
         head = {"claim": claim["claim"], "source": claim["source"], "arm": claim["arm"]}

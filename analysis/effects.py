@@ -139,7 +139,7 @@ def _of_pairs(claim: Any, given: Any, unit: str, arm: dict[int, Part], baseline:
 
 
 def _values(given: Any, parts: Mapping[int, Part]) -> tuple[dict[int, float], dict[int, int]]:
-    """By seed the value to reckon with, NaN left out, and whether the thing was never reached."""
+    """By seed the value used in calculations, NaN left out, and whether the target was never reached."""
     values, censored = {}, {}
     for seed, part in parts.items():
         value, bound = measured(given, part)
@@ -168,13 +168,13 @@ def _interval(values: np.ndarray, unit: str) -> Interval:
 def _baseline(claim: Mapping[str, Any], frames: Frames) -> Mapping[str, Any]:
     """The baseline's arm, condition and level: the claim's where it says nothing else and has levels to choose from."""
     given = claim["baseline"]
-    own = given if isinstance(given, Mapping) else {"arm": given}
+    own = dict(given) if isinstance(given, Mapping) else {"arm": given}
     kept = {key: claim[key] for key in ("arm", "condition", "conditions", "level", "levels") if key in claim}
     if {"condition", "conditions"} & set(own):
-        kept.pop("condition", None), kept.pop("conditions", None)
+        kept = {key: value for key, value in kept.items() if key not in ("condition", "conditions")}
     runs = _runs(frames, kept | own).runs
     if {"level", "levels"} & set(own) or ("level" in runs and runs["level"].isna().all()):
-        kept.pop("level", None), kept.pop("levels", None)
+        kept = {key: value for key, value in kept.items() if key not in ("level", "levels")}
     return kept | own
 
 

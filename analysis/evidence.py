@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from analysis.frames import rows_of
 from analysis.tables import as_markdown
 from muonlab.errors import MuonlabError
 
@@ -162,8 +163,7 @@ def _made(experiment: Experiment) -> str:
 def _rows(answers: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     table = answers.copy()
     table["figure"] = [
-        f"[{row.figure}]({row.experiment}/{row.figure}.png)" if row.figure else ""
-        for row in table.itertuples()
+        f"[{row.figure}]({row.experiment}/{row.figure}.png)" if row.figure else "" for row in rows_of(table)
     ]
     table["n"] = ["" if n == "" else f"{n:.0f}" for n in table["n"]]
     table["verdict"] = "**" + table["verdict"] + "**"

@@ -1,7 +1,7 @@
 """Tidy tables of many runs, which everything else in `analysis` reads."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,13 +63,17 @@ def collect(folders: Iterable[str | Path] | Mapping[str, Iterable[str | Path]]) 
     order given is kept: it is the order of legends and tables. Raises MuonlabError where there is no run at
     all.
     """
-    if not isinstance(folders, Mapping):
-        folders = {"": folders}
-    labelled = [(arm, Path(folder)) for arm, group in folders.items() for folder in group]
+    groups = folders if isinstance(folders, Mapping) else {"": folders}
+    labelled = [(arm, Path(folder)) for arm, group in groups.items() for folder in group]
     if not labelled:
         raise MuonlabError("no run folder was given, so there is nothing to analyse")
     tables = [_tables(load_run(folder), folder, arm) for arm, folder in labelled]
     return Frames(*(pd.concat(parts, ignore_index=True) for parts in zip(*tables, strict=True)))
+
+
+def rows_of(table: pd.DataFrame) -> Iterator[Any]:
+    """The rows as named tuples, whose columns only the table knows."""
+    return iter(table.itertuples())
 
 
 def settled_loss(val_loss: float, initial_loss: float, status: str) -> float:
@@ -88,13 +92,13 @@ def warmup_steps(steps: pd.DataFrame) -> float:
     """Steps before the learning rate first has its largest value; NaN where it was not recorded."""
     if not steps["lr"].notna().any():
         return math.nan
-    return float(steps.loc[steps["lr"].idxmax(), "step"])
+    return float(steps["step"].to_numpy()[steps["lr"].argmax()])
 
 
 def last_reading(steps: pd.DataFrame, column: str) -> float:
     """The last recorded value of a column that need not be recorded every step; NaN where there is none."""
-    readings = steps[column].dropna() if column in steps else ()
-    return float(readings.iloc[-1]) if len(readings) else math.nan
+    readings = steps[column].dropna().tolist() if column in steps else []
+    return float(readings[-1]) if readings else math.nan
 
 
 def at_end(steps: pd.DataFrame, column: str) -> float:

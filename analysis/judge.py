@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from analysis.frames import Frames
+from analysis.frames import Frames, rows_of
 from analysis.verdicts import (
     Verdict,
     bounded,
@@ -34,7 +34,7 @@ def judge_runs(frames: Frames, tau: float | None = None) -> pd.DataFrame:
     # An arm's name is part of the key, since two arms of a condition may be one run.
     heads, rows = dict(list(frames.heads.groupby(["arm", "run"]))), []
     steps = {key: trace.set_index("step") for key, trace in frames.steps.groupby(["arm", "run"])}
-    for run in frames.runs.itertuples():
+    for run in rows_of(frames.runs):
         trace = steps[run.arm, run.run]
         verdicts = [
             exploded(trace["max_logit"], run.warmup_steps),
@@ -53,14 +53,14 @@ def judge_runs(frames: Frames, tau: float | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def judge_switch(frames: Frames, windows: Sequence[tuple[int, int]], within: int = 50) -> pd.DataFrame:
+def judge_switch(frames: Frames, windows: Sequence[Sequence[int]], within: int = 50) -> pd.DataFrame:
     """`climbs` where the clip goes off and `falls` where it comes on again, for every run; columns of
     `judge_runs`.
 
     windows: the steps in which the clip acts, as in the optimizer's setting.
     """
     rows = []
-    for run in frames.runs.itertuples():
+    for run in rows_of(frames.runs):
         steps = frames.steps
         trace = steps[(steps["arm"] == run.arm) & (steps["run"] == run.run)].set_index("step")
         last = int(trace.index.max()) + 1
@@ -77,8 +77,8 @@ def judge_harmless(runs: pd.DataFrame, arm: str, baseline: str, metric: str = "l
     setting."""
     both = [runs[runs["arm"] == name].set_index("seed") for name in (arm, baseline)]
     seeds = sorted(set(both[0][metric].dropna().index) & set(both[1][metric].dropna().index))
-    losses = [rows.loc[seeds, metric].tolist() for rows in both]
-    return harmless(*losses, clipped_share=both[0]["clipped_share"].mean() if len(both[0]) else 0.0)
+    losses, baselines = (rows.loc[seeds, metric].tolist() for rows in both)
+    return harmless(losses, baselines, both[0]["clipped_share"].mean() if len(both[0]) else 0.0)
 
 
 def summarise(verdicts: pd.DataFrame) -> pd.DataFrame:

@@ -78,4 +78,5 @@ def split_arm(arm: str) -> tuple[str, str]:
 
 def lighter(colour: str, share: float) -> str:
     """`colour` moved towards white by `share` in [0, 1]."""
-    return to_hex([channel + (1 - channel) * share for channel in to_rgb(colour)])
+    red, green, blue = (channel + (1 - channel) * share for channel in to_rgb(colour))
+    return to_hex((red, green, blue))

@@ -13,6 +13,7 @@ import pandas as pd
 from PIL import Image
 
 from analysis.evidence import METHOD, VERDICTS, Experiment, load_evidence
+from analysis.frames import rows_of
 from analysis.save import CAPTION_SHARE
 from muonlab.errors import MuonlabError
 
@@ -51,11 +52,11 @@ def report(folder: Path) -> str:
 def embedded(path: Path, width: int) -> tuple[str, str, tuple[int, int]]:
     """A PNG figure as a data URI without its caption strip, its caption, and its printed size in CSS pixels.
 
-    width: at most so many pixels for a figure of a whole page, narrower ones in proportion. Colours are reduced to 256,
-    which these figures have no more of in earnest.
+    width: of a full-page figure, in pixels at most; narrower ones in proportion. Colours are quantised to 256, without
+    visible loss.
     """
     with Image.open(path) as file:
-        caption, share = file.text.get("Description", ""), float(file.text.get(CAPTION_SHARE, 0))
+        caption, share = file.info.get("Description", ""), float(file.info.get(CAPTION_SHARE, 0))
         dots = file.info.get("dpi", (300, 300))[0]
         image = file.convert("RGB").crop((0, 0, file.width, round(file.height * (1 - share))))
     printed = (round(image.width / dots * 96), round(image.height / dots * 96))
@@ -86,7 +87,7 @@ def _head(experiments: list[Experiment], claims: pd.DataFrame, disputed: int) ->
 
 def _answers(claims: pd.DataFrame) -> list[str]:
     rows = []
-    for claim in claims.itertuples():
+    for claim in rows_of(claims):
         told = f'{escape(claim.claim)}<br><span class="source">{escape(str(claim.source))}</span>'
         at = f'<a href="#e-{claim.experiment}">{escape(claim.experiment.replace("_", " "))}</a>'
         shown = _link(claim.experiment, claim.figure) if claim.figure else ""
@@ -106,7 +107,7 @@ def _disputed(claims: pd.DataFrame) -> list[str]:
             escape(claim.side) or "undecided",
             _link(claim.experiment, claim.figure) if claim.figure else "",
         ]
-        for claim in claims.itertuples()
+        for claim in rows_of(claims)
     ]
     head = ["question and claim", "effect [95%]", "verdict", "this evidence is on the side of", "figure"]
     return ['<h2 id="disputed">Where papers disagree</h2>', _table(head, rows)]
@@ -142,7 +143,7 @@ def _experiment(experiment: Experiment, figures: dict) -> str:
                 ("effect", row.effect),
                 ("verdict", row.verdict),
             ]
-            for row in answers.itertuples()
+            for row in rows_of(answers)
         ]
         parts.append(_table(["claim", "n", "effect [95%]", "verdict"], rows))
     for figure in experiment.figures:
@@ -169,8 +170,8 @@ def _table(head: Iterable[str], rows: Iterable[list]) -> str:
     def cell(content: str | tuple[str, object]) -> str:
         if isinstance(content, str):
             return f"<td>{content}</td>"
-        kind, text = content
-        inside = _verdict(text) if kind == "verdict" else escape(str(text))
+        kind, text = content[0], str(content[1])
+        inside = _verdict(text) if kind == "verdict" else escape(text)
         return f'<td class="{kind}">{inside}</td>'
 
     titles = "".join(f"<th>{escape(title)}</th>" for title in head)

@@ -51,7 +51,7 @@ def _set_caption(fig: Figure, caption: str) -> float:
     strip = len(lines) * CAPTION_SIZE * CAPTION_SPACING / 72 + 2 * CAPTION_MARGIN
     total = height + strip
     fig.set_size_inches(width, total)
-    fig.get_layout_engine().set(rect=(0, strip / total, 1, height / total))
+    fig.set_layout_engine("constrained", rect=(0, strip / total, 1, height / total))
     fig.text(
         CAPTION_MARGIN / width,
         (strip - CAPTION_MARGIN) / total,
@@ -70,11 +70,10 @@ def _set_caption(fig: Figure, caption: str) -> float:
 def _wrap(fig: Figure, caption: str, width: float) -> list[str]:
     """Break each paragraph into lines of at most `width` pixels, measured in the caption's own font."""
     ruler = fig.text(0, 0, "", fontsize=CAPTION_SIZE)
-    renderer = fig.canvas.get_renderer()
 
     def fits(line: str) -> bool:
         ruler.set_text(line)
-        return ruler.get_window_extent(renderer).width <= width
+        return ruler.get_window_extent().width <= width
 
     lines = []
     for paragraph in caption.strip().splitlines():

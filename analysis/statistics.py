@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from muonlab.errors import MuonlabError
@@ -35,7 +36,7 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
-def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+def t_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
     """Student's interval of the mean: mean ± t_{n-1} s / sqrt(n), s with n - 1. For few seeds; assumes
     near-normal values, and covers as said from n = 2 on where they are. Raises MuonlabError for non-finite
     or no values."""
@@ -161,7 +162,7 @@ def _by_seed(runs: pd.DataFrame, arm: str) -> pd.DataFrame:
     return chosen
 
 
-def _checked(values: Sequence[float]) -> np.ndarray:
+def _checked(values: ArrayLike) -> np.ndarray:
     x = np.asarray(values, float)
     if not len(x) or not np.isfinite(x).all():
         raise MuonlabError(f"an interval needs finite values, not {x.tolist()}")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.frames import rows_of
 from analysis.palette import styles
 from analysis.statistics import Comparison, compare, holm, t_interval
 from analysis.verdicts import VERDICTS
@@ -61,8 +62,9 @@ def verdict_table(summary: pd.DataFrame) -> pd.DataFrame:
     names = sorted(set(summary["name"]), key=VERDICTS.index)
     rows = []
     varied = summary["level"].notna().any()
-    for (arm, level, lr), group in summary.groupby(["arm", "level", "lr"], sort=False, dropna=False):
-        cells = {row.name_: _cell(row) for row in group.rename(columns={"name": "name_"}).itertuples()}
+    settings: Any = summary.groupby(["arm", "level", "lr"], sort=False, dropna=False)
+    for (arm, level, lr), group in settings:
+        cells = {row.name: _cell(row) for row in rows_of(group)}
         rows.append(
             {"arm": labels[arm].label, **({"level": _level(level)} if varied else {}), "lr": f"{lr:g}"}
             | {name: cells.get(name, "-") for name in names}

@@ -215,10 +215,10 @@ def falls(loss: pd.Series, at: int, within: int = 50) -> Verdict:
     return Verdict("falls", change < 0, change, 0.0, sentence)
 
 
-def off_windows(windows: Sequence[tuple[int, int]], last: int) -> list[tuple[int, int]]:
+def off_windows(windows: Sequence[Sequence[int]], last: int) -> list[tuple[int, int]]:
     """The gaps that `windows` leave in the steps 0 to `last`: [first, end) pairs, in order."""
     gaps, reached = [], 0
-    for first, end in sorted(windows):
+    for first, end in sorted((first, end) for first, end in windows):
         if first > reached:
             gaps.append((reached, min(first, last)))
         reached = max(reached, end)

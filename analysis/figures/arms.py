@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from analysis.canvas import styled
+from analysis.canvas import Look, styled
 from analysis.figures.traces import mark_divergence, set_log_axis
 from analysis.palette import styles
 from analysis.statistics import compare
@@ -78,7 +78,7 @@ def plot_differences(
             )
         said = [f"{row.mean:+.2f}"] if row.mean > usual else []
         said += [f"{row.diverged} of {len(row.differences)} diverged"] if row.diverged else []
-        words = {"ha": "right", "va": "center", "fontsize": 6, "color": "#4d4d4d"}
+        words: Look = {"ha": "right", "va": "center", "fontsize": 6, "color": "#4d4d4d"}
         if said:
             ax.annotate(", ".join(said), (edge, place), (-5, 0), textcoords="offset points", **words)
     low = min([-floor, *(min(row.low, row.differences.min()) for row in inside)])
@@ -117,7 +117,7 @@ def plot_logit_dots(
             mark_divergence(ax, [high], [place], style)
     if tau is not None:
         ax.axvline(tau, color="#262626", lw=0.8, ls=(0, (3, 2)), zorder=2, gid="tau")
-        words = {"ha": "center", "va": "bottom", "fontsize": 6.5, "color": "#262626"}
+        words: Look = {"ha": "center", "va": "bottom", "fontsize": 6.5, "color": "#262626"}
         ax.text(tau, 1.01, f"τ = {tau:g}", transform=ax.get_xaxis_transform(), **words)
     set_log_axis(ax.xaxis, low, high, narrow=True)
     _name_rows(ax, names)

@@ -17,12 +17,13 @@ def expand_columns(frame: pd.DataFrame, wanted: Iterable[str]) -> list[str]:
 
     Raises MuonlabError, naming what is near, where a name fits no column that holds a reading.
     """
+    columns: list[str] = frame.columns.tolist()
     found: list[str] = []
     for name in wanted:
-        fits = [c for c in frame if c == name or (name.endswith("*") and c.startswith(name[:-1]))]
+        fits = [c for c in columns if c == name or (name.endswith("*") and c.startswith(name[:-1]))]
         fits = [c for c in fits if frame[c].notna().any()]
         if not fits:
-            raise unknown_name("recorded column", name, [c for c in frame if "/" in c])
+            raise unknown_name("recorded column", name, [c for c in columns if "/" in c])
         found += [c for c in fits if c not in found]
     return found
 

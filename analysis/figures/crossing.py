@@ -69,12 +69,13 @@ def paired_differences(frame: pd.DataFrame, arm: str, baseline: str, column: str
 def _limit_differences(ax: Axes) -> None:
     """Cut the axis to the differences after the first tenth, where early training does not flatten them."""
     means = [line for line in ax.lines if line.get_gid() == "mean"]
-    ends = [np.asarray(line.get_xdata(), float).max() for line in means if len(line.get_xdata())]
+    steps = [np.asarray(line.get_xdata(), float) for line in means]
+    last = max(x.max() for x in steps if len(x))
     kept = []
     for line in ax.lines:
         if line.get_gid() in ("mean", "seed"):
             x, y = (np.asarray(data, float) for data in line.get_data())
-            kept.append(y[x >= 0.1 * max(ends)])
+            kept.append(y[x >= 0.1 * last])
     values = np.concatenate([*kept, [0.0]])
     span = np.ptp(values) or 0.01
     ax.set_ylim(values.min() - 0.1 * span, values.max() + 0.1 * span)

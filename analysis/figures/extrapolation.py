@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.canvas import styled
+from analysis.canvas import Look, styled
 from analysis.figures.labels import axis_label
 from analysis.figures.level_axis import level_axis
 from analysis.figures.traces import set_log_axis
@@ -44,7 +44,7 @@ def plot_extrapolation(
             np.linspace(known.index[-1], held, 20),
         )
         factor = 10 ** (means.iloc[-1] - fit(held))
-        drawn = {"color": style.colour, "lw": 1.1, "zorder": 3}
+        drawn: Look = {"color": style.colour, "lw": 1.1, "zorder": 3}
         ax.plot(
             inside,
             10 ** fit(inside),
@@ -53,12 +53,20 @@ def plot_extrapolation(
             **drawn,
         )
         ax.plot(beyond, 10 ** fit(beyond), ls=(0, (1, 1.2)), gid="prediction", **drawn)
-        ring = {"mfc": "none", "mec": style.colour, "mew": 1.0, "ms": 8, "zorder": 5, "gid": "predicted"}
+        ring: Look = {
+            "mfc": "none",
+            "mec": style.colour,
+            "mew": 1.0,
+            "ms": 8,
+            "zorder": 5,
+            "gid": "predicted",
+        }
         ax.plot([held], [10 ** fit(held)], "o", **ring)
         ax.plot(places, rows[metric], style.marker, color=style.colour, mec="white", zorder=4, gid="runs")
     ax.set_yscale("log")
     low, high = frame.loc[frame[metric] > 0, metric].min() / 1.4, frame[metric].max() * 1.4
-    ends = [value for line in ax.lines if line.get_gid() == "prediction" for value in line.get_ydata()]
+    predicted = [np.asarray(line.get_ydata(), float) for line in ax.lines if line.get_gid() == "prediction"]
+    ends = np.concatenate(predicted)
     low, high = min([low, *(0.9 * v for v in ends)]), max([high, *(1.1 * v for v in ends)])
     ax.set_ylim(low, high)
     set_log_axis(ax.yaxis, low, high)

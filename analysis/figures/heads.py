@@ -30,7 +30,8 @@ def plot_heads(
         raise MuonlabError("no head's logits were kept; set `heads: true` on the experiment's condition")
     style = next(iter(styles(frame["arm"]).values()))
     last = max(int(frame["layer"].max()), 1)
-    for (layer, _), head in frame.groupby(["layer", "head"]):
+    for _, head in frame.groupby(["layer", "head"]):
+        layer = int(head["layer"].iloc[0])
         ax.plot(head["step"], head["value"], color=shade(style, layer, last), lw=0.5, zorder=3, gid="head")
     low, high = limits or head_limits(frame, tau)
     ax.set_yscale("log")

@@ -33,8 +33,10 @@ LABELS = {
     "router/max_logit": "largest router logit",
 }
 # Beginnings of names whose values span decades and are never zero.
-LOGARITHMIC = ("max_logit", "end_max_logit", "probe_max_logit", "grad_norm", "tokens", "flops", "seconds")
-LOGARITHMIC += ("sigma_max", "steps_to", "router/max_logit")
+LOGARITHMIC = (
+    *("max_logit", "end_max_logit", "probe_max_logit", "router/max_logit", "grad_norm", "sigma_max"),
+    *("tokens", "flops", "seconds", "steps_to"),
+)
 LOSSES = ("train_loss", "probe_loss", "val_loss", "loss", "val_bits_per_byte")
 
 

@@ -9,6 +9,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from analysis.canvas import panel_columns
+
 SYMBOLS = {"tau": "τ", "kappa": "κ"}
 DIGITS = 3  # significant digits of a level that somebody chose; a sampler's have more, and are no ticks
 
@@ -51,7 +53,7 @@ class LevelAxis:
             return
         ax.set_xticks([place for _, place in ordered], [text for text, _ in ordered])
         # Points between neighbours, in panels that lose half an inch to labels; letters are 3.7 points wide.
-        width = 72 * (ax.get_figure().get_size_inches()[0] / ax.get_gridspec().ncols - 0.5)
+        width = 72 * (ax.figure.get_figure(root=True).get_size_inches()[0] / panel_columns(ax) - 0.5)
         scale = width / (high - low + 2 * margin)
         if any(
             scale * (b - a) < 3.7 * (len(left) + len(right)) / 2 + 3

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.canvas import styled
+from analysis.canvas import Look, styled
 from analysis.figures.labels import axis_label, is_logarithmic
 from analysis.figures.level_axis import DIGITS, level_axis, level_text
 from analysis.figures.traces import mark_divergence, set_log_axis
@@ -49,14 +49,14 @@ def plot_levels(
     for arm, style in styles(judged["arm"]).items():
         if arm in set(fixed["arm"]):
             median = min(fixed.loc[fixed["arm"] == arm, "value"].median(), ceiling)
-            look = {"color": style.colour, "ls": style.dash, "lw": 1.0, "alpha": 0.8, "zorder": 2}
+            look: Look = {"color": style.colour, "ls": style.dash, "lw": 1.0, "alpha": 0.8, "zorder": 2}
             ax.axhline(median, label=style.label, gid="fixed", **look)
         if arm in names:
             shift = (names.index(arm) - (len(names) - 1) / 2) * axis.dodge
             rows = swept[swept["arm"] == arm]
             rows = rows.assign(place=axis.place(rows["level"]) + shift, joined=axis.joins(rows["level"]))
             _draw_arm(ax, rows, ceiling, style, best, name_best)
-    ends = [line.get_ydata()[0] for line in ax.lines if line.get_gid() == "interval"]
+    ends = [np.asarray(line.get_ydata(), float)[0] for line in ax.lines if line.get_gid() == "interval"]
     _limit(ax, min([low, *ends]), ceiling, is_logarithmic(metric))
     reasons = ["diverged"] if (judged["status"] == "diverged").any() else []
     reasons += ["never reached"] if (np.isinf(values) & (judged["status"] != "diverged")).any() else []
@@ -75,8 +75,8 @@ def draw_reference(ax: Axes, value: float, text: str) -> None:
     if not low < value < high:
         ax.set_ylim(min(low, value * 0.97), max(high, value * 1.03))
     ax.axhline(value, color="#262626", lw=0.7, ls=(0, (3, 2)), zorder=1.5, gid="reference")
-    words = {"ha": "left", "va": "bottom", "fontsize": 6, "color": "#262626"}
-    place = {"xycoords": ("axes fraction", "data"), "xytext": (2, 1.5), "textcoords": "offset points"}
+    words: Look = {"ha": "left", "va": "bottom", "fontsize": 6, "color": "#262626"}
+    place: Look = {"xycoords": ("axes fraction", "data"), "xytext": (2, 1.5), "textcoords": "offset points"}
     ax.annotate(text, (0, value), **place, **words)
 
 
@@ -95,31 +95,29 @@ def _draw_arm(
 ) -> None:
     medians = runs.groupby("place")["value"].median()
     line = medians[medians.index.isin(runs.loc[runs["joined"], "place"])].clip(upper=ceiling)
-    look = {"color": style.colour, "ls": style.dash, "lw": 1.0}
+    look: Look = {"color": style.colour, "ls": style.dash, "lw": 1.0}
     ax.plot(line.index, line, zorder=3, gid="medians", **look)
-    for place, rows in runs.groupby("place"):
-        _draw_seeds(ax, place, rows, min(ceiling, medians[place]), ceiling, style)
+    for _, rows in runs.groupby("place"):
+        _draw_seeds(ax, float(rows["place"].iloc[0]), rows, ceiling, style)
     label = style.label
     if best and np.isfinite(medians).any():
-        ring = {"mfc": "none", "mec": style.colour, "mew": 0.9, "ms": 8, "gid": "optimum"}
-        ax.plot([medians.idxmin()], [medians.min()], "o", zorder=5, **ring)
+        ring: Look = {"mfc": "none", "mec": style.colour, "mew": 0.9, "ms": 8, "gid": "optimum"}
+        ax.plot(medians.index[[int(medians.argmin())]], [medians.min()], "o", zorder=5, **ring)
         label += _describe_best(runs, medians) if name_best else ""
     if lost := int((runs["status"] == "diverged").sum()):
         label += f" ({lost} of {len(runs)} diverged)"
     ax.plot([], [], marker=style.marker, mec="white", label=label, **look)
 
 
-def _draw_seeds(
-    ax: Axes, place: float, rows: pd.DataFrame, median: float, ceiling: float, style: Style
-) -> None:
-    dot = {"color": style.colour, "marker": style.marker, "ls": "none", "zorder": 4}
+def _draw_seeds(ax: Axes, place: float, rows: pd.DataFrame, ceiling: float, style: Style) -> None:
+    dot: Look = {"color": style.colour, "marker": style.marker, "ls": "none", "zorder": 4}
     lost = rows["status"] == "diverged"
     reached = rows.loc[np.isfinite(rows["value"]), "value"]
     if len(rows) > FEW_SEEDS and len(reached) == len(rows):
         mean = t_interval(reached)
         ends = np.minimum([mean.low, mean.high], ceiling)
         ax.plot([place, place], ends, color=style.colour, lw=1.0, zorder=4, gid="interval")
-        ax.plot([place], [median], mec="white", **dot)
+        ax.plot([place], [min(ceiling, rows["value"].median())], mec="white", **dot)
         return
     ax.plot([place] * len(reached), reached.clip(upper=ceiling), mec="white", gid="seeds", **dot)
     if never := int((~lost & ~np.isfinite(rows["value"])).sum()):
@@ -149,6 +147,6 @@ def _limit(ax: Axes, low: float, top: float, log: bool) -> None:
 
 def _draw_ceiling(ax: Axes, ceiling: float, text: str) -> None:
     ax.axhline(ceiling, color="#8c8c8c", lw=0.6, ls=(0, (1, 2)), zorder=1, gid="ceiling")
-    words = {"ha": "right", "va": "bottom", "fontsize": 6, "color": "#4d4d4d"}
-    place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 3.5), "textcoords": "offset points"}
+    words: Look = {"ha": "right", "va": "bottom", "fontsize": 6, "color": "#4d4d4d"}
+    place: Look = {"xycoords": ("axes fraction", "data"), "xytext": (0, 3.5), "textcoords": "offset points"}
     ax.annotate(text, (1, ceiling), **place, **words)

@@ -27,7 +27,7 @@ def plot_max_logit(
     draw_traces(ax, positive, "max_logit", window)
     ax.set_yscale("log")
     finite = positive["max_logit"].replace(np.inf, np.nan).dropna()
-    low, high = finite.quantile(0.005) / 1.2, finite.max() * 1.3
+    low, high = float(finite.quantile(0.005) / 1.2), float(finite.max() * 1.3)
     if tau is not None:
         high = max(high, 1.5 * tau)  # the line is there even where nothing came near it
     ax.set_ylim(low, high)

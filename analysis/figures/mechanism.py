@@ -1,10 +1,12 @@
 """Why a logit grows: the part of the norms of query and key, and that of the angle between them."""
 
+import math
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.canvas import styled
+from analysis.canvas import Look, styled
 from analysis.figures.traces import median_trace, set_steps_axis
 from muonlab.errors import MuonlabError
 
@@ -32,7 +34,7 @@ def plot_mechanism(ax: Axes, frame: pd.DataFrame, title: str = "") -> None:
     for name, (label, colour, hatch) in PARTS.items():
         values = parts[name].to_numpy()
         positive, negative = values.clip(min=0), values.clip(max=0)
-        look = {"facecolor": colour, "edgecolor": "white", "hatch": hatch, "lw": 0.3, "zorder": 2}
+        look: Look = {"facecolor": colour, "edgecolor": "white", "hatch": hatch, "lw": 0.3, "zorder": 2}
         ax.fill_between(steps, above, above + positive, label=label, **look)
         ax.fill_between(steps, below, below + negative, **look)
         above, below = above + positive, below + negative
@@ -50,8 +52,9 @@ def _growth(frame: pd.DataFrame, column: str) -> pd.Series:
     """log10 of the column minus itself at the first reading after warm-up, the median over runs by step."""
     traces = {}
     for run, rows in frame.groupby("run", sort=False):
-        peak = rows.loc[rows["scheduled_lr"].idxmax(), "step"] if rows["scheduled_lr"].notna().any() else 0
-        readings = np.log10(rows.set_index("step")[column].dropna().astype(float).clip(lower=1e-30))
+        rates = rows.set_index("step")["scheduled_lr"]
+        peak = rates.index[int(rates.argmax())] if rates.notna().any() else 0
+        readings = rows.set_index("step")[column].dropna().astype(float).clip(lower=1e-30).map(math.log10)
         readings = readings[readings.index >= peak]
         traces[run] = readings - readings.iloc[0]
     return median_trace(pd.DataFrame(traces))

@@ -27,7 +27,8 @@ def plot_polynomials(ax: Axes, frame: pd.DataFrame, log: bool = False) -> None:
     """
     ax.axhspan(0.7, 1.3, color="#f3ead9", lw=0, zorder=0.5)
     ax.axhline(1, color="#8c8c8c", lw=0.6, ls=(0, (1, 2)), zorder=1)
-    for name, curve in frame.groupby("schedule", sort=False):
+    for _, curve in frame.groupby("schedule", sort=False):
+        name = str(curve["schedule"].iloc[0])
         style = SCHEDULES.get(name, UNKNOWN)
         label = f"{style.label or name.replace('_', ' ')} ({curve['steps'].iloc[0]} steps)"
         ax.plot(curve["x"], curve["y"], color=style.colour, ls=style.dash, lw=1.0, label=label)

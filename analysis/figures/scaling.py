@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from analysis.canvas import styled
+from analysis.canvas import Look, styled
 from analysis.figures.labels import axis_label
 from analysis.measures.scaling import PowerLaw, bootstrap_ratio, fit_lines, fit_power_law
 from analysis.palette import styles
@@ -37,7 +37,7 @@ def plot_scaling(
         compute, losses = points[name]
         law = fit_power_law(compute, losses.mean(axis=1))
         x = _rounded(np.geomspace(compute[0] / 1.15, compute[-1] * 1.15, 60))
-        y, low, high = map(_rounded, (law.loss(x), *_band(compute, losses, x)))
+        y, (low, high) = _rounded(law.loss(x)), _band(compute, losses, x)
         label = f"{style.label}: {_power(law)}"
         ax.plot(x, y, color=style.colour, ls=style.dash, lw=1.1, zorder=3, label=label)
         ax.fill_between(x, low, high, color=style.colour, alpha=0.15, lw=0, zorder=1.5)
@@ -75,7 +75,8 @@ def _band(compute: np.ndarray, losses: np.ndarray, x: np.ndarray) -> tuple[np.nd
     means = np.take_along_axis(losses[None], chosen, axis=2).mean(axis=2)
     slopes, intercepts = fit_lines(np.log(compute), np.log(means))
     values = np.exp(intercepts[:, None] + slopes[:, None] * np.log(x))
-    return tuple(np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0))
+    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
+    return _rounded(low), _rounded(high)
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
@@ -101,7 +102,7 @@ def _draw_saving(ax: Axes, name: str, arm: Points, baseline: Points) -> None:
     }
     ax.annotate("", (end, level), (at, level), arrowprops=line, zorder=5)
     said = f"{name} needs {interval.estimate:.2f} of the compute\n[{interval.low:.2f}, {interval.high:.2f}]"
-    words = {"ha": "right", "va": "top", "fontsize": 6.5, "color": "#262626", "gid": "saving"}
+    words: Look = {"ha": "right", "va": "top", "fontsize": 6.5, "color": "#262626", "gid": "saving"}
     ax.text(0.99, 0.99, said, transform=ax.transAxes, **words)
 
 

@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from analysis.canvas import styled
+from analysis.canvas import Look, styled
 from analysis.palette import styles
 
 
@@ -20,7 +20,7 @@ def plot_sensitivity(ax: Axes, frame: pd.DataFrame, title: str = "") -> None:
     for rank, (arm, style) in enumerate(arms.items()):
         rows = frame[frame["arm"] == arm]
         places = rows["condition"].map(sizes.index) + (rank - (len(arms) - 1) / 2) * 0.07
-        drawn = {"color": style.colour, "marker": style.marker, "mec": "white"}
+        drawn: Look = {"color": style.colour, "marker": style.marker, "mec": "white"}
         means = rows.groupby(places)["sensitivity"].mean()
         ax.plot(means.index, means, color=style.colour, ls=style.dash, lw=1.0, zorder=3)
         ax.plot([], [], ls=style.dash, lw=1.0, label=style.label, **drawn)

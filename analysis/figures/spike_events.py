@@ -1,10 +1,11 @@
 """Where spikes appear: a table of spike scores, a row a knob, a column a definition, a panel an optimizer."""
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 
-from analysis.canvas import styled
+from analysis.canvas import Look, styled
 
 PREFIX = "spikes/"
 DEFINITIONS = {
@@ -32,13 +33,17 @@ def plot_spike_events(
     lost = frame["status"].eq("diverged").groupby(frame["condition"]).any().reindex(knobs, fill_value=False)
     norm = PowerNorm(0.5, vmin=0, vmax=max(top, 1e-9))
     ax.pcolormesh(means.to_numpy(), cmap=SHADES, norm=norm, edgecolors="#d9d9d9", linewidth=0.4)
-    for row, knob in enumerate(knobs):
-        for column, name in enumerate(columns):
-            value = means.loc[knob, name]
-            if pd.isna(value):
+    for row, (knob, values) in enumerate(zip(knobs, means.to_numpy(float), strict=True)):
+        for column, value in enumerate(values):
+            if np.isnan(value):
                 continue
             dark = norm(value) > 0.55
-            words = {"ha": "center", "va": "center", "fontsize": 6, "color": "white" if dark else "#262626"}
+            words: Look = {
+                "ha": "center",
+                "va": "center",
+                "fontsize": 6,
+                "color": "white" if dark else "#262626",
+            }
             ax.text(column + 0.5, row + 0.5, _short(value) + ("†" if lost[knob] else ""), **words)
     ax.set_ylim(len(knobs), 0)
     ax.set_yticks([row + 0.5 for row in range(len(knobs))], knobs)

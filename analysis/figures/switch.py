@@ -17,7 +17,7 @@ from analysis.verdicts import off_windows
 def plot_switch(
     axes: Sequence[Axes],
     frame: pd.DataFrame,
-    windows: Sequence[tuple[int, int]],
+    windows: Sequence[Sequence[int]],
     tau: float | None = None,
     column: str = "probe_loss",
     title: str = "",

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from analysis.canvas import styled
+from analysis.canvas import Look, styled
 from analysis.palette import styles
 from analysis.statistics import t_interval
 from muonlab.errors import MuonlabError
@@ -36,9 +36,15 @@ def plot_to_target(ax: Axes, frame: pd.DataFrame, baseline: str, title: str = ""
         mean = t_interval(np.log(ratios["ratio"]))
         low, middle, high = (np.exp(v) for v in (mean.low, mean.estimate, mean.high))
         known = ratios["arm_reached"] & ratios["baseline_reached"]
-        shown = {"color": style.colour, "ls": "none", "zorder": 4}
+        shown: Look = {"color": style.colour, "ls": "none", "zorder": 4}
         ax.plot(
-            ratios.loc[known, "ratio"], [place] * known.sum(), marker="|", ms=6, mew=0.9, gid="seeds", **shown
+            ratios.loc[known, "ratio"],
+            [place] * int(known.sum()),
+            marker="|",
+            ms=6,
+            mew=0.9,
+            gid="seeds",
+            **shown,
         )
         for side, lost in ((">", ~ratios["arm_reached"]), ("<", ~ratios["baseline_reached"])):
             if lost.any():
@@ -80,7 +86,7 @@ def _finish(ax: Axes, clocks: list[str], low: float, high: float) -> None:
     ax.set_xlim(low, high)
     inside = [tick for tick in TICKS if low <= tick <= high]
     # Ticks closer than a tenth of the axis would touch; 1 always stays.
-    kept = [1]
+    kept = [1.0]
     for tick in sorted(inside, key=lambda value: abs(np.log(value))):
         if all(abs(np.log(tick / other)) > np.log(high / low) / 10 for other in kept):
             kept.append(tick)

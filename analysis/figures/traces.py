@@ -7,7 +7,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from numpy.typing import ArrayLike
 
+from analysis.canvas import panel_columns
 from analysis.palette import Style, styles
 from muonlab.errors import MuonlabError
 
@@ -43,7 +45,8 @@ def _draw_arm(ax: Axes, runs: pd.DataFrame, column: str, window: int, style: Sty
         if trace["status"].iloc[0] == "diverged":
             diverged += 1
             mark_divergence(ax, clock * smooth.index[-1:], smooth.iloc[-1:], style)
-            smooth.loc[smooth.index.max() + 1 if len(smooth) else 0] = np.inf
+            end = smooth.index.max() + 1 if len(smooth) else 0
+            smooth = pd.concat([smooth, pd.Series([np.inf], index=[end])])
         drawn[run] = smooth
     middle = median_trace(pd.DataFrame(drawn))
     label = f"{style.label} (n={count}" + (f", {diverged} diverged)" if diverged else ")")
@@ -95,7 +98,7 @@ def centred_mean(readings: pd.Series, window: int) -> pd.Series:
     return pd.Series((total[last] - total[first]) / (last - first), index=readings.index)
 
 
-def mark_divergence(ax: Axes, x: object, y: object, style: Style) -> None:
+def mark_divergence(ax: Axes, x: ArrayLike, y: ArrayLike, style: Style) -> None:
     """A cross in the arm's colour, edged in white so that it stands out from the arm's own line."""
     ax.plot(
         x, y, "X", color=style.colour, mec="white", mew=0.5, ms=5.5, clip_on=False, zorder=8, gid="diverged"
@@ -110,11 +113,11 @@ def set_steps_axis(ax: Axes, frame: pd.DataFrame) -> None:
         ax.set_xlabel("step x learning rate x weight decay")
         return
     ax.set_xlim(0, frame["step"].max() + 1)
-    bins = 8 if ax.get_gridspec().ncols < 3 else 5
+    bins = 8 if panel_columns(ax) < 3 else 5
     ax.xaxis.set_major_locator(MaxNLocator(nbins=bins, steps=[1, 2, 2.5, 5, 10], integer=True))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
     label = "optimizer step"
-    narrow = ax.get_gridspec().ncols > 3
+    narrow = panel_columns(ax) > 3
     if not narrow and "tokens" in frame and frame["tokens"].notna().any():
         per_step = (frame["tokens"] / (frame["step"] + 1)).median()
         label += f" ({per_step:,.0f} tokens each)"
@@ -131,7 +134,7 @@ def set_log_axis(axis: Axis, low: float, high: float, narrow: bool = False) -> N
         axis.set_major_locator(MaxNLocator(nbins=3 if narrow else 5, steps=[1, 2, 5, 10]))
         axis.set_minor_locator(NullLocator())
     else:
-        subs = (1, 3) if ratio < 2000 else (1,)
+        subs: tuple[int, ...] = (1, 3) if ratio < 2000 else (1,)
         if not narrow and ratio < 40:
             subs = (1, 2, 5) if ratio > 10 else (1, 2, 3, 5, 7)
         axis.set_major_locator(LogLocator(subs=subs, numticks=12))

@@ -7,12 +7,13 @@ from itertools import zip_longest
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.canvas import COLUMN, PAGE, new_figure, styled
+from analysis.canvas import COLUMN, PAGE, new_figure, panel_place, styled
 from analysis.figures.level_axis import level_text
-from analysis.frames import Frames
+from analysis.frames import Frames, rows_of
 from analysis.measures.registry import level_of
 
 Drawing = tuple[Figure, pd.DataFrame, str]
@@ -42,7 +43,7 @@ def line_per_level(frames: Frames, x: str = "") -> Frames:
     several = levels.groupby([runs["condition"], runs["arm"]]).transform("nunique") > 1
     elsewhere = runs.groupby("arm")["condition"].transform("nunique") > 1
     names = {}
-    for run in runs.assign(several=several, elsewhere=elsewhere, at=levels).itertuples():
+    for run in rows_of(runs.assign(several=several, elsewhere=elsewhere, at=levels)):
         said = [run.arm]
         said += [f"{x} {level_text(run.at)}".strip()] if run.several else []
         said += [run.condition.replace("_", " ")] if run.elsewhere else []
@@ -79,7 +80,7 @@ def small_multiples(
 @styled
 def legend_above(fig: Figure, axes: Iterable[Axes]) -> None:
     """One legend of all the panels' lines above them, where it covers no data, in as many columns as fit."""
-    found = {}
+    found: dict[str, Artist] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
@@ -104,7 +105,7 @@ def _legend_width(labels: list[str], columns: int) -> float:
 def only_outer_labels(axes: Iterable[Axes]) -> None:
     """Keep the vertical axis' label and texts in the first column only, for panels that share it."""
     for ax in axes:
-        if not ax.get_subplotspec().is_first_col():
+        if not panel_place(ax).is_first_col():
             ax.set_ylabel("")
 
 

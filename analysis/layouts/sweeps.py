@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.canvas import PAGE, new_figure
+from analysis.canvas import PAGE, new_figure, panel_place
 from analysis.figures import plot_extrapolation, plot_levels, plot_polynomials, plot_scaling, plot_sensitivity
 from analysis.figures.levels import draw_reference
 from analysis.frames import METRICS, Frames
@@ -56,7 +56,7 @@ def draw_levels(
     fig, axes = small_multiples(len(panels), 2.3 if one else 2.1, len(names) if len(names) > 1 else None)
     for ax, (condition, name) in zip(axes, panels, strict=True):
         chosen = pd.concat([_fixed(runs[runs["condition"] == condition]), flat], ignore_index=True)
-        several = len(conditions) > 1 and ax.get_subplotspec().is_first_col() | (len(names) == 1)
+        several = len(conditions) > 1 and panel_place(ax).is_first_col() | (len(names) == 1)
         heading = (
             condition.replace("_", " ")
             if several

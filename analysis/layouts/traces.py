@@ -1,9 +1,11 @@
 """Whole figures over steps: traces, spikes, the switch, crossings, rise and fall, spectra, mechanism, heads."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
-from analysis.canvas import PAGE, new_figure
+from analysis.canvas import PAGE, new_figure, panel_columns, panel_place
 from analysis.figures import (
     plot_column,
     plot_crossing,
@@ -58,7 +60,7 @@ def draw_spike_vs_stable(
     """Training loss, max logit and gradient norm under one another, spikes marked."""
     steps = line_per_level(frames, x).steps
     fig, axes = new_figure(3, 1, width=PAGE, height=5.2, sharex=True)
-    plot_spike_vs_stable(axes[:, 0], steps, tau, window=window, title=title)
+    plot_spike_vs_stable(list(axes[:, 0]), steps, tau, window=window, title=title)
     legend_above(fig, axes[:1, 0])
     note = f"Loss and gradient norm: centred mean of {window} steps over the raw trace, spikes of the raw one. {BOLD}"
     drawn = ["train_loss", "max_logit", "grad_norm", "loss_spikes", "grad_spikes"]
@@ -67,7 +69,7 @@ def draw_spike_vs_stable(
 
 def draw_switch(
     frames: Frames,
-    windows: list[list[int]] | None = None,
+    windows: Sequence[Sequence[int]] | None = None,
     title: str = "",
     tau: float | None = None,
     x: str = "",
@@ -77,7 +79,7 @@ def draw_switch(
         raise MuonlabError("a figure of the switch needs `windows`; set them on its condition")
     steps = line_per_level(frames, x).steps
     fig, axes = new_figure(2, 1, width=PAGE, height=3.9, sharex=True)
-    plot_switch(axes[:, 0], steps, windows, tau, title=title)
+    plot_switch(list(axes[:, 0]), steps, windows, tau, title=title)
     legend_above(fig, axes[:1, 0])
     return fig, kept(steps, [*TRACE_COLUMNS, "probe_loss", "max_logit"]), f"Shaded: the clip is off. {BOLD}"
 
@@ -101,7 +103,7 @@ def draw_crossing(
         steps = steps.assign(clock=clock_by_arm(frames.runs).min())
     baseline = baseline or steps["arm"].iloc[0]
     fig, axes = new_figure(2, 1, width=PAGE, height=3.7, height_ratios=(3, 2))
-    plot_crossing(axes[:, 0], steps, baseline, column, title=title)
+    plot_crossing(list(axes[:, 0]), steps, baseline, column, title=title)
     legend_above(fig, axes[:1, 0])
     name = styles(steps["arm"])[baseline].label
     note = (
@@ -168,8 +170,8 @@ def draw_spectra(
         share_near_limits(axes)
         only_outer_labels(axes)
     for ax in axes:
-        below = ax.get_subplotspec().rowspan.stop * ax.get_gridspec().ncols
-        if below + ax.get_subplotspec().colspan.start < len(axes):
+        place = panel_place(ax)
+        if place.rowspan.stop * panel_columns(ax) + place.colspan.start < len(axes):
             hide_steps_labels(ax)
     if title:
         fig.suptitle(title)
@@ -185,7 +187,9 @@ def draw_balance(
 ) -> Drawing:
     """Load violation of the experts and entropy of the router over steps."""
     recorded = [
-        c for c in ("balance/violation", "router/entropy") if any(n.startswith(c) for n in frames.steps)
+        c
+        for c in ("balance/violation", "router/entropy")
+        if any(n.startswith(c) for n in frames.steps.columns)
     ]
     if not recorded:
         raise MuonlabError("no run recorded expert loads; they are those of mixtures of experts")

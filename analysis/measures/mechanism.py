@@ -30,7 +30,7 @@ def norm_share(part: Part) -> float:
 
 @measure("pair", "", "Moonlight (arXiv 2502.16982), Fig 4: over 90 % of the matrices")
 def higher_share(arm: Part, baseline: Part, column: str = "matrix_svd_entropy/*") -> float:
-    """The share of the columns that begin so (one a matrix) whose end is higher in the arm than in the baseline."""
+    """The fraction of the matching columns (one per matrix) that end higher in the arm than in the baseline."""
     names = [c for c in arm.steps.columns if c.startswith(column.rstrip("*")) and c in baseline.steps]
     names = [c for c in names if arm.steps[c].notna().any() and baseline.steps[c].notna().any()]
     if not names:

@@ -110,7 +110,8 @@ def level_of(runs: pd.DataFrame) -> pd.Series:
 def parts_by_seed(frames: Frames) -> dict[int, Part]:
     """{seed: its runs} of the frames of one arm."""
     traces = dict(list(frames.steps.groupby("seed")))
-    return {seed: Part(runs, traces[seed]) for seed, runs in frames.runs.groupby("seed")}
+    seeds = sorted(frames.runs["seed"].unique().tolist())
+    return {seed: Part(frames.runs[frames.runs["seed"] == seed], traces[seed]) for seed in seeds}
 
 
 def split_measure(given: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -145,8 +146,8 @@ def check_measure(given: str | Mapping[str, Any], kinds: tuple[str, ...] = KINDS
 
 
 def measured(given: str | Mapping[str, Any], part: Part) -> tuple[float, float]:
-    """The value of a run or sweep measure, and the value to reckon with: the limit where it is infinite because the
-    thing was never reached, else the same.
+    """The value of a run or sweep measure, and the value used in calculations: the limit where it is infinite because
+    its target was never reached, else the same.
 
     A name that is no measure is a column of `Frames.runs`. A sweep takes `of`, a run measure (default `loss`), at every
     level; levels that never reached what they are asked for stay infinite there.

@@ -2,12 +2,15 @@
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from analysis.measures.registry import Part, measure
 from analysis.statistics import CONFIDENCE, Interval
 from muonlab.errors import MuonlabError
+
+Numbers = TypeVar("Numbers", float, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -19,8 +22,8 @@ class PowerLaw:
     low: float
     high: float
 
-    def loss(self, compute: float) -> float:
-        """The loss at a compute."""
+    def loss(self, compute: Numbers) -> Numbers:
+        """The loss at a compute, or at each of several."""
         return self.coefficient * compute**-self.exponent
 
     def compute(self, loss: float) -> float:
@@ -85,8 +88,8 @@ def compute_ratio(arm: Part, baseline: Part, at: float | None = None, column: st
 
     at: the baseline's compute in FLOPs at which they are compared; None: its largest, as in the paper's figure.
     """
-    laws = [fit_power_law(*_points(part, column)) for part in (arm, baseline)]
-    return compute_at_equal_loss(*laws, at or laws[1].high)
+    law, reference = (fit_power_law(*_points(part, column)) for part in (arm, baseline))
+    return compute_at_equal_loss(law, reference, at or reference.high)
 
 
 @measure("pair", "", "Moonlight's fits, by arithmetic: 0.44 at 399M, 0.50 at 1.5B")
@@ -95,8 +98,8 @@ def compute_ratio_trend(arm: Part, baseline: Part, column: str = "loss") -> floa
 
     From arm.compute(baseline.loss(C)) / C, which is C^(b_baseline / b_arm - 1) but for a constant.
     """
-    laws = [fit_power_law(*_points(part, column)) for part in (arm, baseline)]
-    return laws[1].exponent / laws[0].exponent - 1
+    law, reference = (fit_power_law(*_points(part, column)) for part in (arm, baseline))
+    return reference.exponent / law.exponent - 1
 
 
 def _points(part: Part, column: str) -> tuple[np.ndarray, np.ndarray]:

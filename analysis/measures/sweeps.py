@@ -31,7 +31,7 @@ def best(values: pd.Series) -> float:
 def best_level(values: pd.Series) -> float:
     """The level with the lowest value: judge it `as: ratio`, since levels are spaced by factors."""
     _numeric(values)
-    return float(values.idxmin()) if values.notna().any() else math.nan
+    return float(values.index.to_numpy(float)[values.argmin()]) if values.notna().any() else math.nan
 
 
 @measure("sweep", "", "muonlab")
@@ -94,7 +94,7 @@ def extrapolation_factor(values: pd.Series, degree: int = 2) -> float:
 
 
 def _at(values: pd.Series, level: float | str) -> float:
-    same = [value for key, value in values.items() if _same(key, level)]
+    same = [value for key, value in zip(values.index.tolist(), values, strict=True) if _same(key, level)]
     if not same:
         raise MuonlabError(f"there is no level {level}; levels: {', '.join(map(str, values.index))}")
     return float(same[0])

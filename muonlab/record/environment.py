@@ -66,7 +66,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 @cache
 def _packages() -> tuple[tuple[str, str | None], ...]:
-    versions = []
+    versions: list[tuple[str, str | None]] = []
     for name in PACKAGES:
         try:
             versions.append((name, metadata.version(name)))
