@@ -9,7 +9,7 @@ from typing import Any
 from muonlab.errors import MuonlabError
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` on a temporary path and move the result to `path`, so that no reader and no kill -9 ever
     leaves half a file there. Raises MuonlabError where the folder cannot be written."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -52,7 +52,7 @@ def logit_peak(q: Tensor, k: Tensor) -> LogitPeak:
             places.append(place + first * heads * length**2)
     place = torch.stack(places)[torch.stack(values).argmax()]
     sequence, head, i, j = (
-        index.item() for index in torch.unravel_index(place, (batch, heads, length, length))
+        int(index) for index in torch.unravel_index(place, (batch, heads, length, length))
     )
     query, key = q[sequence, head, i].double(), k[sequence, head, j].double()
     product, norms = query @ key, (query.norm(), key.norm())

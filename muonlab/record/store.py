@@ -82,9 +82,10 @@ def told(tracking_uri: str) -> Iterator[None]:
         raise
     except Exception as error:
         # The innermost cause has the reason ("Connection refused"); the outer ones tell of retries.
-        while inner := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
-            error = inner
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        cause: BaseException = error
+        while inner := cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__):
+            cause = inner
+        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         raise MuonlabError(
             f"cannot use the MLflow store {without_password(tracking_uri)}: {reason}"
         ) from error
@@ -127,6 +128,8 @@ def _experiment_id(client: "MlflowClient", name: str, artifacts: str | None) -> 
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             found = client.get_experiment_by_name(name)
+    if found is None:
+        raise MuonlabError(f"the MLflow experiment '{name}' was removed while it was looked up; try again")
     if found.lifecycle_stage != "active":
         raise MuonlabError(f"the MLflow experiment '{name}' was deleted; restore it or choose another name")
     return found.experiment_id

@@ -54,7 +54,7 @@ class TraceWriter:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._buffer: dict[int, dict[str, dict[str, Any]]] = {}
+        self._buffer: dict[int, dict[str, dict[Any, Any]]] = {}
 
     def append(
         self,

@@ -45,7 +45,7 @@ def build(section: type[Section], values: Mapping[str, object], where: str) -> S
     NaN and infinities are refused. Raises MuonlabError in one sentence for an unknown or missing name and for a value
     of a wrong type, range or shape; whatever `__post_init__` raises passes through.
     """
-    hints = _hints(section)
+    hints = _hints(section)  # type: ignore[arg-type]  # a class is hashable
     known = {f.name: f for f in fields(section) if f.init}  # type: ignore[arg-type]
     for name in values:
         if name not in known:
@@ -122,7 +122,7 @@ def settings_class(builder: Callable[..., Any], name: str) -> type:
         if default is parameter.empty:
             entries.append((parameter.name, annotation))
         else:
-            entries.append((parameter.name, annotation, field(default_factory=lambda value=default: value)))
+            entries.append((parameter.name, annotation, field(default_factory=_giving(default))))
     return make_dataclass(f"{_name(builder)}_settings", entries, bases=(Keywords,), kw_only=True, frozen=True)
 
 
@@ -181,6 +181,10 @@ def _describe_range(kind: Any, bounds: tuple[Any, ...]) -> str:
     if limits in ([], ["finite"]):
         return noun
     return f"{noun} {'of ' if limits[0].startswith('at ') else ''}{' and '.join(limits)}"
+
+
+def _giving(value: object) -> Callable[[], object]:
+    return lambda: value
 
 
 @cache
