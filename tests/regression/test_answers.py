@@ -19,7 +19,6 @@ from analysis.archive import load_frames
 from analysis.claims import answer_all
 from analysis.evidence import evidence, load_evidence
 from analysis.tables import save_table
-from muonlab.experiment.spec import claims_of
 
 RESULTS = Path(__file__).parents[2] / "results"
 FOLDERS = sorted(path.parent for path in RESULTS.glob("*/verdict.json"))
@@ -33,6 +32,17 @@ EVERY_STEP = {
 }
 ALWAYS = ("claim", "source", "arm", "conditions", "n", "unit", "verdict", "contradicts", "side")
 NUMBERS = ("estimate", "low", "high", "floor", "p", "p_holm")
+
+
+def claims_of(spec):
+    """The claims of an experiment's file in the order of their answers: `claims`, then a claim per `harmless` pair."""
+    pairs = [
+        {"claim": f"The clip is harmless at a {pair['condition']} learning rate", "source": "K2 App. D"}
+        | {key: value for key, value in pair.items() if key != "baseline"}
+        | {"harmless": pair["baseline"]}
+        for pair in spec.get("harmless", ())
+    ]
+    return [*spec.get("claims", ()), *pairs]
 
 
 def committed(folder):
