@@ -46,7 +46,7 @@ is the standard deviation over seeds, pooled over both arms, and at least 0.003 
 it is a tie, whatever its sign. p is of the paired t test, corrected by Holm's method for all comparisons of an
 experiment; from 0.05 on it is a tie. A diverged run stays in, with the loss that it started from; a target that
 was never reached counts as reached at the end. Spikes are searched in the raw trace. Settings that were tuned
-were tuned on other seeds than those that judge them. What each verdict means in full stands in
+were tuned on other seeds than those that judge them. What each verdict means is written out in
 [experiments/README.md](../experiments/README.md).
 """
 

@@ -1,7 +1,7 @@
 """One colour, dash and marker for every arm, the same in every figure.
 
-The four optimizers have colours of Okabe and Ito's (2008), told apart under the common colour-blindnesses;
-the dashes and markers tell arms apart in grey. The solid line is plain Muon, the short dashes the baseline.
+The four optimizers have colours of Okabe and Ito's (2008), distinct under the common colour-blindnesses;
+the dashes and markers distinguish arms in grey. The solid line is plain Muon, the short dashes the baseline.
 """
 
 import re

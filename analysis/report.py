@@ -25,8 +25,8 @@ BYTES = 15_000_000  # of the page
 def report(folder: Path) -> str:
     """The page of the experiments kept in `folder`. The same files give the same text.
 
-    Figures are embedded without their captions, which stand below them as text, and scaled down together where the page
-    would pass BYTES. Raises MuonlabError where there is no experiment, or a figure was not drawn.
+    Figures are embedded without their captions, which are set below them as text, and scaled down together where the
+    page would pass BYTES. Raises MuonlabError where there is no experiment, or a figure was not drawn.
     """
     experiments = load_evidence(folder)
     paths = {(e.name, name): folder / e.name / f"{name}.png" for e in experiments for name in e.figures}

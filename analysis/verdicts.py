@@ -1,8 +1,8 @@
-"""Exploded, capped, recovered, spiked, diverged, collapsed, harmless: words with one written test each.
+"""Exploded, capped, recovered, spiked, diverged, collapsed, harmless, ...: words with one written test each.
 
-The tests are applied to raw traces, never to smoothed ones. Each takes a series indexed by optimizer step and
-returns a `Verdict`, whose `holds` is None where the run is too short or the question does not arise: a clip
-that never acted is no evidence that clipping is harmless.
+The tests are applied to raw traces, never to smoothed ones. Those of one run take readings by optimizer step,
+`harmless` the losses of two arms. Each returns a `Verdict`, whose `holds` is None where the run is too short or the
+question does not arise: a clip that never acted is no evidence that clipping is harmless.
 """
 
 import math

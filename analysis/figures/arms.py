@@ -39,8 +39,9 @@ def plot_differences(
     """Paired difference of every arm's loss to the baseline's: a point a seed, a bar for the 95 % interval of the mean.
 
     frame: `Frames.runs` of one condition. arms: rows from top to bottom; None takes the frame's. The grey band is the
-    noise floor, inside which a difference is a tie. Arms that are far worse than the rest stand at the right edge with
-    their mean beside them; the number of diverged seeds, which count with the loss at initialisation, stands there too.
+    largest noise floor of any row: beyond it no difference is within the noise; inside it one may still exceed the
+    floor of its own row. Arms that are far worse than the rest are drawn at the right edge with their mean beside them.
+    The number of diverged seeds, which count with the loss at initialisation, is written there too.
     """
     names = styles(arms or frame["arm"])
     rows = {arm: _row(frame, arm, baseline, metric) for arm in names if arm in set(frame["arm"])}

@@ -17,10 +17,10 @@ DIGITS = 3  # significant digits of a level that somebody chose; a sampler's hav
 
 @dataclass(frozen=True)
 class LevelAxis:
-    """Where each level stands: its place in axis units (decades on a logarithmic axis) and its tick's text.
+    """Where each level is drawn: its place in axis units (decades on a logarithmic axis) and its tick's text.
 
-    joined: the levels that a line may join, which are numbers in their order; names stand apart.
-    sampled: a sampler drew the levels, so that ticks stand at decades and not at the levels themselves.
+    joined: the levels that a line may join, which are numbers in their order; names are joined to nothing.
+    sampled: a sampler drew the levels, so that the ticks are decades and not the levels themselves.
     """
 
     places: dict[str, float]
@@ -37,7 +37,7 @@ class LevelAxis:
 
     @property
     def dodge(self) -> float:
-        """How far arms stand beside each other at one level: little, against the axis and against its steps."""
+        """How far arms are drawn beside each other at one level: little, against the axis and against its steps."""
         ordered = sorted(set(self.places.values()))
         return min([0.08 * (b - a) for a, b in pairwise(ordered)] + [0.012 * (ordered[-1] - ordered[0])])
 
@@ -67,9 +67,9 @@ class LevelAxis:
 def level_axis(levels: pd.Series, log: bool = True) -> LevelAxis:
     """Lay out the levels that occur.
 
-    Numbers stand at their decimal logarithm (`log`) or their value; zero and less, which have no logarithm, one step to
-    the left, and names ("none") in their order one step each to the right of the numbers. Where all have a logarithm
-    and some more digits than anybody would choose, they were drawn by a sampler.
+    Numbers are placed at their decimal logarithm (`log`) or their value; zero and less, which have no logarithm, one
+    step to the left, and names ("none") in their order one step each to the right of the numbers. Where all have a
+    logarithm and some more digits than anybody would choose, they were drawn by a sampler.
     """
     texts = list(dict.fromkeys(levels.map(level_text)))
     numbers = {text: float(text.replace(",", "")) for text in texts if _is_number(text)}

@@ -12,7 +12,7 @@ from analysis.palette import Style, styles
 from analysis.statistics import t_interval
 from muonlab.errors import MuonlabError
 
-FEW_SEEDS = 3  # up to so many are drawn as points, more as the interval of their mean
+FEW_SEEDS = 3  # up to this number, seeds are drawn as points, more as the interval of their mean
 
 
 @styled

@@ -20,8 +20,8 @@ def plot_to_target(ax: Axes, frame: pd.DataFrame, baseline: str, title: str = ""
 
     frame: arm, seed, clock (a key of CLOCKS), spent, reached (False: never, and `spent` is the whole run's). A tick is
     a seed; an open triangle to the right is one that never arrived (its ratio is at least that), to the left one whose
-    baseline never did (at most). Beside each row stands the mean with its interval. Raises MuonlabError where an arm
-    shares no seed with the baseline.
+    baseline never did (at most). The mean and its interval are written beside each row. Raises MuonlabError where
+    an arm shares no seed with the baseline.
     """
     arms = {arm: style for arm, style in styles(frame["arm"]).items() if arm != baseline}
     clocks = [clock for clock in CLOCKS if clock in set(frame["clock"])]

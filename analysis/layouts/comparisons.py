@@ -37,7 +37,8 @@ def draw_arms(
             ax.tick_params(labelleft=False)
     if title and len(conditions) > 1:
         fig.suptitle(title)
-    note = "Ticks are seeds, markers means (right: medians), bars 95% intervals of the paired mean; grey: noise floor."
+    note = "Ticks are seeds, markers means (right: medians), bars 95% intervals of the paired mean; "
+    note += "grey: the largest noise floor."
     return fig, kept(runs, [*SETTING, metric, "end_max_logit"]), note
 
 

@@ -36,7 +36,7 @@ def with_conditions(frames: Frames) -> Frames:
 
 def line_per_level(frames: Frames, x: str = "") -> Frames:
     """Arms that a condition runs at several levels become an arm a level: "muon weight decay 0.125", with `x` the
-    level's name; arms of several conditions are told apart by the condition's name. Others keep their names."""
+    level's name; arms of several conditions are distinguished by the condition's name. Others keep their names."""
     frames = with_conditions(frames)
     runs = frames.runs
     levels = level_of(runs)
@@ -66,7 +66,7 @@ def small_multiples(
 ) -> tuple[Figure, list[Axes]]:
     """A figure of `count` panels, one column wide for one panel and a page wide for more; its axes, row by row.
 
-    height: inches of a row. columns: panels a row; None chooses at most four, and three for five, six and nine.
+    height: inches of a row. columns: panels a row; None chooses four for four, seven and eight, else at most three.
     """
     columns = columns or {1: 1, 2: 2, 4: 4, 7: 4, 8: 4}.get(count, 3)
     rows = math.ceil(count / columns)
@@ -97,7 +97,7 @@ def legend_above(fig: Figure, axes: Iterable[Axes]) -> None:
 
 
 def _legend_width(labels: list[str], columns: int) -> float:
-    """Inches of a legend in so many columns, read row by row: lines of half an inch, and letters of 6.5 pt."""
+    """Inches of a legend of that many columns, read row by row: lines of half an inch, and letters of 6.5 pt."""
     longest = [max(map(len, labels[column::columns])) for column in range(columns)]
     return sum(0.55 + 0.052 * letters for letters in longest) + 0.1
 

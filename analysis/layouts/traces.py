@@ -42,7 +42,7 @@ CLOCK_NOTE = "An arm without decay is drawn on the slowest clock of the others."
 def draw_traces(
     frames: Frames, title: str = "", tau: float | None = None, x: str = "", rates: bool = False
 ) -> Drawing:
-    """Probe loss and max logit side by side; with `rates` the learning rate stands above, for a ramp."""
+    """Probe loss and max logit side by side; with `rates` the learning rate is a second axis above, for a ramp."""
     steps = line_per_level(frames, x).steps
     fig, axes = new_figure(1, 2, width=PAGE, height=2.5)
     plot_loss(axes[0, 0], steps, title=title or "Held-out loss")

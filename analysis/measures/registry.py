@@ -51,7 +51,7 @@ class Part:
         return self.runs
 
     def trace(self, column: str, over: str = "max") -> pd.Series:
-        """The readings of a column of the only run, by step. `svd_entropy/*` takes all columns that begin so, and over
+        """The readings of a column of the only run, by step. `svd_entropy/*` takes all columns that match, and over
         them at each step the `max`, `mean`, `median` or `min`. Raises MuonlabError for a column without readings."""
         _ = self.only
         steps = self.steps.set_index("step")

@@ -14,9 +14,10 @@ FEWEST = 3  # levels for a fit
 
 @measure("sweep", "of", "Wortsman et al. (arXiv 2309.14322), section 2")
 def lr_sensitivity(values: pd.Series) -> float:
-    """E_lr[min(loss, loss0) - loss*] over the rates tried, loss* the best of them; `loss` is settled as said already.
+    """E_lr[min(loss, loss0) - loss*] over the rates tried, loss* the best of them.
 
-    It depends on the range: centre every arm's on its own optimum, or give all the same.
+    The column `loss` is min(loss, loss0) already. The measure depends on the range: centre every arm's on its own
+    optimum, or give all the same.
     """
     return float(values.mean() - values.min())
 
