@@ -1,20 +1,42 @@
-# Every target sets up what it needs and skips what is done. Variables given on the command line are passed on as
-# Hydra overrides:  make sweep model=nanogpt_s search.trials=12
+# Every target sets up what it needs and skips what is done; `make help` lists them.
+#
+# NAME=VALUE on the command line is passed on as a Hydra override, unchanged: blanks, quotes and brackets included.
+#     make sweep model=nanogpt_s search.trials=12 'optimizer.lr_scale={query: 0.1}'
+# make reads anything else as a target or a flag, so deletions and flags are passed in ARGS, which the shell splits:
+#     make sweep ARGS='~search.optimizers.adamw'
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-OVERRIDES = $(patsubst %,'%',$(filter-out PYTHON=%,$(MAKEOVERRIDES)))
+
+# MAKEOVERRIDES lists the settings, last first, with a backslash before each blank and backslash and with $ doubled.
+# Two characters that nobody types stand in for blanks and backslashes until each setting is in quotes for the shell.
+nothing :=
+blank := $(nothing) $(nothing)
+reverse = $(if $(1),$(call reverse,$(wordlist 2,$(words $(1)),$(1))) $(firstword $(1)))
+given := $(subst $$$$,$$,$(subst \$(blank),␣,$(subst \\,⧵,$(MAKEOVERRIDES))))
+settings := $(call reverse,$(filter-out PYTHON=% VENV=% RUN=% ARGS=%,$(given)))
+quote = '$(subst ⧵,\,$(subst ␣, ,$(subst ','\'',$(1))))'
+OVERRIDES = $(foreach setting,$(settings),$(call quote,$(setting))) $(ARGS)
 
 # Waiting threads sleep: two trials whose threads spin run an order of magnitude slower.
 export OMP_WAIT_POLICY := PASSIVE
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data smoke sweep ablation evidence figures report ui test lint clean bench-optim bench-step gpu-check parity
+.PHONY: help setup data smoke sweep ablation evidence figures report ui test regression lint clean bench-optim bench-step \
+  gpu-check parity
+
+# Settings are refused, not ignored, where a target takes none.
+without := $(filter-out data smoke sweep ablation evidence,$(MAKECMDGOALS))
+ifneq ($(and $(without),$(strip $(settings))),)
+$(error make $(firstword $(without)) takes no settings such as $(subst ␣, ,$(firstword $(settings))))
+endif
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "Hydra overrides follow the target; those that are not NAME=VALUE go into ARGS:"
+	@echo "  make sweep model=nanogpt_s search.trials=12 ARGS='~search.optimizers.adamw'"
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
@@ -28,7 +50,7 @@ $(VENV)/installed: requirements.lock pyproject.toml
 setup: $(VENV)/installed  ## virtual environment in .venv with the locked versions
 
 data: setup  ## fetch, verify and tokenize the default corpus
-	@$(RUN) -m muonlab.data shakespeare
+	@$(RUN) -m muonlab.data shakespeare $(OVERRIDES)
 
 smoke: setup  ## everything once, tiny (under 2 minutes)
 	@$(RUN) -m muonlab.sweep study=smoke trainer=smoke search=smoke paths.runs=runs/smoke $(OVERRIDES)
@@ -53,13 +75,16 @@ ui: setup  ## browse all runs in MLflow at http://127.0.0.1:5000
 	  $(RUN) -m mlflow ui --host 127.0.0.1 --workers 1 --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow.db
 
 test: setup  ## the test suite
-	@$(RUN) -m pytest -n 2
+	@$(RUN) -m pytest -n 2 $(ARGS)
 
-lint: setup  ## ruff
-	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
+regression: setup  ## the losses to the bit, the committed answers and the figures to the byte (minutes)
+	@$(RUN) -m pytest tests/regression $(ARGS)
+
+lint: setup  ## ruff and mypy
+	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m mypy
 
 bench-step: setup  ## cost of recording, of exact max logits, of compiling and of the allocator
-	@$(RUN) benchmarks/bench_step.py
+	@$(RUN) benchmarks/bench_step.py $(ARGS)
 
 # Layered over .venv, so that only what is compared with is installed again.
 .cache/parity/installed: benchmarks/parity-requirements.txt $(VENV)/installed
@@ -77,8 +102,8 @@ gpu-check: setup  ## the tests that need a CUDA device, against the CPU's result
 	  $(RUN) -m pytest -m cuda; else echo "no GPU: nothing was checked"; fi
 
 bench-optim: .cache/parity/installed  ## time of a Muon step against the public packages and the floor
-	@.cache/parity/bin/python -W ignore::FutureWarning benchmarks/bench_optim.py
+	@.cache/parity/bin/python -W ignore::FutureWarning benchmarks/bench_optim.py $(ARGS)
 
 clean:  ## remove the virtual environment and caches; runs, studies and results stay
-	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
