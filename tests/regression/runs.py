@@ -21,7 +21,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 TINY = (
     "data=synthetic data.train_tokens=20000 data.val_tokens=4000 trainer=smoke trainer.batch_size=4 "
     "trainer.probe_batch_size=4 trainer.max_steps=12 trainer.checkpoint_every=4 trainer.val_every=6 "
-    "trainer.probe_every=3 trainer.progress=false trainer.device=cpu schedule.warmup=2 tracking=none model.context=16 seed=3"
+    "trainer.probe_every=3 trainer.progress=false trainer.device=cpu schedule.warmup=2 tracking=none "
+    "model.context=16 seed=3"
 )
 DENSE = "model=nanogpt_xxs model.num_layers=2"
 MIXTURE = "model=moe_xs model.num_layers=2 model.num_experts=4 model.d_model=32"
@@ -33,7 +34,8 @@ RUNS = {
     "muonclip-exact-every": f"{DENSE} optimizer=muonclip optimizer.tau=0.5 trainer.exact_every=3 schedule=cosine",
     "muonclip-bf16": f"{DENSE} optimizer=muonclip optimizer.tau=0.3 trainer.precision=bf16",
     "muon-bf16-true": f"{DENSE} optimizer=muon trainer.precision=bf16-true schedule=wsd",
-    "muonclip-fp64": f"{DENSE} optimizer=muonclip optimizer.tau=0.3 trainer.precision=fp64 optimizer.clip_momentum=scale",
+    "muonclip-fp64": f"{DENSE} optimizer=muonclip optimizer.tau=0.3 trainer.precision=fp64 "
+    "optimizer.clip_momentum=scale",
     "muon-fused-gqa": f"{DENSE} model.num_kv_heads=1 model.fused_qkv=true optimizer=muon optimizer.normuon_beta2=0.95 "
     "optimizer.cautious=true trainer.grad_clip=0.5",
     "muon-heads": f"{DENSE} optimizer=muon optimizer.per_head=true optimizer.ns_schedule=deepseek "
