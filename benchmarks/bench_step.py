@@ -37,10 +37,12 @@ from plain_gpt import PlainGPT
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from muonlab.cli import compose_config, plain
-from muonlab.models import NanoGPT, build_model
+from muonlab.models import NanoGPT, build_model, model_counts
 from muonlab.models.counts import total
-from muonlab.optim import build_optimizer
+from muonlab.optim.registry import OPTIMIZERS
 from muonlab.runtime import settle
+from muonlab.settings.model import with_vocabulary
+from muonlab.train.config import RunConfig, read_config
 
 MODELS = ["nanogpt_xs", "nanogpt_s", "nanogpt_m", "moe_xs"]
 PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.bmm.default, torch.ops.aten.baddbmm.default}
@@ -49,28 +51,25 @@ SKIPPED = 3
 PARTS = ("data", "forward", "backward", "optimizer", "clip")
 
 
-def config(model: str, folder: str, *overrides: str) -> dict[str, Any]:
+def config(model: str, folder: str, *overrides: str) -> RunConfig:
     """A run of `model` with muonclip and everything that is recorded by default."""
     paths = [f"paths.runs={folder}", "trainer.progress=false", "trainer.val_every=0"]
-    return plain(compose_config("train", [f"model={model}", *paths, *overrides]))
+    return read_config(plain(compose_config("train", [f"model={model}", *paths, *overrides])))
 
 
 class BareLoop:
     """A model, its optimizer and batches with nothing around them; `parts` adds up seconds by part of the step."""
 
-    def __init__(self, settings: dict[str, Any], model: torch.nn.Module | None = None, maxima: bool = True):
-        from muonlab.data import build_data
-        from muonlab.train.config import resolve
+    def __init__(self, settings: RunConfig, model: torch.nn.Module | None = None, maxima: bool = True):
+        from muonlab.data import make_data
         from muonlab.train.module import LanguageModel
 
-        chosen = dict(settings["data"])
-        self.data = build_data(chosen.pop("name"), **chosen)
-        torch.manual_seed(settings["seed"])
-        module = LanguageModel(resolve(settings), self.data)
+        self.data = make_data(settings.data, settings.paths.cache)
+        torch.manual_seed(settings.seed)
+        module = LanguageModel(settings, self.data)
         self.model, self.optimizer = module.model, module.optimizer
         if model is not None:
-            chosen = dict(settings["optimizer"])
-            self.model, self.optimizer = model, build_optimizer(chosen.pop("name"), model, **chosen)
+            self.model, self.optimizer = model, OPTIMIZERS.make(settings.optimizer, model)
         self.maxima: dict[str, torch.Tensor] = {}
         if not maxima:
             self.model(*self.data.batch(1, 0, module.batch_size, module.context))
@@ -118,7 +117,7 @@ class BareLoop:
             self.parts[part] += b - a
 
 
-def transcription(settings: dict[str, Any]) -> BareLoop:
+def transcription(settings: RunConfig) -> BareLoop:
     """The bare loop with the plain transcription of the same weights in place of the model; it measures no maxima."""
     loop = BareLoop(settings, maxima=False)
     written_out = PlainGPT(loop.model)
@@ -126,21 +125,19 @@ def transcription(settings: dict[str, Any]) -> BareLoop:
     return loop
 
 
-def dense_twin(settings: dict[str, Any]) -> BareLoop:
+def dense_twin(settings: RunConfig) -> BareLoop:
     """A NanoGPT as deep and wide as the mixture, whose MLPs make its parameters the mixture's active ones."""
-    wanted = dict(settings["model"])
-    shared = {key: wanted[key] for key in ("context", "d_model", "num_layers", "num_heads")}
-
-    def active(model: torch.nn.Module) -> int:
-        return total(model.counts(wanted["context"]).values()).active
+    wanted = with_vocabulary(settings.model)
+    shared = {key: getattr(wanted, key) for key in ("context", "d_model", "num_layers", "num_heads")}
 
     def dense(hidden: float) -> NanoGPT:
-        return build_model("nanogpt", mlp_ratio=hidden / wanted["d_model"], activation="swiglu", **shared)
+        return build_model("nanogpt", mlp_ratio=hidden / wanted.d_model, activation="swiglu", **shared)
 
-    settings_of_model = {key: value for key, value in wanted.items() if key != "name"}
-    goal, narrow, wide = active(build_model(wanted["name"], **settings_of_model)), dense(1), dense(2)
-    hidden = 1 + (goal - active(narrow)) / (active(wide) - active(narrow))
-    return BareLoop(settings, dense(round(hidden)))
+    def active(hidden: float) -> float:
+        return total(dense(hidden).counts(wanted.context).values()).active
+
+    goal = total(model_counts(wanted).values()).active
+    return BareLoop(settings, dense(round(1 + (goal - active(1)) / (active(2) - active(1)))))
 
 
 class _Products(TorchDispatchMode):
@@ -174,7 +171,7 @@ class Products:
         return (time.perf_counter() - started) / count
 
 
-def recorded(settings: dict[str, Any]) -> float:
+def recorded(settings: RunConfig) -> float:
     """Seconds a step of a whole run by `train`, after SKIPPED steps: whole periods of 25 steps with a probe in each."""
     from muonlab.train.run import train
 
@@ -194,23 +191,21 @@ def matmul_peak(size: int = 1024, seconds: float = 0.5) -> float:
     return 2 * size**3 / best
 
 
-def in_a_process(
-    settings: dict[str, Any], steps: int, keep: bool = True, threads: int = 1
-) -> dict[str, float]:
+def in_a_process(settings: RunConfig, steps: int, keep: bool = True, threads: int = 1) -> dict[str, float]:
     """Seconds a step and peak resident MiB of the bare loop in a fresh process."""
     program = "import sys, json; sys.path.insert(0, sys.argv[1]); from bench_step import alone;"
     program += "alone(*map(json.loads, sys.argv[2:]))"
-    arguments = [json.dumps(value) for value in (settings, steps, keep, threads)]
+    arguments = [json.dumps(value) for value in (settings.as_dict(), steps, keep, threads)]
     command = [sys.executable, "-c", program, str(Path(__file__).parent), *arguments]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def alone(settings: dict[str, Any], steps: int, keep: bool, threads: int) -> None:
+def alone(values: dict[str, Any], steps: int, keep: bool, threads: int) -> None:
     """What `in_a_process` runs there."""
     if keep:
         settle(threads)
     torch.set_num_threads(threads)
-    loop = BareLoop(settings)
+    loop = BareLoop(read_config(values))
     loop.steps(3)
     seconds = loop.steps(steps)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -296,7 +291,7 @@ def bench_model(name: str, repeats: int, seconds: float, compiled: bool) -> None
 
 def bench_start() -> None:
     """Seconds of a one-step run in a process forked from the warm server, and in a fresh process."""
-    from muonlab.sweep.pool import Job, Pool
+    from muonlab.study.pool import Job, Pool
 
     with tempfile.TemporaryDirectory() as folder:
         overrides = ["trainer=smoke", "trainer.max_steps=1", "schedule.warmup=0", "tracking=none"]
