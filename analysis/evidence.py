@@ -1,9 +1,7 @@
 """python -m analysis.evidence FOLDER: gather every experiment's answers there in FOLDER/README.md, a row a claim."""
 
-import argparse
 import json
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import yaml
 
 from analysis.frames import rows_of
 from analysis.tables import as_markdown
+from muonlab.command import argument_parser, run_command
 from muonlab.errors import MuonlabError
 
 VERDICTS = ("reproduced", "not reproduced", "opposite", "tie", "not testable")
@@ -176,19 +175,12 @@ def _rows(answers: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     )
 
 
-def main() -> int:
-    """Exit code 0, or 2 where there is nothing to gather."""
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.evidence", description=__doc__.partition(": ")[2]
-    )
+def main() -> None:
+    """Raises MuonlabError where there is nothing to gather."""
+    parser = argument_parser("analysis.evidence", __doc__.partition(": ")[2])
     parser.add_argument("folder", type=Path, help="results/")
-    try:
-        print(write_evidence(parser.parse_args().folder))
-    except MuonlabError as error:
-        print(f"muonlab: {error}", file=sys.stderr)
-        return 2
-    return 0
+    print(write_evidence(parser.parse_args().folder))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -1,8 +1,6 @@
 """python -m analysis.redraw FOLDER: draw every figure of the experiments kept there from their tables alone."""
 
-import argparse
 import json
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +8,7 @@ import yaml
 
 from analysis.archive import load_frames
 from analysis.compose import draw
+from muonlab.command import argument_parser, run_command
 from muonlab.errors import MuonlabError
 
 
@@ -53,23 +52,18 @@ def made_by(made: dict) -> str:
     return f"Repeat: {made['command']} (commit {commits}{changed})."
 
 
-def main() -> int:
-    """Exit code 0, or 2 where there is nothing to draw."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.redraw", description=__doc__.partition(": ")[2])
+def main() -> None:
+    """Raises MuonlabError where there is nothing to draw."""
+    parser = argument_parser("analysis.redraw", __doc__.partition(": ")[2])
     parser.add_argument("folder", type=Path, help="results/, or one experiment's folder in it")
     folder = parser.parse_args().folder
     experiments = sorted(path.parent for path in folder.rglob("experiment.yaml"))
-    try:
-        if not experiments:
-            raise MuonlabError(f"no experiment is kept in {folder}; make ablation makes the first")
-        for experiment in experiments:
-            for path in redraw(experiment):
-                print(path)
-    except MuonlabError as error:
-        print(f"muonlab: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if not experiments:
+        raise MuonlabError(f"no experiment is kept in {folder}; make ablation makes the first")
+    for experiment in experiments:
+        for path in redraw(experiment):
+            print(path)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -1,10 +1,8 @@
 """python -m analysis.report FOLDER: one HTML page of all figures, answers and the method, that needs no network."""
 
-import argparse
 import base64
 import io
 import re
-import sys
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
@@ -15,6 +13,7 @@ from PIL import Image
 from analysis.evidence import METHOD, VERDICTS, Experiment, load_evidence
 from analysis.frames import rows_of
 from analysis.save import CAPTION_SHARE
+from muonlab.command import argument_parser, run_command
 from muonlab.errors import MuonlabError
 
 STYLE = Path(__file__).with_name("report.css")
@@ -203,23 +202,18 @@ def _page(title: str, body: str) -> str:
     )
 
 
-def main() -> int:
-    """Exit code 0, or 2 where there is nothing to report."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.report", description=__doc__.partition(": ")[2])
+def main() -> None:
+    """Raises MuonlabError where there is nothing to report."""
+    parser = argument_parser("analysis.report", __doc__.partition(": ")[2])
     parser.add_argument("folder", type=Path, help="results/")
     parser.add_argument("--out", type=Path, help="the page's file (default: report.html in the folder)")
     arguments = parser.parse_args()
     out = arguments.out or arguments.folder / "report.html"
-    try:
-        page = report(arguments.folder)
-    except MuonlabError as error:
-        print(f"muonlab: {error}", file=sys.stderr)
-        return 2
+    page = report(arguments.folder)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")
     print(out)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -1,17 +1,25 @@
-"""What the commands share: where the configs lie, and a user's mistake told in one sentence."""
+"""Hydra's command line over conf/: composing, sweeps, and what Hydra refuses in one sentence."""
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from muonlab.command import SentenceParser
 from muonlab.errors import MuonlabError, unknown_name
+
+Config = dict[str, Any]  # composed, resolved and not yet checked
+Job = Callable[[Config, list[str]], int]
 
 
 def project_folder(name: str) -> Path:
@@ -21,108 +29,151 @@ def project_folder(name: str) -> Path:
     return beside if beside.is_dir() else package / name
 
 
+# ---------------------------------------------------------------------- composing
 def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
     """Hydra's composition of conf/<config_name>.yaml with overrides.
 
     Raises MuonlabError in one sentence, near-miss names included, for whatever Hydra refuses.
     """
+    parse_overrides(overrides)
     with initialize_config_dir(str(project_folder("conf")), version_base="1.3"):
         try:
-            config = compose(config_name, overrides, return_hydra_config=False)
+            config = compose(config_name, overrides)
             OmegaConf.resolve(config)
             return config
-        except (HydraException, OmegaConfBaseException) as error:
+        except MuonlabError:
+            raise
+        except (
+            Exception
+        ) as error:  # of Hydra, OmegaConf, ANTLR and YAML, and bare ones: all are about the overrides
             raise _explain(config_name, overrides, error) from error
+
+
+def plain(config: DictConfig) -> Config:
+    """A resolved dict of a composed config; a value that is still missing raises MuonlabError."""
+    try:
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+    except Exception as error:
+        raise MuonlabError(" ".join(str(error).splitlines()[0].split())) from error
+
+
+def parse_overrides(overrides: list[str]) -> list[Override]:
+    """The overrides by Hydra's own grammar. Raises MuonlabError for what it does not read."""
+    parser = OverridesParser.create()
+    parsed = []
+    for text in overrides:
+        try:
+            parsed.append(parser.parse_override(text))
+        except HydraException as error:
+            reason = " ".join(str(error).splitlines()[0].split())
+            raise MuonlabError(
+                f"'{text}' is no override: {reason}; write group=option, key=value, +key=value or ~key, and quote"
+                " values with blanks or commas"
+            ) from error
+        if not parsed[-1].key_or_group:
+            raise MuonlabError(f"'{text}' is no override: it names no key")
+    return parsed
 
 
 def _explain(config_name: str, overrides: list[str], error: Exception) -> MuonlabError:
     """Hydra's message, in one sentence and with the names that were near."""
-    texts, cause = [], error
+    texts: list[str] = []
+    cause: BaseException | None = error
     while cause is not None:
         texts.append(str(cause))
         cause = cause.__cause__ or cause.__context__
     text = "\n".join(texts)
-    if found := re.search(r"Could not find '(\w+(?:/\w+)*)/([^'/]+)'", text):
-        group, option = found.groups()
-        options = [path.stem for path in (project_folder("conf") / group).glob("*.yaml")]
-        return unknown_name(group, option, options)
-    if found := re.search(r"Key '([^']+)' is not in struct[\s\S]*?full_key: ([\w.\[\]/-]+)", text):
-        key, path = found.groups()
-        return unknown_name("config key", path, _sibling_keys(config_name, overrides, path.removesuffix(key)))
-    if found := re.search(r"Could not override '([^']+)'", text):
-        path = found.group(1)
-        return unknown_name(
-            "config key", path, _sibling_keys(config_name, overrides, path.rpartition(".")[0])
-        )
-    return MuonlabError(" ".join(texts[0].split()))
+    for override in parse_overrides(overrides):
+        group = override.key_or_group
+        if (project_folder("conf") / group).is_dir() and not isinstance(override.value(), str | list):
+            options = sorted(path.stem for path in (project_folder("conf") / group).glob("*.yaml"))
+            return MuonlabError(
+                f"{group} must be the name of one of its options, not {override.get_value_string()};"
+                f" known: {', '.join(options)}"
+            )
+    if option := re.search(r"Could not find '(\w+(?:/\w+)*)/([^'/]+)'", text):
+        group, name = option.groups()
+        return unknown_name(group, name, [p.stem for p in (project_folder("conf") / group).glob("*.yaml")])
+    if key := re.search(r"Key '([^']+)' is not in struct[\s\S]*?full_key: ([\w.\[\]/-]+)", text):
+        name, path = key.groups()
+        return unknown_name("config key", path, _siblings(config_name, overrides, path.removesuffix(name)))
+    if key := re.search(r"Could not (?:override|delete) '([^']+)'", text) or re.search(
+        r"Could not delete from config\. '([^']+)'", text
+    ):
+        path = key.group(1)
+        return unknown_name("config key", path, _siblings(config_name, overrides, path.rpartition(".")[0]))
+    return MuonlabError(" ".join(texts[0].split()) or type(error).__name__)
 
 
-def _sibling_keys(config_name: str, overrides: list[str], parent: str) -> list[str]:
+def _siblings(config_name: str, overrides: list[str], parent: str) -> list[str]:
+    """The keys beside a misspelt one, in the config with the groups that the overrides choose."""
     parent = parent.strip(".")
-    groups = [o for o in overrides if re.fullmatch(r"\+?[\w/]+=[\w/]+", o) and "." not in o.split("=")[0]]
+    groups = [
+        o.input_line or ""
+        for o in parse_overrides(overrides)
+        if (project_folder("conf") / o.key_or_group).is_dir() and isinstance(o.value(), str)
+    ]
     try:
         config = compose(config_name, groups)
-    except (HydraException, OmegaConfBaseException):
+    except Exception:
         config = compose(config_name)
     node = OmegaConf.select(config, parent) if parent else config
     return [f"{parent}.{key}" if parent else str(key) for key in node] if isinstance(node, DictConfig) else []
 
 
-def check_overrides(config_name: str, arguments: list[str]) -> None:
-    """Compose once before Hydra's own main does, so that its long messages are never seen.
+# ---------------------------------------------------------------------- commands
+def hydra_command(config_name: str, job: Job, base: Sequence[str] = ()) -> int:
+    """Run `job` on conf/<config_name>.yaml with the overrides of the command line; the largest of its exit codes.
 
-    Flags are left to Hydra. In a multirun the first value of each sweep is tried.
+    `job` takes the composed config and the overrides that made it. `base`: overrides before those of the command line.
+
+    `-m` runs every combination of the sweeps that Hydra's basic sweeper reads; a job that is wrongly configured is
+    reported and does not stop the others. `--help` shows every setting with its comment; other flags are Hydra's.
     """
-    if any(a in ("--help", "-h", "--hydra-help", "--version", "--info", "-i") for a in arguments):
-        return
-    multirun = any(a in ("-m", "--multirun") for a in arguments)
-    overrides = [a for a in arguments if not a.startswith("-") and ("=" in a or a.startswith("~"))]
-    overrides = [o for o in overrides if not o.startswith(("hydra.", "hydra/"))]
-    if multirun:
-        overrides = [re.sub(r"=([^\[{(\"',]+),.*", r"=\1", o) for o in overrides if "(" not in o]
-    compose_config(config_name, overrides)
+    flags = get_args_parser()
+    flags.__class__ = SentenceParser  # its errors are sentences
+    given = flags.parse_args()
+    overrides: list[str] = given.overrides
+    if given.help:
+        from muonlab.help import help_page
+
+        print(help_page(config_name, [*base, *overrides]))
+        return 0
+    if given.hydra_help or given.info or given.cfg or given.shell_completion:
+        return _hydras_own(config_name, [*base, *overrides])
+    jobs = split_sweeps(overrides) if given.multirun else [overrides]
+    if len(jobs) == 1:
+        return _run_job(job, config_name, base, jobs[0])
+    codes = []
+    for each in jobs:
+        try:
+            codes.append(_run_job(job, config_name, base, each))
+        except MuonlabError as error:
+            print(f"muonlab: {error}", file=sys.stderr)
+            codes.append(2)
+    return max(codes)
 
 
-def hydra_command(config_name: str, job: Callable[[dict[str, Any]], int]) -> int:
-    """Run `job` under Hydra on conf/<config_name>.yaml and the command line; the largest of its exit codes.
+def split_sweeps(overrides: list[str]) -> list[list[str]]:
+    """The overrides of every job of a multirun, by Hydra's basic sweeper. Raises MuonlabError for what it refuses."""
+    with initialize_config_dir(str(project_folder("conf")), version_base="1.3"):
+        try:
+            parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+            [jobs] = BasicSweeper.split_arguments(parser.parse_overrides(overrides), max_batch_size=None)
+        except HydraException as error:
+            raise MuonlabError(" ".join(str(error).splitlines()[0].split())) from error
+    return [list(job) for job in jobs]
 
-    In a multirun a job that the user got wrong is told and does not end the others.
-    """
+
+def _hydras_own(config_name: str, overrides: list[str]) -> int:
     import hydra
 
-    check_overrides(config_name, sys.argv[1:])
-    configs: list[dict[str, Any]] = []
-
-    # The jobs run after Hydra is done, so that they may compose configs themselves and its error handler stays out.
-    @hydra.main(config_path=str(project_folder("conf")), config_name=config_name, version_base="1.3")
-    def collect(config: DictConfig) -> None:
-        configs.append(plain(config))
-
-    collect()
-    codes = [_run_job(job, config) for config in configs]
-    return max(codes, default=0)
+    compose_config(config_name, overrides)  # so that Hydra's own long messages are never seen
+    hydra.main(config_path=str(project_folder("conf")), config_name=config_name, version_base="1.3")(
+        lambda config: None
+    )()
+    return 0
 
 
-def _run_job(job: Callable[[dict[str, Any]], int], config: dict[str, Any]) -> int:
-    try:
-        return job(config)
-    except MuonlabError as error:
-        print(f"muonlab: {error}", file=sys.stderr)
-        return 2
-
-
-def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command's body and exit: 0 or what it returns; 2 with one sentence for a MuonlabError; 130 for Ctrl-C."""
-    try:
-        sys.exit(main() or 0)
-    except MuonlabError as error:
-        print(f"muonlab: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("muonlab: stopped; the same command goes on", file=sys.stderr)
-        sys.exit(130)
-
-
-def plain(config: Any) -> dict[str, Any]:
-    """A resolved dict of a composed config."""
-    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+def _run_job(job: Job, config_name: str, base: Sequence[str], overrides: list[str]) -> int:
+    return job(plain(compose_config(config_name, [*base, *overrides])), overrides)

@@ -27,6 +27,13 @@ def keep_freed_memory() -> bool:
     )
 
 
+def usable_cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def settle(num_threads: int) -> None:
     """Call once per process, before the first tensor operation.
 

@@ -33,11 +33,13 @@ def test_a_run_ends_with_its_folder_and_divergence_with_a_sentence(tmp_path, tin
     ("module", "arguments", "message"),
     [
         ("muonlab.train", ["optimizer=moun"], "did you mean 'muon'"),
-        ("muonlab.train", ["optimizer.tau=-1", "data=synthetic", "tracking=none"], "tau is -1"),
+        ("muonlab.train", ["optimizer.tau=-1"], "optimizer.tau must be a number above 0 and finite, not -1"),
+        ("muonlab.train", ["--hlp"], "--help lists what there is"),
         ("muonlab.train", ["paths.runs=/proc/nowhere", "data=synthetic", "tracking=none"], "/proc/nowhere"),
         ("muonlab.train", ["tracking.uri=ftp://x", "data=synthetic"], "ftp://x"),
         ("muonlab.sweep", ["search.trial=3"], "did you mean 'search.trials'"),
-        ("muonlab.sweep.worker", ["nowhere"], "no study in nowhere"),
+        ("muonlab.worker", ["nowhere"], "no study in nowhere"),
+        ("muonlab.worker", [".", "--workers", "0"], "--workers must be a whole number of at least 1"),
         ("muonlab.experiment", ["ablatio"], "did you mean 'ablation'"),
         ("muonlab.record", ["nowhere"], "no run in nowhere"),
         ("muonlab.data", ["shakespear"], "did you mean 'shakespeare'"),
@@ -67,7 +69,7 @@ def test_a_multirun_runs_every_combination_and_outlives_a_mistake(tmp_path, tiny
     done = run("muonlab.train", "-m", *tiny_overrides, *swept, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout.count("run: ") == 2
-    assert done.stderr.count("muonlab: tau is -1") == 2
+    assert done.stderr.count("muonlab: optimizer.tau must be a number above 0 and finite, not -1") == 2
 
 
 def test_make_help_lists_the_targets():

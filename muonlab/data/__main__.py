@@ -8,7 +8,8 @@ from hydra.core.override_parser.types import OverrideType
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from muonlab.cli import argument_parser, parse_overrides, run_command
+from muonlab.cli import parse_overrides
+from muonlab.command import argument_parser, run_command
 from muonlab.data import DATA, list_data, make_data
 from muonlab.errors import MuonlabError
 from muonlab.settings.check import build, check

@@ -1,6 +1,7 @@
 """Count a model without building it: `python -m muonlab.models NAME [setting=value ...]`."""
 
-from muonlab.cli import argument_parser, compose_config, plain, project_folder, run_command
+from muonlab.cli import compose_config, plain, project_folder
+from muonlab.command import argument_parser, run_command
 from muonlab.errors import MuonlabError, unknown_name
 from muonlab.models.counts import Count, model_counts, total
 from muonlab.settings.check import build

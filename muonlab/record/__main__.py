@@ -1,12 +1,11 @@
 """python -m muonlab.record FOLDER...: score recorded runs for spikes, old ones by today's definitions."""
 
-import argparse
 import sys
 from pathlib import Path
 
 import pandas as pd
 
-from muonlab.errors import MuonlabError
+from muonlab.command import argument_parser, run_command
 from muonlab.record.load import Run, load_run
 
 SHOWN = 20
@@ -15,7 +14,7 @@ SHOWN = 20
 
 def main(arguments: list[str]) -> None:
     """Print a table of the runs, one line each, and below it the spikes of each."""
-    parser = argparse.ArgumentParser(prog="python -m muonlab.record", description=__doc__)
+    parser = argument_parser("muonlab.record", __doc__.partition(": ")[2])
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders that hold run folders")
     runs = [load_run(folder) for path in parser.parse_args(arguments).folders for folder in _runs_in(path)]
     print("Spike scores: percentage of steps flagged, by definition and series.")
@@ -50,8 +49,4 @@ def _table(runs: list[Run]) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except MuonlabError as error:
-        print(f"muonlab: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(lambda: main(sys.argv[1:]))

@@ -17,7 +17,9 @@ def run_identity(config: Mapping[str, Any]) -> str:
     """Ten hex digits (40 bits of SHA-256) of the resolved config without ELSEWHERE and trainer's HARDWARE.
 
     The same on every machine, for every order of keys, and for 1 and 1.0: a Hydra override `lr=1` means the
-    same number. Raises MuonlabError for a value that no config file could hold.
+    same number. What is null or false is off and does not count, so that a setting which a later version adds, and
+    which is off by default, leaves the identities of all runs alone. Raises MuonlabError for a value that no config
+    file could hold.
     """
     kept = {key: value for key, value in config.items() if key not in ELSEWHERE}
     if isinstance(kept.get("trainer"), Mapping):
@@ -28,7 +30,11 @@ def run_identity(config: Mapping[str, Any]) -> str:
 
 def _canonical(value: Any, where: str) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _canonical(item, f"{where}.{key}") for key, item in value.items()}
+        return {
+            str(key): _canonical(item, f"{where}.{key}")
+            for key, item in value.items()
+            if item is not None and item is not False
+        }
     if isinstance(value, list | tuple):
         return [_canonical(item, f"{where}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, float) and value.is_integer():

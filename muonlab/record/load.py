@@ -20,10 +20,10 @@ class Run:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.config: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        self.environment: dict[str, Any] = read_json(folder / "environment.json")
-        self.routing: list[dict[str, Any]] = read_json(folder / "routing.json")
-        state = read_json(folder / "status.json")
+        self.config: dict[str, Any] = _config(folder / "config.yaml")
+        self.environment: dict[str, Any] = _whole(folder / "environment.json")
+        self.routing: list[dict[str, Any]] = _whole(folder / "routing.json")
+        state = _whole(folder / "status.json")
         self.status: str = state["status"]
         self.cause: str = state["cause"]
         # Infinities and NaN are kept as text, since JSON has no numbers for them.
@@ -71,6 +71,23 @@ class Run:
     @cached_property
     def _scored(self) -> tuple[pd.DataFrame, dict[str, float]]:
         return score_run(read_trace(self.folder / "traces", "steps"))
+
+
+def _whole(path: Path) -> Any:
+    content = read_json(path)
+    if content is None:
+        raise MuonlabError(f"the run in {path.parent} is damaged: it has no {path.name}")
+    return content
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise MuonlabError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise MuonlabError(f"the run in {path.parent} is damaged: {path.name} is no mapping of settings")
+    return config
 
 
 def load_run(folder: str | Path) -> Run:

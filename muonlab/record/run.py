@@ -14,7 +14,6 @@ Every file is written whole or not at all, so a run killed at any moment is stil
 import errno
 import os
 import shutil
-import socket
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +25,7 @@ from muonlab.errors import MuonlabError, unknown_name
 from muonlab.record.environment import collect_environment
 from muonlab.record.files import read_json, write_atomic, write_json
 from muonlab.record.identity import run_identity
+from muonlab.record.owner import Owner
 from muonlab.record.score import describe_spikes
 from muonlab.record.trace import TraceWriter, chart_rows, read_trace
 
@@ -91,7 +91,7 @@ class RunRecord:
             raise MuonlabError(f"no run in {folder}: it has no config.yaml")
         if config is not None:
             _refuse_other_run(folder, config)
-        _refuse_live_writer(folder)
+        refuse_live_writer(folder)
         record = cls(folder)
         record._open_session()
         return record
@@ -156,14 +156,7 @@ class RunRecord:
         write_json(self.folder / "mlflow.json", {"run_id": run_id})
 
     def _open_session(self) -> None:
-        pid = os.getpid()
-        session = {
-            "host": socket.gethostname(),
-            "pid": pid,
-            "pid_started": process_start(pid),
-            "started": _now(),
-        }
-        self._state["sessions"].append(session)
+        self._state["sessions"].append(Owner.this().values() | {"started": _now()})
         self._state |= {"status": "running", "cause": "", "metrics": {}}
         self._write_state()
 
@@ -171,30 +164,9 @@ class RunRecord:
         write_json(self.folder / "status.json", self._state)
 
 
-def process_start(pid: int) -> int | None:
-    """When a process began, in clock ticks since boot, which tells it from a later one of the same number;
-    None where there is no such process, or no /proc."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else int(fields[19])
-
-
 def writer_alive(state: Mapping[str, Any]) -> bool | None:
     """Whether the process that opened the record last still runs; None if that was on another host."""
-    session = state["sessions"][-1]
-    if session["host"] != socket.gethostname():
-        return None
-    if not Path("/proc/self/stat").exists():
-        try:
-            os.kill(session["pid"], 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
-        return True
-    return process_start(session["pid"]) == session["pid_started"]
+    return Owner.read(state["sessions"][-1]).alive
 
 
 def _refuse_other_run(folder: Path, config: Mapping[str, Any]) -> None:
@@ -206,9 +178,10 @@ def _refuse_other_run(folder: Path, config: Mapping[str, Any]) -> None:
         raise MuonlabError(f"{folder} holds another run ({theirs}, not {ours}); choose another folder")
 
 
-def _refuse_live_writer(folder: Path) -> None:
+def refuse_live_writer(folder: Path) -> None:
+    """Raises MuonlabError if a process that still runs is writing the run in `folder`."""
     state = read_json(folder / "status.json")
-    if state["status"] != "running":
+    if not state or state["status"] != "running":
         return
     pid = state["sessions"][-1]["pid"]
     if pid != os.getpid() and writer_alive(state):

@@ -14,7 +14,7 @@ import pandas as pd
 from muonlab.errors import MuonlabError
 from muonlab.registry import Registry
 
-DEFINITIONS = Registry("spike definition")
+DEFINITIONS: Registry["Measure"] = Registry("spike definition")
 SCORED = {
     "olmo2": ("train_loss", "grad_norm"),
     "six_sigma": ("train_loss", "grad_norm"),
@@ -138,7 +138,7 @@ def measure(series: Any, definition: str, **settings: Any) -> Measure:
         raise MuonlabError(f"spikes are found in one series, not in an array of shape {x.shape}")
     # A flat window divides by zero: a value that stays (0/0) is not scored, one that rises is infinitely far.
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return DEFINITIONS.build(definition, x, **settings)
+        return DEFINITIONS.build(definition, settings, x)
 
 
 def events_of(series: Any, measured: Measure, definition: str) -> pd.DataFrame:
@@ -149,7 +149,7 @@ def events_of(series: Any, measured: Measure, definition: str) -> pd.DataFrame:
     for start in np.flatnonzero(measured.spiked):
         if start < over:
             continue
-        over = _first_at_or_below(x, start + 1, measured.normal[start])
+        over = _first_at_or_below(x, int(start) + 1, measured.normal[start])
         duration = steps[over] - steps[start] if over < len(x) else np.nan
         peak = np.nanmax(x[start:over])
         events.append((steps[start], x[start], definition, measured.height[start], peak, duration))

@@ -6,7 +6,9 @@ import sys
 # Read when torch loads OpenMP, so it must stand before any import of torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from muonlab.cli import hydra_command, run_command
+from muonlab.cli import Config, hydra_command
+from muonlab.command import run_command
+from muonlab.train.config import read_config
 
 EXIT_CODES = {"finished": 0, "diverged": 3, "out-of-memory": 4, "interrupted": 130}
 
@@ -16,8 +18,9 @@ def main() -> int:
     return hydra_command("train", one_run)
 
 
-def one_run(config: dict) -> int:
+def one_run(values: Config, overrides: list[str]) -> int:
     """Train, say in one line how it ended and, last, where the record is."""
+    config = read_config(values)
     from muonlab.train.run import first_rank, train
 
     outcome = train(config)
@@ -27,7 +30,7 @@ def one_run(config: dict) -> int:
     if not outcome.trained:
         ending += " (earlier; force=true trains it again)"
     elif outcome.status == "interrupted":
-        ending += "; the same command goes on"
+        ending += "; rerun the same command to resume"
     print(ending, file=sys.stderr if EXIT_CODES[outcome.status] else sys.stdout)
     print(f"run: {outcome.folder}", flush=True)
     return EXIT_CODES[outcome.status]

@@ -1,12 +1,16 @@
-"""A run's config, checked and made plain before anything heavy is imported."""
+"""A run's settings: checked whole, before anything heavy is imported, and passed on as one object."""
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
 
 from muonlab.errors import MuonlabError, unknown_name
+from muonlab.record import run_identity
+from muonlab.settings.check import Count, NonNegative, Seed, Steps, build, check
+from muonlab.settings.data import DATA_SETTINGS
+from muonlab.settings.model import MODEL_SETTINGS
+from muonlab.settings.optimizer import OPTIMIZER_SETTINGS
+from muonlab.settings.schedule import SCHEDULE_SETTINGS
 
 # muonlab's precision names -> Lightning's.
 PRECISIONS = {
@@ -16,92 +20,181 @@ PRECISIONS = {
     "bf16-true": "bf16-true",
     "fp64": "64-true",
 }
-DEVICES = ("auto", "cpu", "cuda")
-BATCH_ORDERS = ("random", "sequential")
-SECTIONS = {"model", "optimizer", "schedule", "data", "trainer", "tracking", "seed", "force", "paths"}
 
 
-@dataclass
-class TrainerConfig:
-    """The `trainer` section; units and the meaning of 0 stand in conf/trainer/default.yaml."""
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """How a run is trained and looked at; units and the meaning of 0 stand in conf/trainer/default.yaml."""
 
-    max_steps: int
-    batch_size: int
-    accumulate: int
-    batch_order: str
-    grad_clip: float
-    precision: str
-    device: str
-    devices: int
-    strategy: str
+    max_steps: Count
+    batch_size: Count
+    accumulate: Count
+    batch_order: Literal["random", "sequential"]
+    grad_clip: NonNegative
+    precision: Literal["fp32", "bf16", "fp16", "bf16-true", "fp64"]
+    device: Literal["auto", "cpu", "cuda"]
+    devices: Count
+    strategy: Literal["auto", "ddp"]
     compile: bool
-    num_threads: int
-    val_every: int
-    val_batches: int
-    probe_every: int
-    probe_batch_size: int
-    exact_every: int
-    spectra_every: int
-    checkpoint_every: int
+    num_threads: Count
+    val_every: Steps
+    val_batches: Count
+    probe_every: Steps
+    probe_batch_size: Count
+    exact_every: Count
+    spectra_every: Steps
+    checkpoint_every: Steps
     progress: bool
 
-    def check(self) -> None:
-        """Raises MuonlabError for the first value out of range."""
-        at_least_one = ("max_steps", "batch_size", "accumulate", "devices", "num_threads", "val_batches")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            least = 1 if field.name in (*at_least_one, "probe_batch_size", "exact_every") else 0
-            if not isinstance(value, str) and value < least:
-                raise MuonlabError(f"trainer.{field.name} must be at least {least}, not {value}")
-        if self.precision not in PRECISIONS:
-            raise unknown_name("trainer.precision", self.precision, PRECISIONS)
-        if self.batch_order not in BATCH_ORDERS:
-            raise unknown_name("trainer.batch_order", self.batch_order, BATCH_ORDERS)
-        if self.device not in DEVICES:
-            raise unknown_name("trainer.device", self.device, DEVICES)
+    def __post_init__(self) -> None:
         if self.batch_size % self.devices:
             raise MuonlabError(
                 f"trainer.batch_size={self.batch_size} does not divide evenly over trainer.devices={self.devices}"
             )
 
+    @property
+    def sequences(self) -> int:
+        """Sequences of one optimizer step."""
+        return self.batch_size * self.accumulate
 
-def resolve(config: DictConfig | dict[str, Any]) -> dict[str, Any]:
-    """A plain, fully resolved config of one run, the same for Hydra's DictConfig and for a dict.
 
-    Raises MuonlabError for a missing or unknown section, an unknown trainer key or a value of the wrong type.
+@dataclass(frozen=True, kw_only=True)
+class TrackingSettings:
+    """Where a run is shown besides its folder: nowhere, or in MLflow; study, trial and role are tags there."""
+
+    name: Literal["mlflow", "none"]
+    uri: str | None = None
+    experiment: str = "muonlab"
+    study: str | None = None
+    trial: str | None = None
+    role: str | None = None
+    parent_run_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathSettings:
+    """runs: where run folders are made. cache: corpora and tokens; None is $MUONLAB_CACHE or .cache/muonlab."""
+
+    runs: str
+    cache: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that a run is made of, and where it is kept.
+
+    `model`, `optimizer`, `schedule` and `data` are the dataclasses of muonlab.settings, or that of somebody's own
+    builder. `corpus` is the digest of the text that `data` names, 16 hex digits, "" before anybody has looked: a run on
+    another text is another run.
     """
-    try:
-        plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise MuonlabError(str(error).splitlines()[0]) from error
-    for key in plain.keys() ^ SECTIONS:
-        if key in plain:
-            raise unknown_name("config section", key, SECTIONS)
-        raise MuonlabError(f"the config has no '{key}'")
-    plain["trainer"] = _typed(plain["trainer"])
-    if isinstance(plain["seed"], bool) or not isinstance(plain["seed"], int) or plain["seed"] < 0:
-        raise MuonlabError(f"seed must be a whole number from 0 on, not {plain['seed']!r}")
-    return plain
+
+    model: Any
+    optimizer: Any
+    schedule: Any
+    data: Any
+    trainer: TrainerSettings
+    tracking: TrackingSettings
+    paths: PathSettings
+    seed: Seed
+    force: bool
+    corpus: str = ""
+
+    def __post_init__(self) -> None:
+        warmup, max_steps = getattr(self.schedule, "warmup", 0), self.trainer.max_steps
+        if warmup > max_steps:
+            raise MuonlabError(
+                f"schedule.warmup={warmup} must be from 0 to the run's {max_steps} steps (trainer.max_steps)"
+            )
+
+    @property
+    def name(self) -> str:
+        """A name that can be read in a table: muonclip-lr3e-2-s1."""
+        lr = getattr(self.optimizer, "lr", None)
+        if not isinstance(lr, int | float):
+            return f"{self.optimizer.name}-s{self.seed}"
+        mantissa, exponent = f"{lr:.6e}".split("e")
+        return f"{self.optimizer.name}-lr{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}-s{self.seed}"
+
+    @property
+    def identity(self) -> str:
+        """The digest that tells this run from others (see run_identity)."""
+        return run_identity(self.as_dict())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as config.yaml keeps them."""
+        return _plain(asdict(self))
+
+    def with_seed(self, seed: int) -> "RunConfig":
+        """The same run with other weights and another batch order."""
+        return replace(self, seed=seed)
+
+    def tracked(self, **tags: str | None) -> "RunConfig":
+        """The same run, shown in MLflow under these tags (study, trial, role, parent_run_id)."""
+        return replace(self, tracking=replace(self.tracking, **tags))  # type: ignore[arg-type]
 
 
-def _typed(section: dict[str, Any]) -> dict[str, Any]:
-    known = [field.name for field in fields(TrainerConfig)]
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(TrainerConfig), section)
-        trainer: TrainerConfig = OmegaConf.to_object(merged)  # type: ignore[assignment]
-    except ConfigKeyError as error:
-        raise unknown_name("trainer setting", str(error.key), known) from error
-    except ValidationError as error:
-        key = error.full_key or "value"
-        raise MuonlabError(f"trainer.{key}: {str(error).splitlines()[0]}") from error
-    except OmegaConfBaseException as error:
-        raise MuonlabError(f"trainer: {str(error).splitlines()[0]}") from error
-    trainer.check()
-    return asdict(trainer)
+def read_config(values: Mapping[str, Any]) -> RunConfig:
+    """The checked settings of one run from a composed config.
+
+    Raises MuonlabError in one sentence for a missing or unknown section or setting and for every value of a wrong type,
+    range or shape, and for sizes that do not fit each other.
+    """
+    known = [field.name for field in fields(RunConfig)]
+    for key in values:
+        if key not in known:
+            raise unknown_name("config section", key, known)
+    for key in known:
+        if key not in values and key != "corpus":
+            raise MuonlabError(f"the config has no '{key}'")
+    sections: dict[str, Any] = {
+        kind: read_section(kind, values[kind]) for kind in ("model", "optimizer", "schedule", "data")
+    }
+    for kind, section in (
+        ("trainer", TrainerSettings),
+        ("tracking", TrackingSettings),
+        ("paths", PathSettings),
+    ):
+        sections[kind] = build(section, _mapping(kind, values[kind]), kind)
+    return RunConfig(
+        **sections,
+        seed=check(Seed, values["seed"], "seed"),
+        force=check(bool, values["force"], "force"),
+        corpus=check(str, values.get("corpus", ""), "corpus"),
+    )
 
 
-def run_name(config: dict[str, Any]) -> str:
-    """A name that can be read in a table: muonclip-lr3e-2-s1."""
-    mantissa, exponent = f"{config['optimizer']['lr']:.6e}".split("e")
-    lr = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-    return f"{config['optimizer']['name']}-lr{lr}-s{config['seed']}"
+def read_section(kind: str, values: object) -> Any:
+    """The checked settings of a model, optimizer, schedule or corpus; its `name` says of which."""
+    values = _mapping(kind, values)
+    name = check(str, values.get("name"), f"{kind}.name")
+    families = {
+        "model": MODEL_SETTINGS,
+        "optimizer": OPTIMIZER_SETTINGS,
+        "schedule": SCHEDULE_SETTINGS,
+        "data": DATA_SETTINGS,
+    }[kind]
+    section = families[name] if name in families else _registered(kind, name)
+    return build(section, values, kind)
+
+
+def _registered(kind: str, name: str) -> type:
+    """The settings of somebody's own builder, which is known once the packages that register it are imported."""
+    from muonlab.data import DATA
+    from muonlab.models.registry import MODELS
+    from muonlab.optim.registry import OPTIMIZERS
+    from muonlab.train.schedule import SCHEDULES
+
+    registries = {"model": MODELS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES, "data": DATA}
+    return registries[kind].section(name)
+
+
+def _mapping(kind: str, values: object) -> Mapping[str, Any]:
+    if not isinstance(values, Mapping):
+        raise MuonlabError(f"{kind} must be a mapping of settings, not {values!r}")
+    return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -10,10 +10,13 @@ from torch import Tensor
 
 from muonlab.data import TokenData
 from muonlab.errors import MuonlabError
-from muonlab.models import ModelOutput, build_model
+from muonlab.models import ModelOutput
 from muonlab.models.max_logits import LogitRange
-from muonlab.optim import build_optimizer
-from muonlab.train.schedule import build_schedule
+from muonlab.models.registry import make_model
+from muonlab.optim.registry import OPTIMIZERS
+from muonlab.settings.model import with_vocabulary
+from muonlab.train.config import RunConfig
+from muonlab.train.schedule import SCHEDULES
 
 
 @runtime_checkable
@@ -49,30 +52,22 @@ class LanguageModel(L.LightningModule):
     (layers, heads)), and `exact` which heads' are exact, (layers, heads) bool, None for all. `has_experts`: the
     model is a MixtureOfExperts.
 
-    `config` is what `muonlab.train.config.resolve` gives. Automatic optimization with one optimizer object, so that
-    Lightning's step count is the optimizer's. Raises MuonlabError for settings that the parts refuse.
+    Automatic optimization with one optimizer object, so that Lightning's step count is the optimizer's. Raises
+    MuonlabError for settings that the parts refuse.
     """
 
-    def __init__(self, config: dict[str, Any], data: TokenData):
+    def __init__(self, config: RunConfig, data: TokenData):
         super().__init__()
         self.config, self.data = config, data
-        settings = dict(config["model"])
-        vocab_size = settings.pop("vocab_size", data.vocab_size)
-        if vocab_size < data.vocab_size:
-            raise MuonlabError(
-                f"model.vocab_size={vocab_size} is smaller than the {data.vocab_size} tokens of {data.name}"
-            )
-        self.model = build_model(settings.pop("name"), vocab_size=vocab_size, **settings)
+        self.model = make_model(_for_data(config.model, data))
         self.has_experts = isinstance(self.model, MixtureOfExperts)
-        self.context: int = config["model"]["context"]
-        self.batch_size: int = config["trainer"]["batch_size"]
-        settings = dict(config["optimizer"])
-        self.optimizer = build_optimizer(settings.pop("name"), self.model, **settings)
-        settings = dict(config["schedule"])
-        self.schedule = build_schedule(settings.pop("name"), config["trainer"]["max_steps"], **settings)
+        self.context: int = config.model.context
+        self.batch_size = config.trainer.batch_size
+        self.optimizer = OPTIMIZERS.make(config.optimizer, self.model)
+        self.schedule = SCHEDULES.make(config.schedule, config.trainer.max_steps)
         self.logits: LogitRange | None = None
         self.exact: Tensor | None = None
-        if config["trainer"]["compile"]:
+        if config.trainer.compile:
             self.model.compile()
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -82,15 +77,15 @@ class LanguageModel(L.LightningModule):
 
     def train_dataloader(self) -> range:
         """Micro-batch numbers; the batches themselves are computed from `batch_idx`, which a resume restores."""
-        return range(self.config["trainer"]["max_steps"] * self.config["trainer"]["accumulate"])
+        return range(self.config.trainer.max_steps * self.config.trainer.accumulate)
 
     def training_step(self, _: Any, batch_idx: int) -> dict[str, Tensor]:
         """Cross-entropy (plus z-loss) of micro-batch `batch_idx`; its max logits go to the clip."""
         clip = self.optimizer.clip
         if clip is not None and batch_idx % self.trainer.accumulate_grad_batches == 0:
             clip.forget()  # the maxima of a step that the gradient scaler skipped
-        sequential = self.config["trainer"]["batch_order"] == "sequential"
-        batch = self.data.batch(self.config["seed"], batch_idx, self.batch_size, self.context, sequential)
+        sequential = self.config.trainer.batch_order == "sequential"
+        batch = self.data.batch(self.config.seed, batch_idx, self.batch_size, self.context, sequential)
         rank, world = self.global_rank, self.trainer.world_size
         tokens, targets = (part[rank::world].to(self.device, non_blocking=True) for part in batch)
         output: ModelOutput = self.model(tokens, targets)
@@ -114,7 +109,7 @@ class LanguageModel(L.LightningModule):
         """
         clip = self.optimizer.clip
         absolute = clip is not None and clip.maximum == "absolute"
-        if step % self.config["trainer"]["exact_every"] == 0:
+        if step % self.config.trainer.exact_every == 0:
             self.logits, self.exact = self.model.logit_extremes(), None
         else:
             limit = torch.inf if clip is None else clip.tau
@@ -125,9 +120,7 @@ class LanguageModel(L.LightningModule):
 
     def probe(self) -> Probe:
         """Measure one fixed held-out batch: free of data noise."""
-        ((tokens, targets),) = self.data.eval_batches(
-            self.config["trainer"]["probe_batch_size"], self.context, 1
-        )
+        ((tokens, targets),) = self.data.eval_batches(self.config.trainer.probe_batch_size, self.context, 1)
         with self._evaluating():
             # forward() and not the call: the probe needs every attention weight, which a compiled step never holds.
             output = self.model.forward(tokens.to(self.device), targets.to(self.device), measure_entropy=True)
@@ -140,7 +133,7 @@ class LanguageModel(L.LightningModule):
         run must give the same rows to the bit.
         """
         total, count = torch.zeros((), dtype=torch.float64, device=self.device), 0
-        batches = self.data.eval_batches(self.batch_size, self.context, self.config["trainer"]["val_batches"])
+        batches = self.data.eval_batches(self.batch_size, self.context, self.config.trainer.val_batches)
         with self._evaluating():
             for tokens, targets in batches:
                 output = self.model(tokens.to(self.device), targets.to(self.device))
@@ -154,3 +147,13 @@ class LanguageModel(L.LightningModule):
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             yield
         self.model.train()
+
+
+def _for_data(settings: Any, data: TokenData) -> Any:
+    """The model's settings with the data's vocabulary where they leave it open; MuonlabError if it is too small."""
+    settings = with_vocabulary(settings, data.vocab_size)
+    if settings.vocab_size < data.vocab_size:
+        raise MuonlabError(
+            f"model.vocab_size={settings.vocab_size} is smaller than the {data.vocab_size} tokens of {data.name}"
+        )
+    return settings

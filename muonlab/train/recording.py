@@ -58,10 +58,10 @@ class Recording(L.Callback):
         """At their cadences: validation; the probe, with a copy of the weights to know the update's size."""
         if batch_idx % trainer.accumulate_grad_batches:
             return
-        settings = module.config["trainer"]
-        if settings["val_every"] and trainer.global_step % settings["val_every"] == 0:
+        settings = module.config.trainer
+        if settings.val_every and trainer.global_step % settings.val_every == 0:
             self.row["val_loss"] = module.validate()
-        if settings["probe_every"] and trainer.global_step % settings["probe_every"] == 0:
+        if settings.probe_every and trainer.global_step % settings.probe_every == 0:
             self.row["probe_loss"], self.heads["entropy"], self.heads["one_hot"] = module.probe()
             self.weights_before = [p.detach().clone() for p in module.model.parameters()]
 
@@ -71,7 +71,7 @@ class Recording(L.Callback):
         groups = module.optimizer.param_groups
         gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
         self.row["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
-        self.row["lr"] = module.config["optimizer"]["lr"] * module.schedule(trainer.global_step)
+        self.row["lr"] = module.config.optimizer.lr * module.schedule(trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: LanguageModel, outputs: Any, batch: Any, batch_idx: int

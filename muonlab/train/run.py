@@ -1,19 +1,21 @@
 """One run from config to record: assembles data, model, optimizer, Trainer and record, and ends in one status."""
 
 import logging
+import math
 import os
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from muonlab.errors import MuonlabError
-from muonlab.record import RunRecord, collect_environment, load_run, run_identity
+from muonlab.record import RunRecord, collect_environment, load_run
+from muonlab.record.run import refuse_live_writer
 from muonlab.runtime import settle
-from muonlab.train.config import PRECISIONS, resolve, run_name
+from muonlab.train.config import PRECISIONS, RunConfig, TrainerSettings
 
 # Statuses after which the same command has nothing left to do.
 OVER = ("finished", "diverged")
@@ -29,35 +31,43 @@ class Outcome:
     trained: bool = True
 
 
-def run_folder(config: dict[str, Any]) -> Path:
-    """<runs>/<name>-<identity>: the same config and seed have the same folder, wherever and whenever they run."""
-    return Path(config["paths"]["runs"]) / f"{run_name(config)}-{run_identity(config)}"
+def with_corpus(config: RunConfig) -> RunConfig:
+    """The config with the digest of its text, which may take a pass over the text, or its download."""
+    from muonlab.data import corpus_digest
+
+    return config if config.corpus else replace(config, corpus=corpus_digest(config.data, config.paths.cache))
 
 
-def train(config: Any, on_step: Callable[[int], None] | None = None) -> Outcome:
-    """Train one run, or go on with it where it was stopped, or do nothing if it is over (unless `force`).
+def run_folder(config: RunConfig) -> Path:
+    """<runs>/<name>-<identity>: the same config, text and seed have the same folder, wherever and whenever they run."""
+    config = with_corpus(config)
+    return Path(config.paths.runs) / f"{config.name}-{config.identity}"
 
-    `config` is the composed Hydra config or an equal dict. `on_step` is told the number of finished steps. Divergence,
-    running out of memory and interruption end in an Outcome; raises MuonlabError for what the user got wrong, before
-    anything is recorded. Other exceptions are recorded as `failed` and raised again.
+
+def train(config: RunConfig, on_step: Callable[[int], None] | None = None) -> Outcome:
+    """Train one run, or resume it where it was stopped, or do nothing if it is over (unless `force`).
+
+    `on_step` is called with the number of finished steps. Divergence, running out of memory and interruption end in an
+    Outcome; raises MuonlabError for what the user got wrong, before anything is recorded. Other exceptions are recorded
+    as `failed` and raised again.
     """
-    config = resolve(config)
+    config = with_corpus(config)
     folder = run_folder(config)
     if (folder / "config.yaml").exists() and first_rank():
-        earlier = load_run(folder)
-        if config["force"]:
+        if config.force:
+            refuse_live_writer(folder)
             _set_aside(folder)
-        elif earlier.status in OVER:
+        elif (earlier := load_run(folder)).status in OVER:
             return Outcome(folder, earlier.status, earlier.cause, trained=False)
-    settle(config["trainer"]["num_threads"])
+    settle(config.trainer.num_threads)
     _quiet()
     return _train(config, folder, on_step)
 
 
-def _train(config: dict[str, Any], folder: Path, on_step: Callable[[int], None] | None) -> Outcome:
+def _train(config: RunConfig, folder: Path, on_step: Callable[[int], None] | None) -> Outcome:
     import torch
 
-    from muonlab.data import build_data
+    from muonlab.data import make_data, open_corpus
     from muonlab.optim.routing import collapse_layers, format_routing
     from muonlab.train.callbacks import Diverged, Health, Interrupted, ProgressBar, StopBetweenSteps
     from muonlab.train.module import LanguageModel
@@ -65,39 +75,49 @@ def _train(config: dict[str, Any], folder: Path, on_step: Callable[[int], None] 
     from muonlab.train.spectra import Spectra
     from muonlab.train.tracking import open_mlflow, open_store
 
-    accelerator = _accelerator(config["trainer"])
-    settings = dict(config["data"])
-    data = build_data(settings.pop("name"), cache=config["paths"]["cache"], **settings)
-    data.check_context(config["model"]["context"])
+    accelerator = _accelerator(config.trainer)
+    corpus = open_corpus(config.data, config.paths.cache)
+    if corpus.short_digest != config.corpus:
+        raise MuonlabError(
+            f"the text of data={config.data.name} changed while its runs were waiting: its digest is"
+            f" {corpus.short_digest}, not {config.corpus}; rerun the command, and it will be another run"
+        )
+    data = make_data(config.data, config.paths.cache, corpus)
+    data.check_context(config.model.context)
     environment = collect_environment() | {"data": data.describe()}
-    torch.manual_seed(config["seed"])
+    torch.manual_seed(config.seed)
     module = LanguageModel(config, data)
-    shown = config["trainer"]["progress"] and first_rank()
+    shown = config.trainer.progress and first_rank()
     if shown:
         print(format_routing(collapse_layers(module.optimizer.routing)), flush=True)
 
     record = mlflow_run = None
     checkpoint = _latest_checkpoint(folder)
     if first_rank():
-        store = open_store(config)  # a server that cannot be reached is told before anything is recorded
+        # A server that cannot be reached is reported before anything is recorded.
+        store = open_store(config.tracking, Path(config.paths.runs))
         record = _open_record(folder, config, module, environment)
         mlflow_run = open_mlflow(store, config, record, environment) if store else None
         if checkpoint is None:
             record.truncate(-1)
     recording = Recording(record, mlflow_run, on_step)
-    every = config["trainer"]["spectra_every"]
+    every = config.trainer.spectra_every
     spectra = Spectra(recording, every) if every else None  # before the recording, which closes the row
     health, stop = Health(recording), StopBetweenSteps()
-    progress = ProgressBar(recording, run_name(config)) if shown else None
-    trainer = _trainer(config["trainer"], accelerator, folder, [spectra, recording, health, stop, progress])
+    progress = ProgressBar(recording, config.name) if shown else None
+    trainer = _trainer(config.trainer, accelerator, folder, [spectra, recording, health, stop, progress])
     status, cause = "failed", ""
     try:
         trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
         status = "finished"
+        if lost := [name for name, value in recording.metrics.items() if not math.isfinite(value)]:
+            status, cause = "diverged", f"{lost[0]} is {recording.metrics[lost[0]]} after the last step"
     except Diverged as error:
         status, cause = "diverged", str(error)
     except (Interrupted, KeyboardInterrupt) as error:
         status, cause = "interrupted", str(error) or "stopped within a step"
+    except torch.linalg.LinAlgError as error:  # of svd, on gradients that are no longer numbers
+        status, cause = "diverged", f"step {trainer.global_step}: {str(error).splitlines()[0]}"
     except (MemoryError, RuntimeError) as error:
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         if not _out_of_memory(error):
@@ -119,35 +139,35 @@ def first_rank() -> bool:
     return int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
 
 
-def _open_record(folder: Path, config: dict[str, Any], module: Any, environment: dict[str, Any]) -> RunRecord:
+def _open_record(folder: Path, config: RunConfig, module: Any, environment: dict[str, Any]) -> RunRecord:
     if (folder / "config.yaml").exists():
-        return RunRecord.reopen(folder, config)
-    return RunRecord.create(
-        folder, config, [asdict(route) for route in module.optimizer.routing], environment
-    )
+        return RunRecord.reopen(folder, config.as_dict())
+    routing = [asdict(route) for route in module.optimizer.routing]
+    return RunRecord.create(folder, config.as_dict(), routing, environment)
 
 
-def _trainer(settings: dict[str, Any], accelerator: str, folder: Path, callbacks: list[Any]) -> Any:
+def _trainer(settings: TrainerSettings, accelerator: str, folder: Path, callbacks: list[Any]) -> Any:
     import lightning as L
+    from lightning.fabric.plugins.environments import LightningEnvironment
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     checkpoints = ModelCheckpoint(
         dirpath=(folder / "checkpoints").absolute(),
         filename="step-{step:08d}",
         auto_insert_metric_name=False,
-        every_n_train_steps=settings["checkpoint_every"] or settings["max_steps"],
+        every_n_train_steps=settings.checkpoint_every or settings.max_steps,
         save_on_train_epoch_end=False,
         enable_version_counter=False,
     )
     return L.Trainer(
         accelerator=accelerator,
-        devices=settings["devices"],
-        strategy=settings["strategy"],
-        precision=PRECISIONS[settings["precision"]],
-        max_steps=settings["max_steps"],
+        devices=settings.devices,
+        strategy=settings.strategy,
+        precision=PRECISIONS[settings.precision],
+        max_steps=settings.max_steps,
         max_epochs=1,
-        accumulate_grad_batches=settings["accumulate"],
-        gradient_clip_val=settings["grad_clip"] or None,
+        accumulate_grad_batches=settings.accumulate,
+        gradient_clip_val=settings.grad_clip or None,
         callbacks=[callback for callback in callbacks if callback is not None] + [checkpoints],
         limit_val_batches=0,
         logger=False,
@@ -155,23 +175,44 @@ def _trainer(settings: dict[str, Any], accelerator: str, folder: Path, callbacks
         enable_model_summary=False,
         use_distributed_sampler=False,
         default_root_dir=folder,
+        # A run of one process is one wherever it runs: a batch system's variables describe the job around it.
+        plugins=[LightningEnvironment()] if settings.devices == 1 else None,
     )
 
 
-def _accelerator(settings: dict[str, Any]) -> str:
+def _accelerator(settings: TrainerSettings) -> str:
+    """cpu or cuda; raises MuonlabError for devices that this machine lacks and for a precision that they lack."""
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    device = settings["device"]
+    device = settings.device
     if device == "auto":
         device = "cuda" if gpus else "cpu"
     have = gpus if device == "cuda" else os.cpu_count() or 1
-    if settings["devices"] > have:
+    if settings.devices > have:
         what = "CUDA devices" if device == "cuda" else "processor cores"
         raise MuonlabError(
-            f"trainer.device={settings['device']} trainer.devices={settings['devices']}: this machine has {have} {what}"
+            f"trainer.device={settings.device} trainer.devices={settings.devices}: this machine has {have} {what}"
         )
+    if settings.precision == "fp16" and device == "cpu":
+        raise MuonlabError(
+            "trainer.precision=fp16 needs a GPU, whose gradient scaler keeps small gradients; take bf16 on a CPU"
+        )
+    if settings.compile and device == "cpu":
+        _require_compiler()
     return device
+
+
+def _require_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise MuonlabError(
+            "trainer.compile=true needs a C++ compiler on this CPU, and none was found; install g++ or name one in $CXX"
+        ) from None
 
 
 def _latest_checkpoint(folder: Path) -> Path | None:

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Callable
 
-from muonlab.errors import MuonlabError
 from muonlab.registry import Registry
+from muonlab.settings.schedule import ConstantSchedule, CosineSchedule, RampSchedule, WSDSchedule
 
 Schedule = Callable[[int], float]
-SCHEDULES = Registry("schedule")
+SCHEDULES: Registry[Schedule] = Registry("schedule")
 
 
 def _warm(step: int, warmup: int) -> float:
@@ -15,66 +15,55 @@ def _warm(step: int, warmup: int) -> float:
     return min(1.0, (step + 1) / warmup) if warmup else 1.0
 
 
-def _check(max_steps: int, warmup: int, final: float = 0.0, decay: float = 1.0) -> None:
-    if not 0 <= warmup <= max_steps:
-        raise MuonlabError(f"schedule.warmup={warmup} must lie between 0 and the run's {max_steps} steps")
-    if not 0 <= final <= 1:
-        raise MuonlabError(f"schedule.final={final} must lie between 0 and 1: it is a share of the peak")
-    if not 0 < decay <= 1:
-        raise MuonlabError(f"schedule.decay={decay} must lie in (0, 1]: it is a share of all steps")
+def _progress(step: int, warmup: int, max_steps: int) -> float:
+    """From 0 at the end of warm-up to 1 at the last step."""
+    span = max(1, max_steps - 1 - warmup)
+    return min(1.0, max(0, step - warmup) / span)
 
 
 @SCHEDULES.register("constant")
-def constant(max_steps: int, *, warmup: int = 20) -> Schedule:
-    """1 after `warmup` steps of linear warm-up (0: none)."""
-    _check(max_steps, warmup)
-    return lambda step: _warm(step, warmup)
+def constant(max_steps: int, settings: ConstantSchedule) -> Schedule:
+    """1 after the warm-up."""
+    return lambda step: _warm(step, settings.warmup)
 
 
 @SCHEDULES.register("cosine")
-def cosine(max_steps: int, *, warmup: int = 20, final: float = 0.1) -> Schedule:
-    """Linear warm-up, then final + (1 - final) (1 + cos(pi t)) / 2 with t from 0 to 1 at the last step."""
-    _check(max_steps, warmup, final)
-    span = max(1, max_steps - 1 - warmup)
+def cosine(max_steps: int, settings: CosineSchedule) -> Schedule:
+    """final + (1 - final) (1 + cos(pi t)) / 2 with t from 0 after warm-up to 1 at the last step."""
+    warmup, final = settings.warmup, settings.final
 
     def factor(step: int) -> float:
-        t = min(1.0, max(0, step - warmup) / span)
+        t = _progress(step, warmup, max_steps)
         return _warm(step, warmup) * (final + (1 - final) * (1 + math.cos(math.pi * t)) / 2)
 
     return factor
 
 
 @SCHEDULES.register("wsd")
-def wsd(max_steps: int, *, warmup: int = 20, decay: float = 0.2, final: float = 0.0) -> Schedule:
-    """Warm-up, stable at 1, linear decay to `final` over the last `decay` share of the steps (arXiv 2404.06395)."""
-    _check(max_steps, warmup, final, decay)
-    length = max(1, round(decay * max_steps))
+def wsd(max_steps: int, settings: WSDSchedule) -> Schedule:
+    """Stable at 1, then linear decay to `final` over the last `decay` share of the steps (arXiv 2404.06395)."""
+    length, final = max(1, round(settings.decay * max_steps)), settings.final
 
     def factor(step: int) -> float:
         left = min(1.0, max(0, max_steps - 1 - step) / length)
-        return _warm(step, warmup) * (final + (1 - final) * left)
+        return _warm(step, settings.warmup) * (final + (1 - final) * left)
 
     return factor
 
 
 @SCHEDULES.register("ramp")
-def ramp(max_steps: int, *, warmup: int = 20, start: float = 0.01) -> Schedule:
-    """Linear warm-up to `start`, then exponential growth to 1 at the last step: start^(1 - t) with t from 0 to 1.
+def ramp(max_steps: int, settings: RampSchedule) -> Schedule:
+    """Linear warm-up to `start`, then exponential growth: start^(1 - t) with t from 0 to 1 at the last step.
 
-    A stress test, which finds the learning rate at which an optimizer fails within one run.
+    It finds the learning rate at which an optimizer fails within one run.
     """
-    _check(max_steps, warmup)
-    if not 0 < start <= 1:
-        raise MuonlabError(
-            f"schedule.start={start} must lie in (0, 1]: it is the first learning rate over the last"
-        )
-    span = max(1, max_steps - 1 - warmup)
-    return lambda step: _warm(step, warmup) * start ** (1 - min(1.0, max(0, step - warmup) / span))
+    warmup, start = settings.warmup, settings.start
+    return lambda step: _warm(step, warmup) * start ** (1 - _progress(step, warmup, max_steps))
 
 
-def build_schedule(name: str, max_steps: int, **settings: float) -> Schedule:
+def build_schedule(name: str, max_steps: int, **settings: object) -> Schedule:
     """The factor of the learning rate at each step, counted from 0.
 
     Raises MuonlabError for an unknown name or setting and for values out of range.
     """
-    return SCHEDULES.build(name, max_steps, **settings)
+    return SCHEDULES.build(name, settings, max_steps)

@@ -3,33 +3,29 @@
 from pathlib import Path
 from typing import Any
 
-from muonlab.errors import unknown_name
 from muonlab.record import RunRecord
 from muonlab.record.mlflow_run import MlflowRun
 from muonlab.record.store import prepare_store, store_uri
-from muonlab.train.config import run_name
+from muonlab.train.config import RunConfig, TrackingSettings
 
 # Sections that say how a run is computed; where it is kept is not a parameter.
 PARAMETERS = ("model", "optimizer", "schedule", "data", "trainer", "seed")
 
 
-def open_store(config: dict[str, Any]) -> tuple[str, str] | None:
-    """(uri, experiment) of the store that `tracking` names, made if need be; None where tracking is `none`."""
-    tracking = config["tracking"]
-    if tracking["name"] == "none":
+def open_store(tracking: TrackingSettings, runs: Path) -> tuple[str, str] | None:
+    """(uri, experiment) of the store that `tracking` names, made beside `runs` if need be; None for `none`."""
+    if tracking.name == "none":
         return None
-    if tracking["name"] != "mlflow":
-        raise unknown_name("tracking", tracking["name"], ("mlflow", "none"))
-    uri = store_uri(tracking["uri"], config["paths"]["runs"])
-    prepare_store(uri, tracking["experiment"], Path(config["paths"]["runs"]) / "mlartifacts")
-    return uri, tracking["experiment"]
+    uri = store_uri(tracking.uri, runs)
+    prepare_store(uri, tracking.experiment, runs / "mlartifacts")
+    return uri, tracking.experiment
 
 
 def open_study_run(
-    config: dict[str, Any], name: str, folder: Path, params: dict[str, Any]
+    tracking: TrackingSettings, runs: Path, name: str, folder: Path, params: dict[str, Any]
 ) -> MlflowRun | None:
     """The parent run of a study, the same one every time: its id is kept in the study's folder."""
-    store = open_store(config)
+    store = open_store(tracking, runs)
     if store is None:
         return None
     kept = folder / "mlflow_run_id"
@@ -40,31 +36,33 @@ def open_study_run(
 
 
 def open_mlflow(
-    store: tuple[str, str], config: dict[str, Any], record: RunRecord, environment: dict[str, Any]
+    store: tuple[str, str], config: RunConfig, record: RunRecord, environment: dict[str, Any]
 ) -> MlflowRun:
     """The MLflow run of a record in the store that `open_store` gave, begun or gone on with.
 
     The tags repeat what nesting shows (study, trial, role, seed), since a table sorted by a metric has no nesting.
     Raises MuonlabError for a tracking server that cannot be used.
     """
-    tracking = config["tracking"]
+    tracking, values = config.tracking, config.as_dict()
     tags = {
-        "optimizer": config["optimizer"]["name"],
-        "model": config["model"]["name"],
-        "seed": config["seed"],
+        "optimizer": config.optimizer.name,
+        "model": config.model.name,
+        "seed": config.seed,
         "folder": record.folder.absolute(),
         "mlflow.source.git.commit": environment["commit"],
         "dirty": environment["dirty"],
         "host": environment["host"],
         "device": ", ".join(environment["accelerators"]) or environment["cpu"],
-        **{key: tracking[key] for key in ("study", "trial", "role")},
+        "study": tracking.study,
+        "trial": tracking.trial,
+        "role": tracking.role,
     }
     run = MlflowRun.start(
         *store,
-        run_name(config),
-        {key: config[key] for key in PARAMETERS},
+        config.name,
+        {key: values[key] for key in PARAMETERS},
         {key: str(value) for key, value in tags.items() if value is not None},
-        parent_run_id=tracking["parent_run_id"],
+        parent_run_id=tracking.parent_run_id,
         run_id=record.mlflow_run_id,
     )
     record.mlflow_run_id = run.run_id
@@ -72,10 +70,10 @@ def open_mlflow(
     return run
 
 
-def close_mlflow(config: dict[str, Any], record: RunRecord, status: str, cause: str) -> None:
+def close_mlflow(config: RunConfig, record: RunRecord, status: str, cause: str) -> None:
     """End the MLflow run of a record whose own process was killed."""
-    store = open_store(config)
+    store = open_store(config.tracking, Path(config.paths.runs))
     if store is not None and record.mlflow_run_id is not None:
-        run = MlflowRun.start(*store, run_name(config), {}, {}, run_id=record.mlflow_run_id)
+        run = MlflowRun.start(*store, config.name, {}, {}, run_id=record.mlflow_run_id)
         run.log_rows(record.rows())
         run.finish(status, cause)

@@ -25,8 +25,8 @@ def shuffled(value, rng):
 
 
 def test_it_is_ten_hex_digits_that_never_change():
-    # Run folders are named by it: a change of this value orphans every recorded run.
-    assert run_identity({"seed": 1, "optimizer": {"lr": 0.03, "tau": None}}) == "cdb7d2a3ca"
+    # Run folders are named by it: a change of this value orphans every recorded run. It changed once, for version 0.2.
+    assert run_identity({"seed": 1, "optimizer": {"lr": 0.03, "tau": None}}) == "04ec44cc75"
 
 
 @settings(deadline=None, max_examples=40)

@@ -11,7 +11,7 @@ import torch
 
 from muonlab.errors import MuonlabError
 from muonlab.record import RunRecord, load_run
-from muonlab.record.run import process_start
+from muonlab.record.owner import process_start
 
 WRITER = """
 import sys, time

@@ -172,7 +172,7 @@ def test_a_rise_from_a_flat_line_is_infinitely_high():
 def test_what_cannot_be_scored_is_told_in_one_sentence():
     with pytest.raises(MuonlabError, match="unknown spike definition 'olmo'; did you mean 'olmo2'"):
         detect_spikes([1.0], "olmo")
-    with pytest.raises(MuonlabError, match="unknown setting of spike definition zclip 'sigma'; did you mean"):
+    with pytest.raises(MuonlabError, match="unknown spike definition setting 'sigma'; did you mean"):
         detect_spikes([1.0], "zclip", sigma=3)
     with pytest.raises(MuonlabError, match=r"array of shape \(2, 2\)"):
         spike_score([[1.0, 2.0], [3.0, 4.0]])

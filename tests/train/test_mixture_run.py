@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from muonlab.data import build_data
+from muonlab.data import make_data
 from muonlab.record import load_run
-from muonlab.train.config import resolve
 from muonlab.train.module import LanguageModel
 from muonlab.train.run import run_folder, train
 
@@ -30,10 +29,8 @@ def biases(folder):
 
 
 def build(config):
-    settings = dict(config["data"])
-    data = build_data(settings.pop("name"), cache=config["paths"]["cache"], **settings)
-    torch.manual_seed(config["seed"])
-    return LanguageModel(resolve(config), data)
+    torch.manual_seed(config.seed)
+    return LanguageModel(config, make_data(config.data, config.paths.cache))
 
 
 def test_loads_of_every_step_and_measurements_with_the_probe(mixture):
@@ -69,11 +66,11 @@ def test_micro_batches_make_one_step_of_the_bias(mixture, accumulate):
     run = load_run(train(config).folder)
     module = build(config)
     for index in range(accumulate):
-        module.model(*module.data.batch(config["seed"], index, 4, 16))
+        module.model(*module.data.batch(config.seed, index, 4, 16))
     loads = module.model.expert_loads()
     recorded = run.experts["load"].to_numpy().reshape(2, 8)
     assert recorded == pytest.approx((loads / (accumulate * CHOICES)).numpy())
-    expected = config["model"]["balance_speed"] * (loads.mean(-1, keepdim=True) - loads).sign()
+    expected = config.model.balance_speed * (loads.mean(-1, keepdim=True) - loads).sign()
     for bias, row in zip(biases(run.folder).values(), expected, strict=True):
         torch.testing.assert_close(bias, row)
 
@@ -122,7 +119,7 @@ def test_a_step_that_the_gradient_scaler_skips_ends_for_the_routers(mixture, mon
     assert last_checkpoint(run.folder)["optimizer_states"][0]["steps_done"] == 0
     module = build(config)
     for index in range(2):
-        module.model(*module.data.batch(config["seed"], index, 4, 16))
+        module.model(*module.data.batch(config.seed, index, 4, 16))
         loads = module.model.expert_loads()
         recorded = run.experts.query("step == @index")["load"].to_numpy().reshape(2, 8)
         assert recorded == pytest.approx(

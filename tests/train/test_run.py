@@ -1,20 +1,25 @@
 """One run from config to record: the same bits every time, however it was interrupted."""
 
+import json
 import math
+import os
 import signal
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny_runs import TINY
 
-from muonlab.data import build_data
+from muonlab.cli import compose_config, plain
+from muonlab.data import make_data
 from muonlab.errors import MuonlabError
 from muonlab.optim import list_optimizers
-from muonlab.record import load_run
-from muonlab.train.config import resolve
+from muonlab.record import RunRecord, load_run, run_identity
+from muonlab.record.owner import process_start
+from muonlab.train.config import read_config
 from muonlab.train.module import LanguageModel
-from muonlab.train.run import run_folder, train
+from muonlab.train.run import run_folder, train, with_corpus
 
 WALL_CLOCK = ["seconds"]
 
@@ -139,13 +144,12 @@ def test_micro_batches_add_up_to_their_step(tiny):
     assert len(run.steps) == 12
     assert run.steps["tokens"].iloc[-1] == 12 * 3 * 4 * 16
 
-    settings = dict(config["data"])
-    data = build_data(settings.pop("name"), cache=config["paths"]["cache"], **settings)
-    torch.manual_seed(config["seed"])
-    model = LanguageModel(resolve(config), data).model
+    data = make_data(config.data, config.paths.cache)
+    torch.manual_seed(config.seed)
+    model = LanguageModel(config, data).model
     losses, maxima = [], []
     for index in range(3):
-        losses.append(model(*data.batch(config["seed"], index, 4, 16)).cross_entropy)
+        losses.append(model(*data.batch(config.seed, index, 4, 16)).cross_entropy)
         maxima.append(model.logit_extremes().highest)
     assert run.steps["train_loss"].iloc[0] == torch.stack(losses).mean().item()
     recorded = run.max_logits.query("step == 0")["value"].to_numpy().reshape(2, 2)
@@ -194,29 +198,106 @@ def test_another_fault_is_recorded_and_raised(tiny):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["optimizer.tau=0"], "tau is 0"),
-        (["model.num_heads=3"], "num_heads=3 does not divide"),
         (["model.qk_norm=true"], "QK-norm"),
         (["model.context=5000"], "context 5000 needs 5,001 tokens"),
-        (["data=text", "data.path=/does/not/exist.txt"], "does/not/exist"),
+        (["model.vocab_size=8"], "smaller than the 32 tokens"),
         (["trainer.device=cuda", "trainer.devices=64", "trainer.batch_size=64"], "CUDA devices"),
         (["trainer.device=cpu", "trainer.devices=512", "trainer.batch_size=512"], "processor cores"),
-        (["optimizer.momentum=2"], "momentum"),
-        (["schedule.warmup=100"], "warmup"),
+        (["trainer.device=cpu", "trainer.precision=fp16"], "precision=fp16 needs a GPU"),
+        (["optimizer=muon", "optimizer.split_qkv=false"], "fused QKV weight"),
+        (["optimizer=muon", "optimizer.routes={qery: adamw}"], "did you mean 'query'"),
     ],
 )
-def test_a_mistake_is_told_before_anything_is_recorded(tiny, tmp_path, overrides, message):
-    data = [o for o in overrides if o.startswith("data")]
-    drop = ["~data.train_tokens", "~data.val_tokens"] if data else []
+def test_a_mistake_that_only_the_parts_can_see_is_reported_before_anything_is_recorded(
+    tiny, tmp_path, overrides, message
+):
     with pytest.raises(MuonlabError) as caught:
-        train(tiny_text(tiny, overrides) if drop else tiny(*overrides))
+        train(tiny(*overrides))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "runs").glob("*"))
 
 
-def tiny_text(tiny, overrides):
-    """The tiny run on a text file: the synthetic corpus's own settings do not apply."""
-    path = next(o.partition("=")[2] for o in overrides if o.startswith("data.path="))
-    data = {"name": "text", "path": path, "val_fraction": 0.1, "tokenizer": "byte", "bpe_vocab_size": 1024}
-    return tiny() | {"data": data}
+@pytest.fixture
+def on_text(tmp_path):
+    """on_text(*overrides) -> the settings of a tiny run on the file text.txt of tmp_path."""
+
+    def compose(*overrides):
+        corpus = ["data=text", f"data.path={tmp_path / 'text.txt'}"]
+        rest = [o for o in TINY if not o.startswith("data")]
+        paths = [f"paths.runs={tmp_path / 'runs'}", f"paths.cache={tmp_path / 'cache'}"]
+        return read_config(plain(compose_config("train", [*corpus, *rest, *paths, *overrides])))
+
+    return compose
+
+
+def test_a_run_on_another_text_is_another_run(on_text, tmp_path):
+    """A replaced file neither passes for the finished run nor is it read on into by an interrupted one."""
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be " * 500)
+    first = train(on_text())
+    assert train(on_text()).trained is False
+    text.write_text("that is the question " * 500)
+    second = train(on_text())
+    assert (second.trained, second.status) == (True, "finished")
+    assert second.folder != first.folder
+    configs = [load_run(outcome.folder).config for outcome in (first, second)]
+    assert configs[0]["corpus"] != configs[1]["corpus"]
+    assert len(configs[0]["corpus"]) == 16
+
+
+def test_a_text_that_changes_while_its_run_waits_is_refused(on_text, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be " * 500)
+    waiting = with_corpus(on_text())
+    text.write_text("that is the question " * 500)
+    with pytest.raises(MuonlabError, match="changed while its runs were waiting"):
+        train(waiting)
+
+
+def test_what_is_off_does_not_count_for_the_identity(tiny):
+    """A setting that a later version adds, off by default, leaves the identity of every run alone."""
+    config = with_corpus(tiny())
+    values = config.as_dict()
+    values["optimizer"] |= {"a_new_switch": False, "a_new_number": None}
+    assert run_identity(values) == config.identity
+    values["optimizer"]["a_new_switch"] = True
+    assert run_identity(values) != config.identity
+
+
+def test_a_run_that_another_process_writes_is_not_moved_away_by_force(tiny, tmp_path):
+    config = with_corpus(tiny("force=true"))
+    folder = run_folder(config)
+    record = RunRecord.create(folder, config.as_dict(), [], {"commit": None})
+    state = json.loads((folder / "status.json").read_text())
+    state["sessions"][-1] |= {"pid": os.getppid(), "pid_started": process_start(os.getppid())}
+    (folder / "status.json").write_text(json.dumps(state))
+    with pytest.raises(MuonlabError, match="is being written by process"):
+        train(config)
+    assert record.status == "running"
+    assert (folder / "config.yaml").exists()
+
+
+def test_numbers_that_are_lost_in_the_last_step_or_in_an_svd_are_divergence(tiny):
+    last = train(tiny("optimizer=muon", "optimizer.lr=1e30", "schedule.warmup=0", "trainer.max_steps=1"))
+    assert (last.status, load_run(last.folder).status) == ("diverged", "diverged")
+    assert "after the last step" in last.cause
+    exact = train(
+        tiny("optimizer=muon", "optimizer.lr=1e30", "optimizer.ns_schedule=svd", "schedule.warmup=0")
+    )
+    assert exact.status == "diverged"
+
+
+def test_one_process_is_one_process_whatever_the_batch_system_says(tiny, monkeypatch):
+    slurm = {"JOB_ID": "1", "JOB_NAME": "train", "NTASKS": "4", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert train(tiny()).status == "finished"
+
+
+def test_compiling_without_a_compiler_is_one_sentence(tiny, monkeypatch):
+    monkeypatch.setenv("PATH", "/nope")
+    monkeypatch.setenv("CXX", "")
+    monkeypatch.setenv("CC", "")
+    with pytest.raises(MuonlabError, match=r"trainer\.compile=true needs a C\+\+ compiler"):
+        train(tiny("trainer.compile=true"))

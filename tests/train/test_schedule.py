@@ -44,11 +44,11 @@ def test_wsd_decays_linearly_over_its_share():
     ("name", "settings", "message"),
     [
         ("linear", {}, "unknown schedule 'linear'"),
-        ("cosine", {"decay": 0.1}, "unknown setting of schedule cosine 'decay'"),
-        ("constant", {"warmup": 101}, "between 0 and the run's 100 steps"),
-        ("cosine", {"final": 1.5}, "share of the peak"),
-        ("ramp", {"start": 0.0}, "the first learning rate over the last"),
-        ("wsd", {"decay": 0.0}, "share of all steps"),
+        ("cosine", {"decay": 0.1}, "unknown schedule setting 'decay'"),
+        ("constant", {"warmup": 0.1}, r"schedule\.warmup must be a whole number of at least 0, not 0\.1"),
+        ("cosine", {"final": 1.5}, r"schedule\.final must be a number of at least 0 and at most 1"),
+        ("ramp", {"start": 0.0}, r"schedule\.start must be a number above 0 and at most 1"),
+        ("wsd", {"decay": 0.0}, r"schedule\.decay must be a number above 0 and at most 1"),
     ],
 )
 def test_wrong_settings_are_told(name, settings, message):

@@ -6,10 +6,9 @@ import pandas as pd
 import pytest
 import torch
 
-from muonlab.data import build_data
+from muonlab.data import make_data
 from muonlab.record import load_run
 from muonlab.record.spectra import group_spectra
-from muonlab.train.config import resolve
 from muonlab.train.module import LanguageModel
 from muonlab.train.recording import Recording
 from muonlab.train.run import run_folder, train
@@ -34,10 +33,8 @@ def columns(steps):
 
 
 def fresh_module(config):
-    settings = dict(config["data"])
-    data = build_data(settings.pop("name"), cache=config["paths"]["cache"], **settings)
-    torch.manual_seed(config["seed"])
-    return LanguageModel(resolve(config), data)
+    torch.manual_seed(config.seed)
+    return LanguageModel(config, make_data(config.data, config.paths.cache))
 
 
 def final_checkpoint(folder):
@@ -119,7 +116,7 @@ def test_the_peak_is_the_models_own_largest_logit_on_the_probe_batch(tiny, setti
     config = tiny(*settings, "trainer.max_steps=1", "schedule.warmup=0", "trainer.spectra_every=1")
     row = load_run(train(config).folder).steps.iloc[0]
     module = fresh_module(config)
-    ((tokens, targets),) = module.data.eval_batches(config["trainer"]["probe_batch_size"], module.context, 1)
+    ((tokens, targets),) = module.data.eval_batches(config.trainer.probe_batch_size, module.context, 1)
     module.model(tokens, targets)  # in training mode, which keeps the extremes
     highest = module.model.logit_extremes().highest
     assert row["probe_max_logit"] == pytest.approx(highest.max().item(), rel=1e-6)

@@ -1,14 +1,14 @@
-"""python -m muonlab.experiment.catalogue: write the table of all experiments into experiments/README.md."""
+"""python -m muonlab.study.catalogue: write the table of all experiments into experiments/README.md."""
 
 import ast
 from pathlib import Path
-from typing import Any
 
-from muonlab.cli import project_folder, run_command
+from muonlab.cli import project_folder
+from muonlab.command import run_command
 from muonlab.errors import MuonlabError
-from muonlab.experiment.spec import claims_of, read_experiment
+from muonlab.study.design import Design, read_experiment
 
-BEGIN, END = "<!-- catalogue: python -m muonlab.experiment.catalogue -->", "<!-- end of the catalogue -->"
+BEGIN, END = "<!-- catalogue: python -m muonlab.study.catalogue -->", "<!-- end of the catalogue -->"
 
 
 def experiment_names() -> list[str]:
@@ -16,21 +16,19 @@ def experiment_names() -> list[str]:
     return list(_experiments())
 
 
-def _experiments() -> dict[str, dict[str, Any]]:
+def _experiments() -> dict[str, Design]:
     names = sorted(path.stem for path in project_folder("experiments").glob("*.yaml"))
-    specs = {name: read_experiment(name) for name in names}
-    return dict(sorted(specs.items(), key=lambda item: item[1]["minutes"]))
+    designs = {name: read_experiment(name) for name in names}
+    return dict(sorted(designs.items(), key=lambda item: item[1].minutes))
 
 
 def catalogue() -> str:
     """A Markdown table: name, question, claims, minutes on two cores, other scales; then the scripts."""
     lines = ["| name | question | claims | minutes | scales |", "|---|---|---:|---:|---|"]
-    for name, spec in _experiments().items():
-        scales = ", ".join(dict.fromkeys(["cpu", *spec.get("scales", ())]))
-        question = " ".join(spec["question"].split())
-        row = (
-            f"| [{name}]({name}.yaml) | {question} | {len(claims_of(spec))} | {spec['minutes']} | {scales} |"
-        )
+    for name, design in _experiments().items():
+        scales = ", ".join(dict.fromkeys(["cpu", *design.scales]))
+        question = " ".join(design.question.split())
+        row = f"| [{name}]({name}.yaml) | {question} | {len(design.all_claims())} | {design.minutes:g} | {scales} |"
         lines.append(row)
     for path in sorted(project_folder("experiments").glob("*.py")):
         asked = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).partition("Question: ")[2]

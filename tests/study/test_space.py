@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from muonlab.errors import MuonlabError
-from muonlab.sweep.space import at, edge, parse_space, quasi_random
+from muonlab.study.space import at, containing, edge, parse_space, quasi_random
 
 LOG = FloatDistribution(1e-4, 1.0, log=True)
 
@@ -26,7 +26,10 @@ def test_hydras_syntax_becomes_optunas_distributions(text, distribution):
     assert parse_space({"x": text}) == {"x": distribution}
 
 
-@pytest.mark.parametrize("text", ["0.1", "interval(2, 1)", "tag(log, interval(0, 1))", "interval(1"])
+@pytest.mark.parametrize(
+    "text",
+    ["0.1", "interval(2, 1)", "tag(log, interval(0, 1))", "interval(1", "range(10, 1)", "interval(0.1, inf)"],
+)
 def test_what_is_no_space_is_refused_in_one_sentence(text):
     with pytest.raises(MuonlabError, match="search space of lr") as caught:
         parse_space({"lr": text})
@@ -56,7 +59,31 @@ def test_more_points_begin_with_the_same_ones_and_other_spaces_get_the_same_cube
         assert theirs["weight_decay"] == ours["weight_decay"]
 
 
-@pytest.mark.parametrize(("value", "where"), [(1.1e-4, "lower"), (1e-2, ""), (0.9, "upper")])
-def test_an_optimum_on_the_edge_is_told(value, where):
-    assert edge(LOG, value) == where
-    assert edge(CategoricalDistribution([1, 2]), 1) == ""
+@pytest.mark.parametrize(
+    ("value", "low", "high", "log", "where"),
+    [
+        (1.1e-4, 1e-4, 1.0, True, "lowest"),
+        (1e-2, 1e-4, 1.0, True, ""),
+        (0.9, 1e-4, 1.0, True, "highest"),
+        (0.04, 0.0, 1.0, False, "lowest"),
+        (1.0, 1.0, 1.0, False, ""),
+        ("a", "a", "b", False, ""),
+        (True, False, True, False, ""),
+    ],
+)
+def test_one_rule_says_what_lies_at_the_edge(value, low, high, log, where):
+    assert edge(value, low, high, log) == where
+
+
+def test_a_published_setting_outside_its_space_widens_what_is_recorded():
+    assert containing(LOG, 3.0) == FloatDistribution(1e-4, 3.0, log=True)
+    assert containing(IntDistribution(3, 7), 9) == IntDistribution(3, 9)
+    assert containing(CategoricalDistribution(["a"]), "b") == CategoricalDistribution(["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("space", "value"), [(LOG, "high"), (LOG, -1.0), (LOG, True), (IntDistribution(1, 5), 2.5)]
+)
+def test_a_published_setting_that_no_space_could_hold_is_refused(space, value):
+    with pytest.raises(MuonlabError, match="published setting must be"):
+        containing(space, value)

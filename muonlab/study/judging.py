@@ -1,8 +1,8 @@
-"""What finished runs say: tables, verdicts and answers in results/NAME."""
+"""What finished runs say: tables, tests of runs and answers to claims, in the folder of their results."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from analysis.claims import answer_all
 from analysis.frames import Frames, collect
 from analysis.judge import judge_runs, judge_switch, summarise
 from analysis.tables import as_text, save_table, verdict_table
-from muonlab.experiment.spec import claims_of
-from muonlab.experiment.training import Best, Trained
 from muonlab.record import collect_environment, load_run
+from muonlab.study.design import Design
+from muonlab.study.study import Study
+from muonlab.study.tuning import Best, Trained
 
 ANSWER_COLUMNS = [
     "id",
@@ -47,23 +48,30 @@ ANSWER_COLUMNS += [
 MADE = ("command", "commit", "dirty", "python", "packages", "platform", "cpu", "cores", "accelerators")
 
 
-def judge_experiment(
-    name: str, spec: Mapping[str, Any], trained: Trained, tuned: list[Best], out: Path, command: str
-) -> None:
-    """Write the finished runs' tables and verdicts into `out`, from which figures are drawn, and print the answers."""
-    frames, verdicts = gather(spec, trained)
-    claims = claims_of(spec)
+@dataclass(frozen=True)
+class Judgement:
+    """The frames of all runs, the tests of each, and a row of answers per claim."""
+
+    frames: Frames
+    verdicts: pd.DataFrame
+    answers: pd.DataFrame
+
+
+def judge(study: Study, trained: Trained, tuned: list[Best], out: Path) -> Judgement:
+    """Write the finished runs' tables, tests and answers into `out`, from which figures are drawn."""
+    design = study.design
+    frames, verdicts = gather(design, trained)
+    claims = design.all_claims()
     rows = answer_all(claims, frames, verdicts)
     for number, (claim, row) in enumerate(zip(claims, rows, strict=True), start=1):
-        row |= {"id": f"{name}-{number:02d}", "question": " ".join(spec["question"].split())}
-        row |= {"figure": figure_of(claim, spec.get("figures", ())), "command": command}
-        row["note"] = "; ".join(str(best) for best in tuned if best.edge and _rests_on(claim, best, spec))
+        row |= {"id": f"{study.name}-{number:02d}", "question": " ".join(design.question.split())}
+        row |= {"figure": figure_of(claim, design.figures), "command": study.command}
+        row["note"] = "; ".join(str(best) for best in tuned if best.edge and _rests_on(claim, best, design))
 
     save_frames(frames, out)
-    (out / "experiment.yaml").write_text(
-        yaml.safe_dump(dict(spec), sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
-    made = provenance(trained, command) | {"date": datetime.now(UTC).date().isoformat()}
+    text = yaml.safe_dump(design.as_mapping(), sort_keys=False, allow_unicode=True)
+    (out / "experiment.yaml").write_text(text, encoding="utf-8")
+    made = provenance(trained, study.command) | {"date": datetime.now(UTC).date().isoformat()}
     (out / "made.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     if tuned:
         table = pd.DataFrame([vars(best) | {"level": str(best.level)} for best in tuned])
@@ -75,29 +83,29 @@ def judge_experiment(
     )
     shown = ["claim", "source", "n", "effect", "verdict", *(c for c in ("side", "note") if answers[c].any())]
     save_table(answers[shown], out, "answers")
-    _print(spec, verdicts, answers, tuned)
+    return Judgement(frames, verdicts, answers)
 
 
-def gather(spec: Mapping[str, Any], trained: Trained) -> tuple[Frames, pd.DataFrame]:
+def gather(design: Design, trained: Trained) -> tuple[Frames, pd.DataFrame]:
     """The frames of all runs, with `condition` and `level` (None where nothing varies), and their per-run verdicts.
 
     Conditions are read one after another, and the traces of single heads are let go after judging, except those of
     conditions with `heads: true`: they are the bulk of a record.
     """
     parts, verdicts = {}, []
-    for condition, section in spec["conditions"].items():
-        cells = [(cell, folder) for cell, folder in trained if cell.condition == condition]
-        arms: dict[str, list[Path]] = {arm: [] for arm in section["arms"]}
-        for cell, folder in cells:
-            arms[cell.arm].append(folder)
-        named = [(cell.arm, folder.name, cell.level.value) for cell, folder in cells]
+    for condition, section in design.conditions.items():
+        ended = [(slot, folder) for slot, folder in trained if slot.condition == condition]
+        arms: dict[str, list[Path]] = {arm: [] for arm in design.arms_of(condition)}
+        for slot, folder in ended:
+            arms[slot.arm].append(folder)
+        named = [(slot.arm, folder.name, slot.level.value) for slot, folder in ended]
         levels = pd.DataFrame(named, columns=["arm", "run", "level"])
         tables = vars(collect(arms)).items()
         frames = Frames(**{n: table.merge(levels, on=["arm", "run"], how="left") for n, table in tables})
         verdicts.append(judge_runs(frames).assign(condition=condition))
-        if "windows" in section:
-            verdicts.append(judge_switch(frames, section["windows"]).assign(condition=condition))
-        heads = frames.heads if section.get("heads") else frames.heads.head(0)
+        if section.windows is not None:
+            verdicts.append(judge_switch(frames, section.windows).assign(condition=condition))
+        heads = frames.heads if section.heads else frames.heads.head(0)
         parts[condition] = replace(frames, heads=heads)
     return stack(parts), pd.concat(verdicts, ignore_index=True)
 
@@ -114,25 +122,26 @@ def figure_of(claim: Mapping[str, Any], figures: Sequence[Mapping[str, Any]]) ->
     return ""
 
 
-def _rests_on(claim: Mapping[str, Any], best: Best, spec: Mapping[str, Any]) -> bool:
+def _rests_on(claim: Mapping[str, Any], best: Best, design: Design) -> bool:
     conditions = claim.get("conditions", [claim.get("condition")])
-    tuned_on = {spec["conditions"][condition].get("tuned_on") for condition in conditions}
+    tuned_on = {design.conditions[condition].tuned_on for condition in conditions}
     baseline = claim.get("baseline")
     arms = {claim["arm"], baseline.get("arm") if isinstance(baseline, Mapping) else baseline}
     return best.condition in tuned_on and best.arm in arms
 
 
-def _print(spec: Mapping[str, Any], verdicts: pd.DataFrame, answers: pd.DataFrame, tuned: list[Best]) -> None:
-    print()
-    for condition in spec["conditions"]:
-        print(f"{condition}: verdict held in runs / judged runs (median value)")
-        print(as_text(verdict_table(summarise(verdicts[verdicts["condition"] == condition]))), end="\n\n")
-    for best in tuned:
-        print(best)
-    for row in answers.itertuples():
-        print(f"{row.verdict:<15}{row.claim} [{row.source}]\n{'':15}{row.effect} (n = {row.n})")
+def answers_text(design: Design, judgement: Judgement, tuned: list[Best]) -> str:
+    """What an experiment ends with: the tests of its runs by condition, what its searches chose, and the answers."""
+    lines, verdicts = [], judgement.verdicts
+    for condition in design.conditions:
+        lines.append(f"{condition}: verdict held in runs / judged runs (median value)")
+        lines += [as_text(verdict_table(summarise(verdicts[verdicts["condition"] == condition]))), ""]
+    lines += map(str, tuned)
+    for row in judgement.answers.itertuples():
+        lines.append(f"{row.verdict:<15}{row.claim} [{row.source}]\n{'':15}{row.effect} (n = {row.n})")
         if row.side:
-            print(f"{'':15}{row.contradicts}: this evidence is on the side of {row.side}")
+            lines.append(f"{'':15}{row.contradicts}: this evidence is on the side of {row.side}")
+    return "\n".join(lines)
 
 
 def provenance(trained: Trained, command: str) -> dict[str, Any]:

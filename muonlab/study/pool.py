@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -19,6 +19,9 @@ from typing import Any
 from tqdm import tqdm
 
 from muonlab.errors import MuonlabError
+from muonlab.runtime import usable_cores
+from muonlab.study.queue import Claim
+from muonlab.train.config import RunConfig, read_config
 
 WARM = [
     "muonlab.train.run",
@@ -32,44 +35,47 @@ WARM = [
 
 @dataclass(frozen=True)
 class Result:
-    """How one run ended: a RunRecord status, its cause and folder; `killed` is the signal that ended the process."""
+    """How one run ended: a RunRecord status, or "killed" where its process ended without a word; cause and folder."""
 
     status: str
     cause: str = ""
     folder: Path | None = None
-    killed: int = 0
 
 
 @dataclass
 class Job:
-    """One run to do: the resolved config, its label for the progress bar, what the caller keeps with it."""
+    """One run to do: its settings, its label for log and progress, and the claim that it fulfils."""
 
-    config: dict[str, Any]
+    config: RunConfig
     label: str
-    about: Any = None
+    claim: Claim | None = None
     steps: Any = field(default=None, repr=False)
     process: Any = field(default=None, repr=False)
     pipe: Connection | None = field(default=None, repr=False)
-    slot: int = 0
+    place: int = 0
 
 
-def default_slots() -> int:
+def default_workers() -> int:
     """As many runs at once as this machine has GPUs, or else processor cores."""
     import torch
 
-    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+    return torch.cuda.device_count() or usable_cores()
 
 
-def _child(config: dict[str, Any], slot: int, steps: Any, pipe: Connection, log: Path) -> None:
-    """The body of a run's process: train, and tell the parent how it went."""
+def _child(values: Mapping[str, Any], place: int, steps: Any, pipe: Connection, log: Path) -> None:
+    """The body of a run's process: train, and report to the parent how it went."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", buffering=1) as stream:
         os.dup2(stream.fileno(), sys.stdout.fileno())
         os.dup2(stream.fileno(), sys.stderr.fileno())
-    if config["trainer"]["devices"] == 1 and config["trainer"]["device"] != "cpu":
+    config = read_config(values)
+    if config.trainer.devices == 1 and config.trainer.device != "cpu":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        gpus = visible.split(",") if visible else None
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)] if gpus else str(slot)
+        if visible is None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = str(place)
+        elif visible:  # an empty list hides all GPUs, and goes on doing so
+            gpus = visible.split(",")
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
 
     def on_step(step: int) -> None:
         steps.value = step
@@ -89,12 +95,12 @@ def _child(config: dict[str, Any], slot: int, steps: Any, pipe: Connection, log:
 
 
 class Pool:
-    """Runs jobs `slots` at a time. `log_folder` gets one text file a job with whatever it printed."""
+    """Runs jobs, `workers` at a time. `log_folder` gets one text file per job with whatever it printed."""
 
-    def __init__(self, slots: int, log_folder: Path):
-        if slots < 1:
-            raise MuonlabError(f"the number of workers must be at least 1, not {slots}")
-        self.slots, self.log_folder = slots, log_folder
+    def __init__(self, workers: int, log_folder: Path):
+        if workers < 1:
+            raise MuonlabError(f"the number of workers must be at least 1, not {workers}")
+        self.workers, self.log_folder = workers, log_folder
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(WARM)
         self.running: list[Job] = []
@@ -118,9 +124,10 @@ class Pool:
         """
         bar = self._bar(title, total_steps)
         finished_steps, ended, more = 0, 0, True
+        self.log_folder.mkdir(parents=True, exist_ok=True)
         try:
             while more or self.running:
-                while more and len(self.running) < self.slots:
+                while more and len(self.running) < self.workers:
                     job = next_job()
                     more = job is not None
                     if job is not None:
@@ -132,12 +139,13 @@ class Pool:
                     self.running.remove(job)
                     result = self._result(job)
                     ended += 1
-                    finished_steps += job.config["trainer"]["max_steps"]
+                    finished_steps += job.config.trainer.max_steps
                     on_result(job, result)
+                    more = True  # the slot may be open again
                 bar.update(finished_steps + sum(j.steps.value for j in self.running) - bar.n)
                 bar.set_postfix_str(f"{ended}/{total_jobs} runs", refresh=False)
         except KeyboardInterrupt:
-            bar.write(f"stopping: {len(self.running)} runs keep a checkpoint ...", file=sys.stderr)
+            bar.write(f"stopping: saving checkpoints of {len(self.running)} runs ...", file=sys.stderr)
             self._stop(on_result)
             raise
         finally:
@@ -156,12 +164,12 @@ class Pool:
         )
 
     def _start(self, job: Job) -> None:
-        taken = {other.slot for other in self.running}
-        job.slot = next(slot for slot in range(self.slots) if slot not in taken)
+        taken = {other.place for other in self.running}
+        job.place = next(place for place in range(self.workers) if place not in taken)
         job.steps = self.context.Value("q", 0, lock=False)
         job.pipe, theirs = self.context.Pipe(duplex=False)
         log = self.log_folder / f"{job.label}.log"
-        arguments = (job.config, job.slot, job.steps, theirs, log)
+        arguments = (job.config.as_dict(), job.place, job.steps, theirs, log)
         job.process = self.context.Process(
             target=_child, args=arguments, name=f"muonlab {job.label}", daemon=True
         )
@@ -176,7 +184,7 @@ class Pool:
             return job.pipe.recv()
         except EOFError:
             name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            return Result("failed", f"the process ended with {name}", killed=max(0, -code))
+            return Result("killed", f"the process ended with {name}")
         finally:
             job.pipe.close()
 

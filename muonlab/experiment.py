@@ -1,0 +1,87 @@
+"""python -m muonlab.experiment NAME [scale=gpu] [overrides]: run or resume experiments/NAME.yaml, judge, draw."""
+
+import os
+
+# Read when torch loads OpenMP, so it must stand before any import of torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import sys
+from pathlib import Path
+
+from muonlab.command import argument_parser, run_command
+from muonlab.errors import MuonlabError
+from muonlab.settings.check import Count, check
+from muonlab.study.catalogue import experiment_names
+from muonlab.study.design import load_experiment
+from muonlab.study.study import Study, overrides_for_runs
+
+
+def main() -> int:
+    """Exit code: 0 done, 2 a mistake in the command or failed runs, 130 interrupted."""
+    parser = argument_parser("muonlab.experiment", __doc__.partition(": ")[2])
+    parser.add_argument("name", help="a file of experiments/, without .yaml; `all` for every one")
+    parser.add_argument(
+        "overrides", nargs="*", help="scale=NAME, and Hydra overrides of every run, e.g. trainer.device=cuda"
+    )
+    parser.add_argument("--workers", type=int, help="runs at once (default: as many as GPUs, or else cores)")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="where NAME/ is written")
+    parser.add_argument(
+        "--studies", type=Path, default=Path("studies"), help="where NAME/ keeps queue and logs"
+    )
+    given = parser.parse_args()
+    workers = check(Count | None, given.workers, "--workers")
+    names = experiment_names() if given.name == "all" else [given.name]
+    failed = []
+    for name in names:
+        try:
+            run_experiment(make_study(name, given.overrides, given.studies, workers), given.results)
+        except MuonlabError as error:
+            if len(names) == 1:
+                raise
+            print(f"muonlab: {name}: {error}", file=sys.stderr)
+            failed.append(name)
+    if failed:
+        raise MuonlabError(f"{len(failed)} of {len(names)} experiments failed: {', '.join(failed)}")
+    return 0
+
+
+def make_study(experiment: str, overrides: list[str], studies: Path, workers: int | None) -> Study:
+    """The study of one experiment at the scale that the overrides name."""
+    scale = "cpu"
+    for override in overrides:
+        if override.startswith("scale="):
+            scale = override.removeprefix("scale=")
+    name = experiment if scale == "cpu" else f"{experiment}-{scale}"
+    command = " ".join(["python -m muonlab.experiment", experiment, *overrides])
+    design = load_experiment(experiment, scale)
+    return Study(
+        name=name,
+        design=design,
+        overrides=tuple(overrides_for_runs(overrides, own=["scale"])),
+        folder=studies / name,
+        command=command,
+        workers=workers,
+    )
+
+
+def run_experiment(study: Study, results: Path) -> None:
+    """Train what is missing of one experiment, judge and draw it into results/NAME, and renew results/README.md."""
+    design = study.design
+    print(f"{study.name}: about {design.minutes:g} minutes. {' '.join(design.question.split())}", flush=True)
+    study.slots()  # a mistake is reported before anything heavy is imported
+
+    from analysis.evidence import write_evidence
+    from muonlab.study.judging import answers_text, judge
+    from muonlab.study.run import close_study, draw_figures, train_study
+
+    out = results / study.name
+    trained, tuned, _ = train_study(study)
+    print("\n" + answers_text(design, judge(study, trained, tuned, out), tuned))
+    print(f"\nwritten: {out}, {write_evidence(results)}")
+    for path in draw_figures(design, out):
+        print(f"  {path}")
+    close_study(study, out)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,76 @@
+"""The page that --help shows: groups, options, and every setting with the comment that stands beside it in conf/."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from muonlab.cli import compose_config, plain, project_folder
+
+Place = tuple[str, ...]
+
+
+def help_page(config_name: str, overrides: list[str]) -> str:
+    """The page for conf/<config_name>.yaml with what the overrides choose. Raises what `compose_config` raises."""
+    config = plain(compose_config(config_name, overrides))
+    with initialize_config_dir(str(project_folder("conf")), version_base="1.3"):
+        hydra = compose(config_name, overrides, return_hydra_config=True).hydra
+        choices = dict(OmegaConf.to_container(hydra.runtime.choices))  # type: ignore[arg-type]
+        header, footer = hydra.help.header.strip(), hydra.help.footer.rstrip()
+    groups = [group for group in config if group in choices]
+    lines = [header, "", "Groups (choose one option each):"]
+    for group in groups:
+        options = sorted(path.stem for path in (project_folder("conf") / group).glob("*.yaml"))
+        lines.append(f"  {group}: {', '.join(options)}")
+    comments = file_comments(project_folder("conf") / f"{config_name}.yaml")
+    for group in groups:
+        found = file_comments(project_folder("conf") / group / f"{choices[group]}.yaml")
+        comments |= {(group, *path): comment for path, comment in found.items()}
+    lines += ["", "The config with what you have chosen:", *_commented(config, comments), "", footer]
+    return "\n".join(lines)
+
+
+def file_comments(path: Path) -> dict[Place, str]:
+    """The comment on the line of every setting of a YAML file, and of those that it inherits by `defaults`."""
+    text = path.read_text(encoding="utf-8")
+    comments: dict[Place, str] = {}
+    for default in (yaml.safe_load(text) or {}).get("defaults", ()):
+        if isinstance(default, str) and default != "_self_":
+            comments |= file_comments(path.with_name(f"{default}.yaml"))
+    _collect(yaml.compose(text), text.splitlines(), (), comments)
+    return comments
+
+
+def _collect(node: Any, lines: list[str], place: Place, comments: dict[Place, str]) -> None:
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key, value in node.value:
+        path = (*place, key.value)
+        if isinstance(value, yaml.MappingNode) and not value.flow_style:
+            _collect(value, lines, path, comments)
+        elif value.start_mark.line == value.end_mark.line:
+            _, sign, comment = lines[value.end_mark.line][value.end_mark.column :].partition("#")
+            if sign:
+                comments[path] = comment.strip()
+
+
+def _commented(config: dict[str, Any], comments: dict[Place, str]) -> list[str]:
+    rows: list[tuple[str, str]] = []
+
+    def add(section: dict[str, Any], place: Place) -> None:
+        indent = "  " * len(place)
+        for key, value in section.items():
+            path = (*place, str(key))
+            if isinstance(value, dict) and value:
+                rows.append((f"{indent}{key}:", ""))
+                add(value, path)
+            else:
+                text = yaml.safe_dump(value, default_flow_style=True, width=1 << 20, allow_unicode=True)
+                text = text.removesuffix("...\n").strip()
+                rows.append((f"{indent}{key}: {text}", comments.get(path, "")))
+
+    add(config, ())
+    width = min(44, max(len(setting) for setting, _ in rows))
+    return [f"{setting:<{width}}  # {comment}" if comment else setting for setting, comment in rows]

@@ -1,0 +1,283 @@
+"""An experiment's file: what it may say, checked before anything runs, and the same question at another scale."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from annotated_types import MinLen
+
+from muonlab.cli import project_folder
+from muonlab.errors import MuonlabError, unknown_name
+from muonlab.settings.check import Seed, Text, build, defaults
+from muonlab.settings.search import SearchSettings
+
+Overrides = Sequence[str]
+Seeds = Annotated[Sequence[Seed], MinLen(1)]
+LevelValue = float | str | None
+Varied = Mapping[str, Sequence[Any]]  # {key: values}, or {"key,key": rows of values}
+Named = Mapping[Any, Overrides]  # {level: overrides}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """overrides: what the arm's runs are told beyond their condition; vary, levels: levels of its own."""
+
+    overrides: Overrides = ()
+    vary: Varied | None = None
+    levels: Named | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """What all its arms share: overrides (`common`), seeds (none: the experiment's), and one of
+
+    vary, levels: every arm at every level. search: an Optuna search in place of levels, {sampler, trials, optimizers
+    with their spaces, ...} or the name of one in conf/search; without arms, one arm for each of its optimizers.
+    tuned_on: the search or the condition with levels whose best level every arm takes. windows: the steps in which the
+    clip acts. heads: every head's trace is kept.
+    """
+
+    about: str = ""
+    arms: Mapping[str, Any] = field(default_factory=dict)
+    common: Overrides = ()
+    seeds: Seeds | None = None
+    vary: Varied | None = None
+    levels: Named | None = None
+    search: str | Mapping[str, Any] | None = None
+    tuned_on: str | None = None
+    windows: Sequence[tuple[int, int]] | None = None
+    heads: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """What a scale changes: overrides after all others, seeds, minutes, and keys of conditions."""
+
+    common: Overrides = ()
+    seeds: Seeds | None = None
+    minutes: float | None = None
+    conditions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """One file of experiments/: said before any run, then what is run and how it is judged and drawn."""
+
+    question: Text
+    prediction: Text
+    source: Text
+    held_equal: Text
+    tuning: Text
+    primary: Text
+    minutes: float
+    seeds: Seeds
+    common: Overrides = ()
+    conditions: Annotated[Mapping[str, Condition], MinLen(1)]
+    claims: Sequence[Mapping[str, Any]] = ()
+    harmless: Sequence[Mapping[str, Any]] = ()
+    figures: Sequence[Mapping[str, Any]] = ()
+    scales: Mapping[str, Scale] = field(default_factory=dict)
+    scale: str = "cpu"
+    scale_common: Overrides = ()
+
+    def as_mapping(self) -> dict[str, Any]:
+        """What `make_design` reads, without what is left at its default."""
+        return _said(self)
+
+    @property
+    def tuning_conditions(self) -> set[str]:
+        """The conditions that others are tuned on."""
+        return {section.tuned_on for section in self.conditions.values() if section.tuned_on}
+
+    def seeds_of(self, condition: str) -> list[int]:
+        """The seeds of a condition: its own, or else the experiment's."""
+        return list(self.conditions[condition].seeds or self.seeds)
+
+    def arms_of(self, condition: str) -> dict[str, Arm]:
+        """The arms of a condition; a search without arms has one for each of its optimizers, and so has what is tuned
+        on it."""
+        section = self.conditions[condition]
+        if section.arms:
+            return {str(name): _arm(name, given) for name, given in section.arms.items()}
+        if section.search is not None:
+            searched = searches(self, condition).optimizers
+            return {name: Arm(overrides=(f"optimizer={name}",)) for name in searched}
+        return self.arms_of(section.tuned_on) if section.tuned_on else {}
+
+    def all_claims(self) -> list[dict[str, Any]]:
+        """The claims in the order in which they are answered: `claims`, then one for each pair of `harmless`."""
+        pairs = []
+        for pair in self.harmless:
+            claim = f"The clip is harmless at a {pair['condition']} learning rate"
+            said = {"claim": claim, "source": "K2 App. D", "harmless": pair["baseline"]}
+            pairs.append(said | {key: value for key, value in pair.items() if key != "baseline"})
+        return [*map(dict, self.claims), *pairs]
+
+
+def _said(section: Any) -> Any:
+    if isinstance(section, Mapping):
+        return {key: _said(value) for key, value in section.items()}
+    if isinstance(section, list | tuple):
+        return [_said(value) for value in section]
+    if not is_dataclass(section):
+        return section
+    usual = defaults(type(section))
+    values = {spec.name: getattr(section, spec.name) for spec in fields(section)}
+    return {key: _said(value) for key, value in values.items() if key not in usual or value != usual[key]}
+
+
+def _arm(name: object, given: Any) -> Arm:
+    if isinstance(given, Mapping):
+        return build(Arm, given, f"arm {name}")
+    return build(Arm, {"overrides": given}, f"arm {name}")
+
+
+def searches(design: Design, condition: str) -> SearchSettings:
+    """The search of a condition that has one."""
+    given = design.conditions[condition].search
+    if isinstance(given, str):
+        from muonlab.cli import compose_config, plain
+
+        given = plain(compose_config("sweep", [f"search={given}"]))["search"]
+    return build(SearchSettings, given or {}, "search")
+
+
+# ---------------------------------------------------------------------- reading
+def load_experiment(name: str, scale: str = "cpu") -> Design:
+    """experiments/<name>.yaml at a scale, checked; raises what `read_experiment` and `at_scale` raise."""
+    return at_scale(read_experiment(name), scale)
+
+
+def read_experiment(name: str) -> Design:
+    """experiments/<name>.yaml, checked. Raises MuonlabError for an unknown name, with the near ones."""
+    path = project_folder("experiments") / f"{name}.yaml"
+    if not path.exists():
+        raise unknown_name("experiment", name, [p.stem for p in path.parent.glob("*.yaml")])
+    return read_design(path)
+
+
+def read_design(path: Path) -> Design:
+    """The design in a file. Raises MuonlabError for one that is no YAML or says what it may not."""
+    try:
+        return make_design(yaml.safe_load(path.read_text(encoding="utf-8")), path.name)
+    except yaml.YAMLError as error:
+        raise MuonlabError(f"{path.name} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def make_design(values: Mapping[str, Any], where: str = "the experiment") -> Design:
+    """A design from plain values.
+
+    Raises MuonlabError, naming what is near, for an unknown or missing key and for a design that cannot be run.
+    """
+    if not isinstance(values, Mapping):
+        raise MuonlabError(f"{where} must hold a mapping of settings")
+    try:
+        design = build(Design, values, "")
+    except MuonlabError as error:
+        raise MuonlabError(f"{where}: {error}") from error
+    for scale, section in design.scales.items():
+        for name, changed in section.conditions.items():
+            _known([name], design.conditions, f"condition of scale {scale} in {where}")
+            _known(
+                changed,
+                Condition.__dataclass_fields__,
+                f"key of condition {name} at scale {scale} in {where}",
+            )
+    for name, condition in design.conditions.items():
+        if condition.tuned_on is not None:
+            _check_tuning(design, name, condition, where)
+        if condition.search is not None:
+            _check_search(design, name, condition, where)
+        if not design.arms_of(name):
+            raise MuonlabError(f"condition '{name}' of {where} has no arms")
+    _check_questions(design, where)
+    return design
+
+
+def at_scale(design: Design, scale: str) -> Design:
+    """The same question at `scale`: its `seeds` and `minutes`, what its `conditions` say otherwise key by key, and as
+    `scale_common` the overrides of every run.
+
+    "cpu" is the file as it is, unless it says more. Raises MuonlabError for a scale that the file lacks.
+    """
+    scales = {"cpu": Scale(), **design.scales}
+    if scale not in scales:
+        raise unknown_name("scale", scale, scales)
+    chosen = scales[scale]
+    conditions = {
+        name: replace(section, **_typed(name, chosen.conditions.get(name, {})))
+        for name, section in design.conditions.items()
+    }
+    return replace(
+        design,
+        conditions=conditions,
+        seeds=chosen.seeds or design.seeds,
+        minutes=chosen.minutes or design.minutes,
+        scales={},
+        scale=scale,
+        scale_common=tuple(chosen.common),
+    )
+
+
+def _typed(name: str, changed: Mapping[str, Any]) -> dict[str, Any]:
+    section = build(Condition, changed, f"condition {name}")
+    return {key: getattr(section, key) for key in changed}
+
+
+# ---------------------------------------------------------------------- checks
+def _check_questions(design: Design, where: str) -> None:
+    from analysis.claims import check_claim
+
+    conditions = {name: {"arms": design.arms_of(name)} for name in design.conditions}
+    figures = {figure.get("name") for figure in design.figures}
+    for claim in design.all_claims():
+        try:
+            check_claim(claim, conditions, design.tuning_conditions)
+        except MuonlabError as error:
+            raise MuonlabError(f"{where}: {error}") from error
+        if "figure" in claim and claim["figure"] not in figures:
+            raise unknown_name(f"figure of '{claim['claim']}' in {where}", claim["figure"], map(str, figures))
+    for figure in design.figures:
+        kind = f"condition of figure {figure.get('name')} in {where}"
+        _known(figure.get("conditions", ()), design.conditions, kind)
+
+
+def _check_search(design: Design, name: str, section: Condition, where: str) -> None:
+    if section.vary is not None or section.levels is not None:
+        raise MuonlabError(f"condition '{name}' of {where} has `search` and levels; it takes one of them")
+    search = searches(design, name)
+    if search.adaptive and len(design.seeds_of(name)) > 1:
+        raise MuonlabError(
+            f"condition '{name}' of {where} has {len(design.seeds_of(name))} seeds, but the sampler {search.sampler}"
+            " learns from one run per setting; give it one seed, or take quasi_random"
+        )
+    for arm in design.arms_of(name):
+        if arm not in search.optimizers:
+            raise unknown_name(f"searched optimizer of condition {name} in {where}", arm, search.optimizers)
+
+
+def _check_tuning(design: Design, name: str, section: Condition, where: str) -> None:
+    search = section.tuned_on
+    assert search is not None
+    if search not in design.conditions:
+        raise unknown_name(f"condition for {name} to be tuned on", search, design.conditions)
+    if design.conditions[search].tuned_on:
+        raise MuonlabError(f"condition '{name}' of {where} is tuned on '{search}', which is itself tuned")
+    for arm in section.arms:
+        if arm not in design.arms_of(search):
+            raise unknown_name(f"arm of {search} to tune {name} on", arm, design.arms_of(search))
+    shared = sorted(set(design.seeds_of(name)) & set(design.seeds_of(search)))
+    if shared:
+        raise MuonlabError(
+            f"condition '{name}' of {where} is tuned on '{search}' with the same seed {shared[0]}: "
+            "the seeds that chose a setting cannot judge it"
+        )
+
+
+def _known(names: Iterable[Any], known: Iterable[str], kind: str) -> None:
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise unknown_name(kind, str(name), known)

@@ -1,0 +1,245 @@
+"""The queue of a study: which slot is taken by whom, in an Optuna storage that any number of workers share.
+
+What counts is slots, not trials. Nothing is enqueued, so opening a study twice, or at once in two processes, changes
+nothing: the slots follow from the design. A trial is an *attempt* at a slot. It is made running, with the slot's name,
+its owner and its setting, in one transaction of the storage, and its number decides: of the living attempts at a slot
+the lowest has it, and every other withdraws. A slot whose owner died has no living attempt and is open again, with the
+setting that its first attempt was given.
+"""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+
+from muonlab.errors import MuonlabError
+from muonlab.record.owner import Owner
+from muonlab.settings.search import SearchSettings
+from muonlab.study.design import Design, searches
+from muonlab.study.slots import Slot
+from muonlab.study.space import Setting, containing, parse_space, suggest
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A slot that this process has, with the number of its attempt; the slot's setting is drawn."""
+
+    slot: Slot
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One trial: number, state (Optuna's name), status and cause as the run ended, value (loss in nats), setting."""
+
+    slot: str
+    number: int
+    state: str
+    status: str
+    cause: str
+    value: float | None
+    setting: Setting
+
+
+class Queue:
+    """The attempts at the slots of a study: one Optuna study for each arm of each condition, so that a sampler learns
+    from its own arm alone."""
+
+    def __init__(self, storage: BaseStorage | str, name: str, design: Design):
+        self.name = name
+        self._storage = storage
+        self._searches = {
+            c: searches(design, c) for c, s in design.conditions.items() if s.search is not None
+        }
+        self._studies: dict[tuple[str, str], optuna.Study] = {}
+
+    def claim(self, slot: Slot) -> Claim | None:
+        """Take an open slot; None where a living worker has it."""
+        study = self._study(slot)
+        if self._holder(study, slot) is not None:
+            return None
+        mine = self._attempt(study, slot)
+        if self._holder(study, slot) != mine.number:
+            self._withdraw(study, mine.number)
+            return None
+        return Claim(self._drawn(study, slot, mine), mine.number)
+
+    def finish(self, claim: Claim, status: str, cause: str, loss: float | None) -> None:
+        """The attempt ended: with a loss in nats it is complete, without one it failed and the slot is open again.
+
+        Only its first end counts.
+        """
+        study = self._study(claim.slot)
+        frozen = self._trial(study, claim.attempt)
+        if frozen.state.is_finished():
+            return
+        trial = Trial(study, frozen._trial_id)
+        trial.set_user_attr("status", status)
+        trial.set_user_attr("cause", cause)
+        if loss is None:
+            study.tell(claim.attempt, state=TrialState.FAIL)
+        else:
+            study.tell(claim.attempt, loss)
+
+    def busy(self, slot: Slot) -> bool:
+        """Whether a living worker has the slot."""
+        return self._holder(self._study(slot), slot) is not None
+
+    def drawn(self, slot: Slot) -> Slot | None:
+        """The slot with its setting; None where a sampler has not drawn it yet."""
+        if not slot.drawn:
+            return slot
+        setting = self._first_setting(self._study(slot), slot)
+        return slot.at(setting) if setting else None
+
+    def abandoned(self, slots: Sequence[Slot]) -> list[Claim]:
+        """The attempts at these slots that their workers, now dead, never ended."""
+        left = []
+        for slot in slots:
+            study = self._study(slot)
+            for trial in self._attempts(study, slot):
+                if trial.state == TrialState.RUNNING and _dead(trial) and (drawn := self.drawn(slot)):
+                    left.append(Claim(drawn, trial.number))
+        return left
+
+    def attempts(self, slots: Sequence[Slot]) -> list[Attempt]:
+        """Every attempt at these slots, but for those that withdrew, in the order of the slots."""
+        rows = []
+        for slot in slots:
+            for trial in self._attempts(self._study(slot), slot):
+                about, complete = trial.user_attrs, trial.state == TrialState.COMPLETE
+                status, cause = about.get("status", ""), about.get("cause", "")
+                value = trial.value if complete else None
+                setting = dict(slot.level.setting or trial.params)
+                rows.append(Attempt(slot.name, trial.number, trial.state.name, status, cause, value, setting))
+        return rows
+
+    # ------------------------------------------------------------------ one claim
+    def _attempt(self, study: optuna.Study, slot: Slot) -> FrozenTrial:
+        """Make a running attempt, whole in one transaction, and find it again by its token."""
+        token = uuid.uuid4().hex
+        setting = self._first_setting(study, slot)
+        space = self._space(slot)
+        attributes = {"slot": slot.name, "token": token, "owner": Owner.this().values()}
+        widened = {key: containing(space[key], setting[key]) for key in space} if setting else {}
+        study.add_trial(
+            create_trial(
+                state=TrialState.RUNNING,
+                params={key: setting[key] for key in widened} if setting else {},
+                distributions=widened,
+                user_attrs=attributes,
+            )
+        )
+        [mine] = [t for t in study.get_trials(deepcopy=False) if t.user_attrs.get("token") == token]
+        return mine
+
+    def _drawn(self, study: optuna.Study, slot: Slot, mine: FrozenTrial) -> Slot:
+        """The slot with its setting: that of its level or first attempt, or what the sampler draws now."""
+        if not slot.drawn:
+            return slot
+        space, setting = self._space(slot), self._first_setting(study, slot)
+        if setting is None:
+            trial = Trial(study, mine._trial_id)
+            for name, distribution in space.items():
+                suggest(trial, name, distribution)
+            setting = dict(trial.params)
+        return slot.at(setting)
+
+    def _first_setting(self, study: optuna.Study, slot: Slot) -> Setting | None:
+        """What the slot is to try: its level's setting, or else the one that its first attempt drew whole."""
+        if slot.level.setting:
+            return slot.level.setting
+        space = self._space(slot)
+        for trial in self._attempts(study, slot):
+            if space and trial.params.keys() == space.keys():
+                return dict(trial.params)
+        return None
+
+    def _holder(self, study: optuna.Study, slot: Slot) -> int | None:
+        """The number of the attempt that has the slot."""
+        living = [
+            t.number for t in self._attempts(study, slot) if t.state == TrialState.RUNNING and not _dead(t)
+        ]
+        return min(living, default=None)
+
+    def _withdraw(self, study: optuna.Study, number: int) -> None:
+        trial = Trial(study, self._trial(study, number)._trial_id)
+        trial.set_user_attr("withdrawn", True)
+        study.tell(number, state=TrialState.FAIL)
+
+    # ------------------------------------------------------------------ Optuna
+    def _study(self, slot: Slot) -> optuna.Study:
+        key = slot.condition, slot.arm
+        if key not in self._studies:
+            search = self._searches.get(slot.condition)
+            try:
+                self._studies[key] = optuna.create_study(
+                    study_name="/".join((self.name, *key)),
+                    storage=self._storage,
+                    sampler=_sampler(search) if search else None,
+                    direction="minimize",
+                    load_if_exists=True,
+                )
+            except Exception as error:  # of Optuna, SQLAlchemy, a driver that is missing, and the network
+                storage = f"search.storage={_scheme(self._storage)}://..."
+                raise MuonlabError(f"cannot use {storage}: {_reason(error)}") from error
+        return self._studies[key]
+
+    def _space(self, slot: Slot) -> dict[str, BaseDistribution]:
+        search = self._searches.get(slot.condition)
+        return parse_space(search.optimizers[slot.arm].space) if search else {}
+
+    @staticmethod
+    def _attempts(study: optuna.Study, slot: Slot) -> list[FrozenTrial]:
+        return [
+            trial
+            for trial in study.get_trials(deepcopy=False)
+            if trial.user_attrs.get("slot") == slot.name and "withdrawn" not in trial.user_attrs
+        ]
+
+    @staticmethod
+    def _trial(study: optuna.Study, number: int) -> FrozenTrial:
+        return study.get_trials(deepcopy=False)[number]
+
+
+def open_storage(url: str | None, folder: Path) -> BaseStorage | str:
+    """Any Optuna storage by URL; None: a journal file in the study's folder, which several processes may share."""
+    if url:
+        return url
+    path = str(folder / "journal.log")
+    return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
+
+
+def _sampler(search: SearchSettings) -> BaseSampler:
+    makers = {
+        "quasi_random": optuna.samplers.RandomSampler,  # never asked: those settings are fixed beforehand
+        "tpe": optuna.samplers.TPESampler,
+        "random": optuna.samplers.RandomSampler,
+        "cmaes": optuna.samplers.CmaEsSampler,
+        "gp": optuna.samplers.GPSampler,
+    }
+    return makers[search.sampler](seed=search.seed)
+
+
+def _dead(trial: FrozenTrial) -> bool:
+    owner = trial.user_attrs.get("owner")
+    return owner is None or Owner.read(owner).alive is False
+
+
+def _scheme(storage: BaseStorage | str) -> str:
+    return storage.partition(":")[0] if isinstance(storage, str) else "journal"
+
+
+def _reason(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,101 @@
+"""What a search ends with: the comparison of each optimizer's best setting over fresh seeds, and every attempt."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.tables import as_text, comparison_table, save_table
+from muonlab.settings.search import SearchSettings
+from muonlab.study.design import Design, searches
+from muonlab.study.judging import Judgement
+from muonlab.study.queue import Queue, open_storage
+from muonlab.study.slots import Slot
+from muonlab.study.study import FILE, Study
+from muonlab.study.tuning import Best, best_levels, chosen_levels
+from muonlab.study.work import finished_run
+from muonlab.train.config import RunConfig
+from muonlab.train.run import run_folder
+
+
+def fairness(design: Design, config: RunConfig) -> str:
+    """The rule under which the optimizers of a search are compared, in one paragraph."""
+    [search] = _searches(design)
+    tokens = config.trainer.max_steps * config.trainer.sequences * config.model.context
+    searched = {name: ", ".join(section.space) for name, section in search.optimizers.items()}
+    settings = "; ".join(f"{name}: {names}" for name, names in searched.items())
+    if len(set(searched.values())) == 1:
+        settings = next(iter(searched.values()))
+    seeds = ", ".join(map(str, search.replicate_seeds))
+    return (
+        f"Fairness: {search.trials} trials of each optimizer ({search.sampler}, published setting first), "
+        f"{tokens:,} tokens each, searched settings {settings}; the best by validation loss repeated on the "
+        f"fresh seeds {seeds}, which alone enter the comparison."
+    )
+
+
+def finished_report(study: Study) -> str | None:
+    """The report of a study whose every run is over; None while something is left to do."""
+    report = study.folder / "report.txt"
+    if not report.exists() or not (study.folder / FILE).exists():
+        return None
+    study.save()  # refuses another study of this name
+    queue = Queue(open_storage(study.storage, study.folder), study.name, study.design)
+    slots = [queue.drawn(slot) for slot in study.slots()]
+    if any(slot is None or finished_run(slot.config) is None for slot in slots):
+        return None
+    trained = [(slot, run_folder(slot.config)) for slot in slots if slot is not None]
+    fresh = study.slots(chosen_levels(best_levels(trained, study.design)))
+    return (
+        report.read_text(encoding="utf-8")
+        if all(finished_run(s.config) for s in fresh if not s.drawn)
+        else None
+    )
+
+
+def comparison_text(
+    design: Design,
+    queue: Queue,
+    slots: Sequence[Slot],
+    judgement: Judgement,
+    tuned: Sequence[Best],
+    out: Path,
+) -> str:
+    """The warnings and the comparison of a search; its tables are written into `out`."""
+    searched = [slot for slot in slots if design.conditions[slot.condition].search is not None]
+    attempts_table(queue, searched).to_csv(out / "trials.csv", index=False)
+    lines = [f"warning: {best}" for best in tuned if best.edge]
+    [condition] = [name for name, section in design.conditions.items() if section.tuned_on]
+    runs = judgement.frames.runs
+    runs = runs[runs["condition"] == condition]
+    arms = list(dict.fromkeys(runs["arm"]))
+    spent = {best.arm: best.tried for best in tuned}
+    table = comparison_table(runs, "adamw" if "adamw" in arms else arms[0], spent)
+    save_table(table, out, "comparison")
+    seeds = ", ".join(map(str, design.seeds_of(condition)))
+    return "\n".join(
+        [*lines, f"\nThe best setting of each optimizer on the fresh seeds {seeds}:\n", as_text(table)]
+    )
+
+
+def attempts_table(queue: Queue, slots: Sequence[Slot]) -> pd.DataFrame:
+    """Every attempt at these slots: optimizer, slot, number, state, status, cause, value (nats) and its setting."""
+    arms = {slot.name: slot.arm for slot in slots}
+    rows = [
+        {
+            "optimizer": arms[attempt.slot],
+            "slot": attempt.slot,
+            "number": attempt.number,
+            "state": attempt.state,
+            "status": attempt.status,
+            "cause": attempt.cause,
+            "value": attempt.value,
+        }
+        | attempt.setting
+        for attempt in queue.attempts(slots)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _searches(design: Design) -> list[SearchSettings]:
+    return [searches(design, name) for name, s in design.conditions.items() if s.search is not None]

@@ -1,0 +1,207 @@
+"""The runs of a design, by its levels or drawn by a sampler: each is a slot with a name of its own."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from muonlab.cli import parse_overrides
+from muonlab.errors import MuonlabError
+from muonlab.settings.search import SearchSettings
+from muonlab.study.design import Arm, Condition, Design, LevelValue, searches
+from muonlab.study.space import Setting, extremes, parse_space, quasi_random
+from muonlab.train.config import RunConfig, read_section
+
+Compose = Callable[[list[str]], RunConfig]
+PUBLISHED = "published"
+
+
+@dataclass(frozen=True)
+class Level:
+    """One setting of what a condition varies: its value, or a name for it (None: nothing varies), and its overrides.
+
+    `setting` is that of a search, {key of the optimizer: value}; empty where the sampler has not drawn it yet.
+    """
+
+    value: LevelValue
+    overrides: tuple[str, ...] = ()
+    setting: Setting | None = None
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return ""
+        return f"{self.value:g}" if isinstance(self.value, float) else self.value
+
+    def __hash__(self) -> int:
+        return hash((self.value, self.overrides))
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One run of a study: where it is in the design, and its settings.
+
+    `config` is what trains; where a sampler draws the level, it is the arm's without that level, and `drawn` is true.
+    """
+
+    condition: str
+    arm: str
+    level: Level
+    seed: int
+    config: RunConfig
+    drawn: bool = False
+
+    @property
+    def name(self) -> str:
+        """Unique within its study: raised/muon/s1, search/muon/0.03/s0, search/muon/published/s0."""
+        level = str(self.level).replace("/", "_")
+        return "/".join(part for part in (self.condition, self.arm, level, f"s{self.seed}") if part)
+
+    @property
+    def label(self) -> str:
+        """The name as a file may have it."""
+        return self.name.replace("/", "-")
+
+    def at(self, setting: Setting) -> "Slot":
+        """The slot with the setting that its sampler drew."""
+        optimizer = read_section("optimizer", asdict(self.config.optimizer) | setting)
+        return replace(
+            self,
+            level=replace(self.level, setting=setting, overrides=_overrides(setting)),
+            config=replace(self.config, optimizer=optimizer),
+        )
+
+
+def slots(
+    design: Design,
+    compose: Compose,
+    overrides: Sequence[str] = (),
+    tuned: Mapping[str, Mapping[str, Level]] | None = None,
+) -> list[Slot]:
+    """Every run of the design, seeds outermost, so that an interrupted one has whole rounds of all arms.
+
+    compose: overrides -> settings of a run. overrides: of every run, after the design's own and its scale's. tuned:
+    {search condition: {arm: its best level}}; without it the conditions that are tuned on others are left out. Raises
+    MuonlabError for an override of the seed or of what a condition varies, since those are the design's, and for levels
+    that are one run.
+    """
+    everywhere = [*design.scale_common, *overrides]
+    if "seed" in keys(everywhere):
+        raise MuonlabError("the seeds are the experiment's own; change `seeds` in its file")
+    rounds: list[tuple[int, Slot]] = []
+    for condition, section in design.conditions.items():
+        if section.tuned_on and tuned is None:
+            continue
+        for arm, details in design.arms_of(condition).items():
+            best = tuned[section.tuned_on][arm] if section.tuned_on and tuned is not None else None
+            configs: list[RunConfig] = []
+            for level in levels_of(design, condition, arm, details) or [best or Level(None)]:
+                chosen = [
+                    *(best.overrides if best is not None and best is not level else ()),
+                    *level.overrides,
+                ]
+                _refuse_chosen(condition, chosen, everywhere)
+                config = _settings(design, section, details, chosen, everywhere, compose)
+                if config in configs and level.setting != {}:
+                    raise MuonlabError(f"level '{level}' of {condition}/{arm} is the same run as another")
+                configs.append(config)
+                for position, seed in enumerate(design.seeds_of(condition)):
+                    slot = Slot(condition, arm, level, seed, config.with_seed(seed), level.setting == {})
+                    rounds.append((position, slot))
+    return [slot for _, slot in sorted(rounds, key=lambda entry: entry[0])]
+
+
+def _settings(
+    design: Design,
+    section: Condition,
+    arm: Arm,
+    chosen: Sequence[str],
+    everywhere: Sequence[str],
+    compose: Compose,
+) -> RunConfig:
+    shared = [*design.common, *section.common]
+    if section.windows is not None:
+        shared.append(f"optimizer.windows={_text([list(window) for window in section.windows])}")
+    # The last choice of a group wins, so the arm's own stands behind what its condition shares.
+    return compose([*shared, *arm.overrides, *chosen, "trainer.progress=false", *everywhere])
+
+
+def levels_of(design: Design, condition: str, name: str, arm: Arm) -> list[Level]:
+    """The levels of an arm: its own `vary` or `levels`, or else its condition's, or those of its search; none where
+    nothing varies.
+
+    `vary` is {key: values}, or {"key,key": [[value, value], ...]} for keys that move together, of which the first one's
+    value is the level. `levels` is {name: overrides}; a number for a name is a number in every table.
+    """
+    section = design.conditions[condition]
+    for place in (arm, section):
+        if place.vary is not None and place.levels is not None:
+            raise MuonlabError("a condition or arm has either `vary` or `levels`, not both")
+        if place.levels is not None:
+            return [Level(_value(label), tuple(given)) for label, given in place.levels.items()]
+        if place.vary is not None:
+            if len(place.vary) != 1:
+                raise MuonlabError(
+                    f"`vary` takes one key (or several as 'a,b' with lists of values), not {list(place.vary)}"
+                )
+            [(varied, rows)] = place.vary.items()
+            return [_level(varied.split(","), row) for row in rows]
+    return searched_levels(searches(design, condition), name) if section.search is not None else []
+
+
+def searched_levels(search: SearchSettings, optimizer: str) -> list[Level]:
+    """The settings of one optimizer in the order in which they are tried: published, 1, 2, ...
+
+    Those of an adaptive sampler are empty until they are drawn.
+    """
+    section = search.optimizers[optimizer]
+    space = parse_space(section.space)
+    count = search.trials - 1
+    drawn: list[Setting] = [{}] * count if search.adaptive else quasi_random(space, count, search.seed)
+    settings = {PUBLISHED: dict(section.published)} | {str(i): s for i, s in enumerate(drawn, start=1)}
+    return [Level(name, _overrides(setting), setting) for name, setting in settings.items()]
+
+
+def check_spaces(design: Design, slots: Sequence[Slot]) -> None:
+    """Raises MuonlabError for a searched value that a run would refuse: the ends of a range, or a choice."""
+    for condition, section in design.conditions.items():
+        if section.search is None:
+            continue
+        for name, given in searches(design, condition).optimizers.items():
+            slot = next(s for s in slots if (s.condition, s.arm) == (condition, name))
+            for key, distribution in parse_space(given.space).items():
+                for value in extremes(distribution):
+                    slot.at({**given.published, key: value})
+
+
+def _overrides(setting: Setting) -> tuple[str, ...]:
+    return tuple(f"optimizer.{key}={_text(value)}" for key, value in setting.items())
+
+
+def _level(varied: list[str], row: Any) -> Level:
+    values = row if len(varied) > 1 else [row]
+    if not isinstance(values, list) or len(values) != len(varied):
+        raise MuonlabError(f"`vary` of {','.join(varied)} needs {len(varied)} values a level, not {row}")
+    given = tuple(f"{key.strip()}={_text(value)}" for key, value in zip(varied, values, strict=True))
+    return Level(_value(values[0]), given)
+
+
+def _value(value: Any) -> float | str:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number else "none" if value is None else _text(value)
+
+
+def _text(value: Any) -> str:
+    # Hydra's grammar for lists, null, true and numbers is JSON's.
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def keys(overrides: Sequence[str]) -> set[str]:
+    """The config keys that overrides set."""
+    return {override.key_or_group for override in parse_overrides(list(overrides))}
+
+
+def _refuse_chosen(condition: str, chosen: Sequence[str], everywhere: Sequence[str]) -> None:
+    varied = keys(chosen)
+    for override in everywhere:
+        if keys([override]) & varied:
+            raise MuonlabError(f"'{override}' cannot be set for every run: condition '{condition}' varies it")

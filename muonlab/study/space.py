@@ -1,0 +1,142 @@
+"""Search spaces in Hydra's override syntax, as Optuna distributions and as points of the unit cube."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep
+from hydra.errors import HydraException
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from muonlab.errors import MuonlabError
+
+Setting = dict[str, Any]
+ALLOWED = "allowed are interval(a, b), tag(log, interval(a, b)), choice(a, b, ...) and range(a, b, step)"
+
+
+def parse_space(space: Mapping[str, str]) -> dict[str, BaseDistribution]:
+    """{"lr": "tag(log, interval(3e-4, 3e-2))"} -> {"lr": FloatDistribution(log=True, ...)}.
+
+    interval(a, b) is a real number (`tag(log, ...)`: uniform in its logarithm; int(interval(...)): an integer),
+    choice(a, b) one of the values, range(a, b, step) an integer. Raises MuonlabError for anything else.
+    """
+    return {name: _distribution(name, text) for name, text in space.items()}
+
+
+def _distribution(name: str, text: str) -> BaseDistribution:
+    try:
+        sweep = OverridesParser.create().parse_override(f"{name}={text}").value()
+    except HydraException as error:
+        raise MuonlabError(f"search space of {name}: '{text}' cannot be read; {ALLOWED}") from error
+    if isinstance(sweep, IntervalSweep):
+        return _interval(name, text, sweep)
+    if isinstance(sweep, ChoiceSweep):
+        return CategoricalDistribution([getattr(v, "text", v) for v in sweep.list])
+    if isinstance(sweep, RangeSweep):
+        low, stop, step = int(sweep.start), int(sweep.stop), int(sweep.step)
+        if step < 1 or stop <= low:
+            raise MuonlabError(f"search space of {name}: '{text}' is empty; {ALLOWED}")
+        return IntDistribution(low, low + step * ((stop - 1 - low) // step), step=step)
+    raise MuonlabError(f"search space of {name}: '{text}' is one value; {ALLOWED}")
+
+
+def _interval(name: str, text: str, sweep: IntervalSweep) -> BaseDistribution:
+    low, high, log = sweep.start, sweep.end, "log" in sweep.tags
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise MuonlabError(f"search space of {name}: '{text}' has no finite ends")
+    if not low < high or (log and low <= 0):
+        raise MuonlabError(f"search space of {name}: '{text}' is empty" + (" on a log scale" if log else ""))
+    if isinstance(low, int) and isinstance(high, int):
+        return IntDistribution(low, high, log=log)
+    return FloatDistribution(float(low), float(high), log=log)
+
+
+def at(distribution: BaseDistribution, u: float) -> Any:
+    """The value at the quantile u in [0, 1) of a distribution.
+
+    Log scale: low (high / low)^u. Integers and choices: equal shares of [0, 1).
+    """
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[int(u * len(distribution.choices))]
+    if isinstance(distribution, IntDistribution):
+        low, high = distribution.low, distribution.high
+        if distribution.log:
+            return min(high, int(math.exp(math.log(low) + u * (math.log(high + 1) - math.log(low)))))
+        return low + distribution.step * int(u * ((high - low) // distribution.step + 1))
+    assert isinstance(distribution, FloatDistribution)
+    start, end = distribution.low, distribution.high
+    return start * (end / start) ** u if distribution.log else start + u * (end - start)
+
+
+def quasi_random(distributions: Mapping[str, BaseDistribution], count: int, seed: int) -> list[Setting]:
+    """`count` settings at the points of a scrambled Halton sequence; more of them begin with the same ones.
+
+    Every optimizer whose space has as many dimensions gets identical points of the unit cube, so no optimizer benefits
+    from luckier draws.
+    """
+    from scipy.stats import qmc
+
+    points = qmc.Halton(len(distributions), scramble=True, rng=seed).random(count)
+    return [{n: at(d, u) for (n, d), u in zip(distributions.items(), p, strict=True)} for p in points]
+
+
+def extremes(distribution: BaseDistribution) -> list[Any]:
+    """The ends of a range, or all choices."""
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    return [distribution.low, distribution.high]
+
+
+def containing(distribution: BaseDistribution, value: Any) -> BaseDistribution:
+    """The same distribution, wide enough for `value`: a published setting may lie outside what is searched.
+
+    Raises MuonlabError for a value that no such distribution can hold.
+    """
+    if isinstance(distribution, CategoricalDistribution):
+        known = value in distribution.choices
+        return distribution if known else CategoricalDistribution([*distribution.choices, value])
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise MuonlabError(f"a published setting must be a finite number like those searched, not {value!r}")
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    low, high = min(distribution.low, value), max(distribution.high, value)
+    if distribution.log and low <= 0:
+        raise MuonlabError(
+            f"a published setting must be above 0 where the search is on a log scale, not {value!r}"
+        )
+    if isinstance(distribution, IntDistribution):
+        if value != int(value):
+            raise MuonlabError(f"a published setting must be an integer like those searched, not {value!r}")
+        return IntDistribution(int(low), int(high), log=distribution.log)
+    return FloatDistribution(low, high, log=distribution.log)
+
+
+def suggest(trial: Any, name: str, distribution: BaseDistribution) -> None:
+    """Have an Optuna trial draw one setting from its sampler."""
+    if isinstance(distribution, CategoricalDistribution):
+        trial.suggest_categorical(name, distribution.choices)
+        return
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    draw = trial.suggest_int if isinstance(distribution, IntDistribution) else trial.suggest_float
+    step = {} if distribution.log else {"step": distribution.step}
+    draw(name, distribution.low, distribution.high, log=distribution.log, **step)
+
+
+def edge(value: Any, low: Any, high: Any, log: bool, share: float = 0.05) -> str:
+    """ "lowest" or "highest" where `value` lies in the outer `share` of the range that was tried, else "".
+
+    `log`: shares are those of the logarithm. "" for a range of one value and for what is no number.
+    """
+    numbers = [v for v in (value, low, high) if isinstance(v, int | float) and not isinstance(v, bool)]
+    if len(numbers) < 3 or not low < high:
+        return ""
+    if log:
+        value, low, high = (math.log(v) for v in numbers)
+    position = (value - low) / (high - low)
+    return "lowest" if position <= share else "highest" if position >= 1 - share else ""

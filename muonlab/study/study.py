@@ -1,0 +1,161 @@
+"""A study: a design, the overrides of all its runs, and the folder and storage that its workers share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from muonlab.cli import compose_config, plain
+from muonlab.errors import MuonlabError
+from muonlab.record.files import write_atomic
+from muonlab.record.identity import HARDWARE
+from muonlab.study.design import Design, make_design, searches
+from muonlab.study.slots import Level, Slot, keys, slots
+from muonlab.train.config import RunConfig, read_config
+
+FILE = "study.yaml"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is to be run, and where.
+
+    name: of its folder, of its Optuna studies and of its MLflow run. design: the conditions and how they are judged.
+    overrides: Hydra overrides of every run, after the design's own. folder: study.yaml, the queue's journal, the logs.
+    storage: an Optuna URL, None for the journal. workers: runs at once on this machine, None for as many as it has GPUs
+    or cores. command: what was typed, to be repeated.
+    """
+
+    name: str
+    design: Design
+    overrides: tuple[str, ...]
+    folder: Path
+    command: str
+    storage: str | None = None
+    workers: int | None = None
+
+    def compose(self, overrides: Sequence[str]) -> RunConfig:
+        """The settings of one run, exactly what `python -m muonlab.train` would compose for the overrides."""
+        config = read_config(_composed(tuple(overrides)))
+        config = replace(config, corpus=_corpus(config.data, config.paths.cache))
+        return config.tracked(study=self.name) if config.tracking.name != "none" else config
+
+    def slots(self, tuned: Mapping[str, Mapping[str, Level]] | None = None) -> list[Slot]:
+        """Its runs; those of tuned conditions only once `tuned` says what their searches chose."""
+        return [_tagged(slot) for slot in slots(self.design, self.compose, self.overrides, tuned)]
+
+    def base(self) -> RunConfig:
+        """The settings of its first slot: where runs are kept, and what all of them share."""
+        return self.slots()[0].config
+
+    @property
+    def searches(self) -> bool:
+        """Whether any condition is searched by a sampler."""
+        return any(section.search is not None for section in self.design.conditions.values())
+
+    def save(self) -> None:
+        """Keep the study in its folder, where other workers find it.
+
+        Raises MuonlabError where the folder holds another study, one of an older muonlab, or cannot be written.
+        """
+        if (self.folder / "sweep.yaml").exists() and not (self.folder / FILE).exists():
+            raise MuonlabError(
+                f"{self.folder} is a study of muonlab 0.1, which this version cannot resume; choose another name with"
+                " study=NAME, or move the folder away (its runs can still be read)"
+            )
+        values = {
+            "name": self.name,
+            "command": self.command,
+            "overrides": list(self.overrides),
+            "storage": self.storage,
+            "design": self.design.as_mapping(),
+        }
+        if self.searches:
+            values["definition"] = definition = self.definition()
+            if (self.folder / FILE).exists():
+                _refuse_other(self.name, _read(self.folder / FILE).get("definition", {}), definition)
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        write_atomic(self.folder / FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+    def definition(self) -> dict[str, Any]:
+        """What makes a search this one: all that its runs share but for hardware, and every space."""
+        shared = self.base().as_dict()
+        trainer = {key: value for key, value in shared["trainer"].items() if key not in HARDWARE}
+        sections = {key: shared[key] for key in ("model", "schedule", "data")} | {"trainer": trainer}
+        for condition, section in self.design.conditions.items():
+            if section.search is None:
+                continue
+            search = searches(self.design, condition)
+            sections["sampler"] = {"name": search.sampler, "seed": search.seed}
+            for name, space in search.optimizers.items():
+                sections[f"search space of {name}"] = dict(space.space)
+                sections[f"published setting of {name}"] = dict(space.published)
+        return sections
+
+
+def load_study(folder: Path) -> Study:
+    """The study in a folder. Raises MuonlabError where there is none that this version can read."""
+    if not (folder / FILE).exists():
+        older = " (it was made by muonlab 0.1)" if (folder / "sweep.yaml").exists() else ""
+        raise MuonlabError(f"no study in {folder}: it has no {FILE}{older}")
+    values = _read(folder / FILE)
+    try:
+        design, overrides = values["design"], tuple(values["overrides"])
+        name, command, storage = values["name"], values["command"], values["storage"]
+    except KeyError as error:
+        raise MuonlabError(f"{folder / FILE} lacks {error}; start the study's command again") from error
+    return Study(name, make_design(design, FILE), overrides, folder, command, storage)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise MuonlabError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise MuonlabError(
+            f"{path} is damaged: it holds no study; delete it and start the study's command again"
+        )
+    return values
+
+
+def _refuse_other(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for key in {**before, **now}:
+        old, new = before.get(key), now.get(key)
+        if old != new:
+            changed = [k for k in {**(old or {}), **(new or {})} if (old or {}).get(k) != (new or {}).get(k)]
+            raise MuonlabError(
+                f"study {name} was created with a different {key} ({', '.join(changed)}); choose another study name"
+            )
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
+    # The same settings at another seed are the same composition, which takes a tenth of a second.
+    return plain(compose_config("train", list(overrides)))
+
+
+@cache
+def _corpus(settings: Any, cache_folder: str | None) -> str:
+    from muonlab.data import corpus_digest
+
+    return corpus_digest(settings, cache_folder)
+
+
+def _tagged(slot: Slot) -> Slot:
+    if slot.config.tracking.name == "none":
+        return slot
+    config = slot.config.tracked(trial=slot.name, role=f"{slot.condition}/{slot.arm}")
+    return replace(slot, config=config)
+
+
+def overrides_for_runs(given: Sequence[str], own: Sequence[str]) -> list[str]:
+    """The overrides that are not the command's own: keys in `own`, or below them."""
+    return [
+        override
+        for override in given
+        if not any(key == name or key.startswith(f"{name}.") for key in keys([override]) for name in own)
+    ]

@@ -1,0 +1,106 @@
+"""python -m muonlab.sweep: search, repeat the best over fresh seeds, compare; rerun it to resume or for its report."""
+
+import os
+
+# Read when torch loads OpenMP, so it must stand before any import of torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from muonlab.cli import Config, hydra_command
+from muonlab.command import run_command
+from muonlab.record.identity import run_identity
+from muonlab.settings.check import Text, build, check
+from muonlab.settings.search import SearchSettings
+from muonlab.study.design import Condition, Design, read_experiment
+from muonlab.study.slots import check_spaces
+from muonlab.study.study import Study, overrides_for_runs
+
+REPORT = "report.txt"
+OWN = ("search", "study", "paths.studies")  # config keys that are the sweep's, not its runs'
+
+
+def main() -> int:
+    """Exit code: 0 done, 2 a mistake in the command or failed runs, 130 interrupted."""
+    design = read_experiment("sweep")
+    return hydra_command(
+        "sweep", lambda config, given: sweep(make_study(design, config, given)), design.common
+    )
+
+
+def make_study(design: Design, config: Config, overrides: list[str]) -> Study:
+    """The study of experiments/sweep.yaml with the search of a composed conf/sweep.yaml.
+
+    Raises MuonlabError for an unknown optimizer or setting, spaces of different size, seeds that are used twice, and
+    any setting that a run would refuse.
+    """
+    search = build(SearchSettings, _mapping(config["search"]), "search")
+    name = check(Text | None, config["study"], "study")
+    studies = check(Text, config["paths"]["studies"], "paths.studies")
+    conditions = {key: _searching(section, config["search"]) for key, section in design.conditions.items()}
+    study = Study(
+        name=name or "",
+        design=replace(design, conditions=conditions, seeds=search.replicate_seeds),
+        overrides=tuple(overrides_for_runs(overrides, OWN)),
+        folder=Path(studies) / (name or ""),
+        command=shlex.join(["python", "-m", "muonlab.sweep", *overrides]),
+        storage=search.storage,
+        workers=search.workers,
+    )
+    slots = study.slots()
+    check_spaces(study.design, slots)
+    taus = {tau for slot in slots if (tau := getattr(slot.config.optimizer, "tau", None)) is not None}
+    if len(taus) == 1:
+        study = replace(study, design=_with_tau(study.design, taus.pop()))
+    if name is None:
+        name = f"{slots[0].config.model.name}-{run_identity(study.definition())[:6]}"
+        study = replace(study, name=name, folder=Path(studies) / name)
+    return study
+
+
+def sweep(study: Study) -> int:
+    """Carry out what is left of a study and report; a finished study only prints its report. The exit code."""
+    from muonlab.study.judging import judge
+    from muonlab.study.report import comparison_text, fairness, finished_report
+    from muonlab.study.run import close_study, draw_figures, train_study, ui_command
+
+    if text := finished_report(study):
+        print(f"study {study.name} is complete; raise search.trials to add trials to it\n{text}", end="")
+        return 0
+    print(f"study {study.name} in {study.folder}\n{fairness(study.design, study.base())}", flush=True)
+    trained, tuned, queue = train_study(study)
+    judgement = judge(study, trained, tuned, study.folder)
+    text = comparison_text(study.design, queue, [slot for slot, _ in trained], judgement, tuned, study.folder)
+    written = [study.folder / "trials.csv", study.folder / "comparison.csv"]
+    written += draw_figures(study.design, study.folder)
+    text += "\n\nwritten:\n" + "\n".join(f"  {path}" for path in written) + "\n"
+    if command := ui_command(study):
+        text += f"\nlook at every run: make ui, or {command}\n"
+    (study.folder / REPORT).write_text(text, encoding="utf-8")
+    print(text, end="")
+    close_study(study, study.folder)
+    return 0
+
+
+def _searching(section: Condition, search: Mapping[str, Any]) -> Condition:
+    if section.search is None:
+        return section
+    return replace(section, search=search, seeds=(search["seed"],))
+
+
+def _with_tau(design: Design, tau: float) -> Design:
+    """The line of the clip threshold in the figures of traces, where all clipped arms share it."""
+    figures = [{**f, "tau": tau} if f["kind"] == "spike_vs_stable" else f for f in design.figures]
+    return replace(design, figures=figures)
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+if __name__ == "__main__":
+    run_command(main)

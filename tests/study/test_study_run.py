@@ -1,0 +1,257 @@
+"""A study from its design to its answers: two stages, levels, claims, what is kept, and resuming."""
+
+import json
+import os
+import signal
+import threading
+from contextlib import contextmanager
+
+import pandas as pd
+import pytest
+import yaml
+from tiny_designs import SPACE, search
+
+from analysis.archive import load_frames
+from analysis.evidence import COLUMNS, write_evidence
+from analysis.redraw import redraw
+from muonlab.errors import MuonlabError
+from muonlab.study.judging import ANSWER_COLUMNS, answers_text, figure_of, judge
+from muonlab.study.run import train_study
+from muonlab.study.slots import Level
+from muonlab.study.study import load_study
+from muonlab.study.tuning import best_levels
+from muonlab.worker import main as worker
+
+ADAMW = {"overrides": ["optimizer=adamw"], "vary": {"optimizer.lr": [1e-3, 1e-9]}}
+MUON = {"overrides": ["optimizer=muon"], "vary": {"optimizer.lr": [0.0125]}}
+BOTH = {"adamw": ["optimizer=adamw"], "muon": ["optimizer=muon"]}
+
+
+@pytest.fixture
+def two_stages(study):
+    claim = {"source": "nobody", "condition": "best", "arm": "muon"}
+    second = {"name": "steps_to_target", "target": 0.0}
+    return study(
+        {
+            "search": {"seeds": [0], "arms": {"adamw": ADAMW, "muon": MUON}},
+            "best": {"tuned_on": "search", "heads": True, "arms": BOTH},
+        },
+        claims=[
+            claim | {"claim": "The first", "metric": "loss", "baseline": "adamw", "expect": "lower"},
+            claim
+            | {"claim": "The second", "measure": second, "above": 1}
+            | {"contradicts": "a and b", "sides": {"reproduced": "a"}},
+        ],
+        figures=[{"name": "traces", "kind": "traces", "conditions": ["best"]}],
+    )
+
+
+def test_an_experiment_ends_with_answers_tables_and_figures(tmp_path, capsys, two_stages):
+    trained, tuned, _ = train_study(two_stages)
+    assert [(best.arm, best.level, best.edge) for best in tuned] == [
+        ("adamw", Level(0.001, ("optimizer.lr=0.001",)), "highest"),
+        ("muon", Level(0.0125, ("optimizer.lr=0.0125",)), ""),
+    ]
+    assert "0 of 3 runs done" in capsys.readouterr().out
+    again, tuned_again, _ = train_study(two_stages)
+    assert (again, tuned_again) == (trained, tuned)
+    assert "7 of 7 runs done" in capsys.readouterr().out
+
+    out = tmp_path / "results" / "tiny"
+    judgement = judge(two_stages, trained, tuned, out)
+    answers = json.loads((out / "verdict.json").read_text())
+    assert [list(row) for row in answers] == [ANSWER_COLUMNS] * 2
+    assert set(COLUMNS) <= set(ANSWER_COLUMNS)
+    assert [row["id"] for row in answers] == ["tiny-01", "tiny-02"]
+    assert {(row["question"], row["command"], row["figure"], row["n"]) for row in answers} == {
+        ("said", "the command", "traces", 2)
+    }
+    assert answers[0]["note"].startswith("search/adamw: best of 2 levels is 0.001")
+    assert answers[1]["note"] == "", "muon's search had one level"
+    assert (answers[1]["verdict"], answers[1]["side"]) == ("reproduced", "a")
+    assert "2 never reached" in answers[1]["effect"]
+    text = answers_text(two_stages.design, judgement, tuned)
+    assert all(row["claim"] in text for row in answers)
+
+    frames = load_frames(out)
+    assert len(frames.runs) == 7
+    tuned_rate = frames.runs[frames.runs["condition"] == "best"].groupby("arm")["level"].first()
+    assert tuned_rate.to_dict() == {"adamw": 0.001, "muon": 0.0125}
+    assert set(frames.steps["level"]) == {1e-9, 0.001, 0.0125}
+    assert set(frames.heads["condition"]) == {"best"}
+    assert frames.heads["value"].max() == pytest.approx(
+        frames.runs.loc[frames.runs["condition"] == "best", "max_logit"].max()
+    )
+    made = json.loads((out / "made.json").read_text())
+    assert made["command"] == "the command"
+    assert len(made["runs"]["commits"]) == 1
+    assert yaml.safe_load((out / "experiment.yaml").read_text())["seeds"] == [1, 2]
+    assert pd.read_csv(out / "tuned.csv")["edge"].tolist()[0] == "highest"
+    assert [path.name for path in redraw(out)] == ["traces.png"]
+    page = write_evidence(tmp_path / "results").read_text()
+    assert "2 claims, judged by code in 1 experiments with 7 runs" in page
+
+
+def test_equal_runs_are_trained_once_and_failures_are_reported_after_the_others(study, capsys):
+    short = {"arms": {"adamw": ["optimizer=adamw", "trainer.max_steps=4"]}}
+    wrong = {"arms": {"adamw": ["optimizer=adamw", "model.context=9999"]}}
+    made = study({"one": short, "two": short, "wrong": wrong})
+    with pytest.raises(MuonlabError, match=r"2 runs failed, so nothing is concluded.*context 9999 needs"):
+        train_study(made)
+    printed = capsys.readouterr().out
+    assert printed.count("validation loss") == 2
+    assert "one/adamw/s1  validation loss" in printed
+    trained, tuned, _ = train_study(study({"one": short, "two": short}))
+    assert tuned == []
+    assert len({folder for _, folder in trained}) == 2
+
+
+def test_a_mistake_is_found_before_the_first_run(study, tmp_path):
+    made = study({"c": {"arms": {"muon": ["optimizer=muon", "model.num_heads=3"]}}})
+    with pytest.raises(MuonlabError, match=r"num_heads=3 does not divide"):
+        train_study(made)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_best_level_is_the_lowest_mean_and_a_name_has_no_edge(monkeypatch, study):
+    losses = {"a": 3.0, "b": 1.0, "c": 2.0, "d": 2.0}
+    monkeypatch.setattr("muonlab.study.tuning.load_run", losses.get)
+    monkeypatch.setattr("muonlab.study.tuning.objective", lambda loss: loss)
+    arms = {"muon": ["optimizer=muon"]}
+    design = study(
+        {"search": {"seeds": [0], "arms": arms}, "best": {"tuned_on": "search", "arms": arms}}
+    ).design
+
+    def slot(level, condition="search"):
+        return type("Slot", (), {"condition": condition, "arm": "muon", "level": level})()
+
+    low, high = Level(0.1), Level(0.3)
+    [best] = best_levels([(slot(low), "a"), (slot(low), "b"), (slot(high), "c")], design)
+    assert (best.level, best.loss, best.edge) == (low, 2.0, "lowest"), "of equal ones the first"
+    [named] = best_levels([(slot(Level("x")), "a"), (slot(Level("y")), "b")], design)
+    assert (named.level.value, named.edge) == ("y", "")
+    inside = [(slot(Level(0.1)), "a"), (slot(Level(0.2)), "b"), (slot(Level(0.3)), "c")]
+    assert best_levels(inside, design)[0].edge == ""
+    assert best_levels([(slot(low, "best"), "a")], design) == []
+
+
+def test_a_claim_is_shown_by_the_figure_it_names_or_the_first_that_draws_it():
+    figures = [
+        {"name": "a", "conditions": ["x"], "arms": ["adamw"]},
+        {"name": "b", "conditions": ["x", "y"]},
+    ]
+    assert figure_of({"condition": "x", "arm": "muon"}, figures) == "b"
+    assert figure_of({"conditions": ["x"], "arm": "adamw"}, figures) == "a"
+    assert figure_of({"condition": "x", "arm": "muon", "figure": "a"}, figures) == "a"
+    assert figure_of({"condition": "z", "arm": "muon"}, figures) == ""
+
+
+# ---------------------------------------------------------------------- workers that die
+@contextmanager
+def once_a_run_has_begun(folder, act):
+    """Call act(pid) from a thread as soon as some run under `folder` has begun its record."""
+    over = threading.Event()
+
+    def watch():
+        while not over.wait(0.01):
+            for path in folder.glob("runs/*/status.json"):
+                act(json.loads(path.read_text())["sessions"][0]["pid"])
+                return
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def searched(study, **others):
+    return study(
+        {"search": {"search": search(trials=2), "seeds": [0]}, "best": {"tuned_on": "search"}}, **others
+    )
+
+
+def test_a_killed_run_is_run_again_and_the_study_ends_whole(study, tmp_path, capsys):
+    with once_a_run_has_begun(tmp_path, lambda pid: os.kill(pid, signal.SIGKILL)):
+        trained, _, queue = train_study(searched(study))
+    assert "SIGKILL; waits to be run again" in capsys.readouterr().out
+    slots = [slot for slot, _ in trained]
+    states = [attempt.state for attempt in queue.attempts(slots)]
+    assert (states.count("FAIL"), states.count("COMPLETE")) == (1, 4)
+
+
+@pytest.mark.parametrize("sampler", ["quasi_random", "tpe"])
+def test_an_interrupted_study_resumes_with_the_same_slots(study, tmp_path, sampler):
+    optimizers = {name: {"published": {"lr": 0.02, "weight_decay": 0.1}, "space": SPACE} for name in BOTH}
+    made = study(
+        {
+            "search": {"search": search(sampler, 2, **optimizers), "seeds": [0]},
+            "best": {"tuned_on": "search"},
+        },
+        overrides=["trainer.max_steps=150"],
+    )
+    interrupt = once_a_run_has_begun(tmp_path, lambda _: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt), interrupt:
+        train_study(made)
+    again = load_study(made.folder)
+    trained, _, queue = train_study(again)
+    assert len(trained) == 8
+    complete = [a.slot for a in queue.attempts([slot for slot, _ in trained]) if a.state == "COMPLETE"]
+    assert sorted(complete) == sorted(slot.name for slot, _ in trained)
+
+
+def test_a_worker_helps_with_any_study_until_none_is_left(study, monkeypatch, capsys):
+    made = study({"one": {"arms": {"adamw": ["optimizer=adamw"]}}})
+    made.save()
+    monkeypatch.setattr("sys.argv", ["muonlab.worker", str(made.folder), "--workers", "2"])
+    assert worker() == 0
+    assert "no open slot is left in tiny" in capsys.readouterr().out
+    trained, _, _ = train_study(made)
+    assert "2 of 2 runs done" in capsys.readouterr().out
+    assert len(trained) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "no study in nowhere"),
+        ([".", "--workers", "0"], "--workers must be a whole number of at least 1 or null, not 0"),
+        ([".", "--workers", "two"], "invalid int value"),
+    ],
+)
+def test_a_worker_refuses_what_it_cannot_help_with(arguments, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["muonlab.worker", *arguments])
+    with pytest.raises(MuonlabError, match=message):
+        worker()
+
+
+def test_a_search_keeps_what_it_is_made_of_and_not_its_hardware(study):
+    searched(study).save()
+    with pytest.raises(MuonlabError, match=r"created with a different trainer \(max_steps\)"):
+        searched(study, overrides=["trainer.max_steps=99"]).save()
+    searched(study, overrides=["trainer.num_threads=2"]).save()
+    other = {"muon": {"published": {"lr": 0.02}, "space": {"lr": "interval(0.1, 1.0)"}}}
+    with pytest.raises(MuonlabError, match=r"different search space of muon \(lr, weight_decay\)"):
+        study({"search": {"search": search(trials=2, **other), "seeds": [0]}}).save()
+    study({"search": {"search": search(trials=5), "seeds": [0]}, "best": {"tuned_on": "search"}}).save()
+
+
+def test_a_study_folder_of_the_last_version_is_refused_with_what_to_do(study, tmp_path):
+    made = searched(study)
+    made.folder.mkdir(parents=True)
+    (made.folder / "sweep.yaml").write_text("search: {}")
+    with pytest.raises(MuonlabError, match=r"a study of muonlab 0\.1.*study=NAME, or move the folder away"):
+        made.save()
+    with pytest.raises(MuonlabError, match=r"made by muonlab 0\.1"):
+        load_study(made.folder)
+
+
+@pytest.mark.parametrize("text", ["", "name: x", "- 1", "name: [1"])
+def test_a_damaged_study_file_is_one_sentence(tmp_path, text):
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(MuonlabError) as caught:
+        load_study(tmp_path)
+    assert "\n" not in str(caught.value)

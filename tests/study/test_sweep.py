@@ -1,0 +1,122 @@
+"""The sweep of `make sweep`: its command, its report, and what it refuses."""
+
+import shlex
+
+import pandas as pd
+import pytest
+
+from muonlab.cli import compose_config, plain
+from muonlab.errors import MuonlabError
+from muonlab.study.design import read_experiment
+from muonlab.sweep import make_study, sweep
+from muonlab.train.run import with_corpus
+
+# A sweep's trainer has no progress bar and no smoke; its config has no single seed.
+SWEEP = [
+    "search.trials=2",
+    "search.replicate_seeds=[1,2]",
+    "search.workers=2",
+    "~search.optimizers.adamw",
+]
+
+
+@pytest.fixture
+def made(tiny_overrides, tmp_path):
+    """made(*overrides) -> the study of a tiny sweep over Muon and MuonClip below tmp_path."""
+    paths = [f"paths.{name}={tmp_path / name}" for name in ("runs", "cache", "studies")]
+
+    def make(*overrides):
+        design = read_experiment("sweep")
+        given = [*tiny_overrides, *SWEEP, *paths, *overrides]
+        return make_study(design, plain(compose_config("sweep", [*design.common, *given])), given)
+
+    return make
+
+
+def test_a_sweep_ends_with_a_comparison_over_fresh_seeds_and_a_finished_one_prints_it(made, capsys):
+    study = made()
+    assert sweep(study) == 0
+    printed = capsys.readouterr().out
+    assert "4 trials" not in printed
+    assert "Fairness: 2 trials of each optimizer (quasi_random, published setting first)" in printed
+    assert "MuonClip" in printed
+    trials = pd.read_csv(study.folder / "trials.csv")
+    assert trials.groupby("optimizer").size().to_dict() == {"muon": 2, "muonclip": 2}
+    assert set(trials["state"]) == {"COMPLETE"}
+    assert (study.folder / "spike-vs-stable.png").exists()
+    assert (study.folder / "lr-sensitivity.png").exists()
+
+    assert sweep(made()) == 0
+    again = capsys.readouterr().out
+    assert again.startswith(f"study {study.name} is complete")
+    assert "runs done" not in again
+    assert "MuonClip" in again
+
+    assert sweep(made("search.trials=3")) == 0
+    more = capsys.readouterr().out
+    assert "4 of 6 runs done" in more
+
+
+def test_a_study_is_named_after_its_model_and_what_defines_it(made):
+    assert made().name.startswith("nanogpt-")
+    assert made().name == made("search.trials=9", "trainer.num_threads=2", "search.workers=1").name
+    assert made().name != made("trainer.max_steps=99").name
+    space = "search.optimizers.muon.space.lr='interval(0.1, 1.0)'"
+    assert made().name != made(space).name
+    assert made("study=mine").folder.name == "mine"
+
+
+def test_a_run_of_a_sweep_is_the_run_that_train_makes_of_the_same_settings(made, tiny):
+    slot = made().slots()[0]
+    settings = [f"optimizer.{key}={value}" for key, value in slot.level.setting.items()]
+    alone = with_corpus(tiny("optimizer=muon", "seed=0", *settings))
+    assert slot.config.identity == alone.identity
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["search.trials=0"], "search.trials must be a whole number of at least 1, not 0"),
+        (["search.trials=2.5"], "search.trials must be a whole number"),
+        (["search.workers=two"], "search.workers must be a whole number"),
+        (["search.replicate_seeds=3"], "search.replicate_seeds must be a list"),
+        (["search.replicate_seeds=[]"], "search.replicate_seeds must be"),
+        (["search.replicate_seeds=[1,1]"], "repeats a seed"),
+        (["search.seed=1"], "never enters a claim"),
+        (["search.sampler=tpee"], "did you mean 'tpe'"),
+        (["study=20261126"], "study must be text"),
+        (["search.optimizers=null"], "search.optimizers must be"),
+        (["~search.optimizers.muon", "~search.optimizers.muonclip"], "search.optimizers must not be empty"),
+        (["~search.optimizers.muon.space.weight_decay"], "equal search effort"),
+        (["search.optimizers.muon.space.weight_decay='range(10,1)'"], "is empty"),
+        (["search.optimizers.muon.space.weight_decay=0.1"], "space must be|is one value"),
+        (["search.optimizers.muon.published.lr=high"], "optimizer.lr must be a number"),
+        (["search.optimizers.muon.space.lr='tag(log, interval(-1, 1))'"], "empty on a log scale"),
+        (
+            ["search.optimizers.muon.space.lr='interval(-1, 1)'"],
+            "optimizer.lr must be a number of at least 0",
+        ),
+        (["+search.optimizers.muon.published.momentun=0.9"], "did you mean 'optimizer.momentum'"),
+        (
+            [
+                "+search.optimizers.moun={published: {lr: 1, wd: 1}, space: {lr: 'choice(1)', wd: 'choice(1)'}}"
+            ],
+            "moun",
+        ),
+        (["model.num_heads=3"], "num_heads=3 does not divide"),
+        (["seed=3"], "the seeds are the experiment's own"),
+    ],
+)
+def test_an_unfair_misspelt_or_impossible_sweep_is_refused_in_one_sentence(
+    made, overrides, message, tmp_path
+):
+    with pytest.raises(MuonlabError, match=message) as caught:
+        made(*overrides)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "studies").exists()
+
+
+def test_the_command_that_is_kept_can_be_typed_again(made):
+    command = made("search.optimizers.muon.space.lr='tag(log, interval(1e-3, 1e-1))'").command
+    assert shlex.split(command)[-1] == "search.optimizers.muon.space.lr='tag(log, interval(1e-3, 1e-1))'"
