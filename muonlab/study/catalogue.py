@@ -31,7 +31,9 @@ def catalogue() -> str:
         row = f"| [{name}]({name}.yaml) | {question} | {len(design.all_claims())} | {design.minutes:g} | {scales} |"
         lines.append(row)
     for path in sorted(project_folder("experiments").glob("*.py")):
-        asked = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).partition("Question: ")[2]
+        asked = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition(
+            "Question: "
+        )[2]
         question = " ".join(asked.partition("?")[0].split()) + "?"
         lines.append(f"| [{path.stem}]({path.name}) | {question[0].upper()}{question[1:]} | 0 | 1 | cpu |")
     return "\n".join(lines)

@@ -234,7 +234,7 @@ def _check_questions(design: Design, where: str) -> None:
     figures = {figure.get("name") for figure in design.figures}
     for claim in design.all_claims():
         try:
-            check_claim(claim, conditions, design.tuning_conditions)
+            check_claim(claim, conditions, sorted(design.tuning_conditions))
         except MuonlabError as error:
             raise MuonlabError(f"{where}: {error}") from error
         if "figure" in claim and claim["figure"] not in figures:

@@ -137,10 +137,11 @@ def answers_text(design: Design, judgement: Judgement, tuned: list[Best]) -> str
         lines.append(f"{condition}: verdict held in runs / judged runs (median value)")
         lines += [as_text(verdict_table(summarise(verdicts[verdicts["condition"] == condition]))), ""]
     lines += map(str, tuned)
-    for row in judgement.answers.itertuples():
-        lines.append(f"{row.verdict:<15}{row.claim} [{row.source}]\n{'':15}{row.effect} (n = {row.n})")
-        if row.side:
-            lines.append(f"{'':15}{row.contradicts}: this evidence is on the side of {row.side}")
+    for row in judgement.answers.to_dict("records"):
+        lines.append(f"{row['verdict']:<15}{row['claim']} [{row['source']}]")
+        lines.append(f"{'':15}{row['effect']} (n = {row['n']})")
+        if row["side"]:
+            lines.append(f"{'':15}{row['contradicts']}: this evidence is on the side of {row['side']}")
     return "\n".join(lines)
 
 

@@ -180,6 +180,7 @@ class Pool:
     def _result(self, job: Job) -> Result:
         job.process.join()
         code = job.process.exitcode
+        assert job.pipe is not None
         try:
             return job.pipe.recv()
         except EOFError:

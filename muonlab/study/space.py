@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, QuotedString, RangeSweep
 from hydra.errors import HydraException
 from optuna.distributions import (
     BaseDistribution,
@@ -37,24 +37,30 @@ def _distribution(name: str, text: str) -> BaseDistribution:
     if isinstance(sweep, IntervalSweep):
         return _interval(name, text, sweep)
     if isinstance(sweep, ChoiceSweep):
-        return CategoricalDistribution([getattr(v, "text", v) for v in sweep.list])
+        return CategoricalDistribution([v.text if isinstance(v, QuotedString) else v for v in sweep.list])  # type: ignore[misc]
     if isinstance(sweep, RangeSweep):
-        low, stop, step = int(sweep.start), int(sweep.stop), int(sweep.step)
-        if step < 1 or stop <= low:
-            raise MuonlabError(f"search space of {name}: '{text}' is empty; {ALLOWED}")
-        return IntDistribution(low, low + step * ((stop - 1 - low) // step), step=step)
+        return _range(name, text, sweep)
     raise MuonlabError(f"search space of {name}: '{text}' is one value; {ALLOWED}")
 
 
 def _interval(name: str, text: str, sweep: IntervalSweep) -> BaseDistribution:
     low, high, log = sweep.start, sweep.end, "log" in sweep.tags
-    if not (math.isfinite(low) and math.isfinite(high)):
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         raise MuonlabError(f"search space of {name}: '{text}' has no finite ends")
     if not low < high or (log and low <= 0):
         raise MuonlabError(f"search space of {name}: '{text}' is empty" + (" on a log scale" if log else ""))
     if isinstance(low, int) and isinstance(high, int):
         return IntDistribution(low, high, log=log)
     return FloatDistribution(float(low), float(high), log=log)
+
+
+def _range(name: str, text: str, sweep: RangeSweep) -> BaseDistribution:
+    low, stop, step = sweep.start, sweep.stop, sweep.step
+    if not (isinstance(low, int) and isinstance(stop, int) and isinstance(step, int)):
+        raise MuonlabError(f"search space of {name}: '{text}' needs integers; {ALLOWED}")
+    if step < 1 or stop <= low:
+        raise MuonlabError(f"search space of {name}: '{text}' is empty; {ALLOWED}")
+    return IntDistribution(low, low + step * ((stop - 1 - low) // step), step=step)
 
 
 def at(distribution: BaseDistribution, u: float) -> Any:

@@ -28,7 +28,15 @@ def test_hydras_syntax_becomes_optunas_distributions(text, distribution):
 
 @pytest.mark.parametrize(
     "text",
-    ["0.1", "interval(2, 1)", "tag(log, interval(0, 1))", "interval(1", "range(10, 1)", "interval(0.1, inf)"],
+    [
+        "0.1",
+        "interval(2, 1)",
+        "tag(log, interval(0, 1))",
+        "interval(1",
+        "range(10, 1)",
+        "range(0.5, 3)",
+        "interval(0.1, inf)",
+    ],
 )
 def test_what_is_no_space_is_refused_in_one_sentence(text):
     with pytest.raises(MuonlabError, match="search space of lr") as caught:
