@@ -5,6 +5,7 @@ import os
 # Read when torch loads OpenMP, so it must stand before any import of torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def make_study(experiment: str, overrides: list[str], studies: Path, workers: in
         if override.startswith("scale="):
             scale = override.removeprefix("scale=")
     name = experiment if scale == "cpu" else f"{experiment}-{scale}"
-    command = " ".join(["python -m muonlab.experiment", experiment, *overrides])
+    command = shlex.join(["python", "-m", "muonlab.experiment", experiment, *overrides])
     design = load_experiment(experiment, scale)
     return Study(
         name=name,
