@@ -7,11 +7,12 @@ asks which optimizer it has.
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from muonlab.errors import MuonlabError, unknown_name
@@ -28,6 +29,15 @@ _SCHEDULED = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum",
 _NOT_SETTINGS = (*_DESCRIPTION, *_SCHEDULED, "peak_lr", "lr_scale")
 # In what groups that are updated together may differ.
 _VIEW_SETTINGS = ("row_blocks", "col_blocks", "flatten")
+
+
+@dataclass
+class _Bucket:
+    """Parameters that are updated together, with the gradient and the group of each."""
+
+    params: list[Tensor] = field(default_factory=list)
+    grads: list[Tensor] = field(default_factory=list)
+    groups: list[dict[str, Any]] = field(default_factory=list)
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
@@ -133,8 +143,8 @@ class CombinedOptimizer(torch.optim.Optimizer):
         buckets = self._buckets()
         if self.clip is not None:
             self.clip.require_maxima(self.steps_done)
-        for params, groups in buckets:
-            self._update(params, groups)
+        for bucket in buckets:
+            self._update(bucket)
         if self.clip is not None:
             self.clip.apply(self.steps_done, self._momentum_of)
         self.steps_done += 1
@@ -216,9 +226,9 @@ class CombinedOptimizer(torch.optim.Optimizer):
         own = ("_rule", "_rule_defaults", "clip", "steps_done")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
-    def _buckets(self) -> list[tuple[list[nn.Parameter], list[dict[str, Any]]]]:
+    def _buckets(self) -> list[_Bucket]:
         """Parameters that have gradients, together where device, dtype, rule and settings are the same."""
-        buckets: dict[tuple, tuple[list[nn.Parameter], list[dict[str, Any]]]] = defaultdict(lambda: ([], []))
+        buckets: dict[tuple, _Bucket] = defaultdict(_Bucket)
         # an adamw group has a momentum where a scheduler wrote one
         shared = {
             rule: [name for name in {**defaults, "peak_lr": 0, "momentum": 0} if name not in _VIEW_SETTINGS]
@@ -227,35 +237,38 @@ class CombinedOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             settings = _settings_key(group, shared[group["rule"]])
             for i, param in enumerate(group["params"]):
-                if param.grad is None:
+                grad = param.grad
+                if grad is None:
                     continue
-                if param.grad.layout is not torch.strided:
+                if grad.layout is not torch.strided:
                     raise MuonlabError(
                         f"the gradient of {_names(group)[i]} is sparse; only dense ones are supported"
                     )
                 if not param.is_floating_point():
                     raise _not_real(param, _names(group)[i])
-                params, groups = buckets[param.device, param.dtype, group["rule"], settings]
-                params.append(param)
-                groups.append(group)
+                bucket = buckets[param.device, param.dtype, group["rule"], settings]
+                bucket.params.append(param)
+                bucket.grads.append(grad)
+                bucket.groups.append(group)
         return list(buckets.values())
 
-    def _update(self, params: list[nn.Parameter], groups: list[dict[str, Any]]) -> None:
+    def _update(self, bucket: _Bucket) -> None:
         """Update one bucket; parameters below fp32 are updated in fp32 and rounded once."""
-        rule, dtype = RULES[groups[0]["rule"]], _state_dtype(params[0])
+        params = bucket.params
+        rule, dtype = RULES[bucket.groups[0]["rule"]], _state_dtype(params[0])
         for param in params:
             buffer = self._momentum_of(param)
             if buffer is None:
                 self.state[param] = rule.init_state(param, dtype)
             elif buffer.dtype is not dtype or buffer.device != param.device:
                 self.state[param] = _like(param, self.state[param])
-        grads = [p.grad if p.grad.dtype is dtype else p.grad.to(dtype) for p in params]
+        grads = [grad.to(dtype) for grad in bucket.grads]  # themselves where they are of it already
         work = params if params[0].dtype is dtype else [param.to(dtype) for param in params]
-        rule.update(work, grads, [self.state[p] for p in params], groups)
+        rule.update(work, grads, [self.state[p] for p in params], bucket.groups)
         if work is not params:
             torch._foreach_copy_(params, work)
 
-    def _momentum_of(self, param: nn.Parameter) -> Tensor | None:
+    def _momentum_of(self, param: Tensor) -> Tensor | None:
         state = self.state.get(param, {})
         return state.get("momentum_buffer", state.get("exp_avg"))
 

@@ -4,11 +4,13 @@ A wrong guess would train for days unnoticed, so a parameter that cannot be iden
 routing refuses it unless a route names it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
 from muonlab.errors import MuonlabError, unknown_name
+from muonlab.layout import ParameterRole
 
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 # The last part of a module's name, in the spelling of common model code.
@@ -43,8 +45,9 @@ def model_roles(model: nn.Module) -> dict[str, Role]:
     Raises MuonlabError if the model declares roles and leaves out a parameter or names one that is not there.
     """
     every = dict(model.named_parameters(remove_duplicate=False))
-    if hasattr(model, "parameter_roles"):
-        declared = model.parameter_roles()
+    declare = getattr(model, "parameter_roles", None)
+    if declare is not None:
+        declared: Mapping[str, ParameterRole] = declare()
         kind = type(model).__name__
         for name in dict(model.named_parameters()):
             if name not in declared:

@@ -13,6 +13,7 @@ its own step, `heavy_ball` weighs all alike. mu is read anew at every step, so e
 schedule.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ MOMENTUM_KINDS = ("ema", "heavy_ball", "ema_corrected")
 
 def momentum_directions(
     grads: list[Tensor], states: list[dict[str, Any]], kind: str, momentum: float, nesterov: bool
-) -> list[Tensor]:
+) -> Sequence[Tensor]:
     """Advance every state's `momentum_buffer` and return the directions, in the gradients' shapes.
 
     Never writes to a gradient. Without Nesterov the directions are the buffers themselves: read only.

@@ -147,8 +147,11 @@ def _update_class(
     # W <- (1 - share) W - lr O
     if settings["weight_decay"]:
         scale_of = {i: scale for (i, _), scale in zip(owners, scales, strict=True)}
-        coupling = [settings[name] for name in ("weight_decay_kind", "weight_decay", "lr", "peak_lr")]
-        shares = [decay_share(*coupling, scale_of[i]) for i in range(len(params))]
+        kind, strength = settings["weight_decay_kind"], settings["weight_decay"]
+        shares = [
+            decay_share(kind, strength, settings["lr"], settings["peak_lr"], scale_of[i])
+            for i in range(len(params))
+        ]
         decay(params, updates, shares, settings["cautious"])
     if isinstance(length, Tensor):
         torch._foreach_sub_(params, torch._foreach_mul(updates, length))

@@ -13,7 +13,7 @@ Query rows that meet a key shared by all heads (MLA's rotary part) carry gamma_h
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -214,8 +214,7 @@ class QKClip:
         device, dtype = self._rows.parameters[0].device, self._rows.promoted(self._dtype)
         if device != self._device:
             self._rows.to(device)
-            self._layers = tuple(index.to(device) for index in self._layers)
-            self._key_groups = tuple(index.to(device) for index in self._key_groups)
+            self._layers, self._key_groups = self._layers.to(device), self._key_groups.to(device)
         if device != self._device or dtype is not self._dtype:
             self._history.to(device, dtype)
             self._running = None if self._running is None else self._running.to(device, dtype)
@@ -256,38 +255,49 @@ class QKClip:
 
     def _clip(self, maxima: Tensor) -> Tensor:
         """Scale the weights by these maxima; returns gamma, like the maxima over the heads of all layers."""
-        if self.momentum != "keep" and self._momentum_of is None:
-            raise MuonlabError(f"momentum='{self.momentum}' needs the optimizer's buffers: pass momentum_of")
         if self.per == "layer":
-            members, layer = self._layers
-            maxima = maxima[members].amax(1)[layer]
+            maxima = maxima[self._layers.members].amax(1)[self._layers.owner]
         gamma = head_gammas(maxima, self.tau)
-        members, group = self._key_groups
-        kappa = gamma[members].amax(1) ** (1 - self.alpha)
-        factors = torch.cat([gamma.new_ones(1), gamma / kappa[group], gamma, kappa])
+        kappa = gamma[self._key_groups.members].amax(1) ** (1 - self.alpha)
+        factors = torch.cat([gamma.new_ones(1), gamma / kappa[self._key_groups.owner], gamma, kappa])
         if self.momentum == "project":
-            self._rows.project(factors, self._momentum_of)
-        self._rows.scale(factors, self._momentum_of if self.momentum == "scale" else None)
+            self._rows.project(factors, self._buffers())
+        self._rows.scale(factors, self._buffers() if self.momentum == "scale" else None)
         return gamma
+
+    def _buffers(self) -> MomentumOf:
+        if self._momentum_of is None:
+            raise MuonlabError(f"momentum='{self.momentum}' needs the optimizer's buffers: pass momentum_of")
+        return self._momentum_of
 
     def _per_layer(self, values: Tensor) -> dict[str, Tensor]:
         return dict(zip(self._heads, values.split(list(self._heads.values())), strict=True))
 
 
-def _groups(sizes: list[int]) -> tuple[Tensor, Tensor]:
-    """Consecutive groups of these sizes: members (groups, widest), padded by the last one, and owners."""
+class _Groups(NamedTuple):
+    """Consecutive heads in groups: `members` (groups, widest), padded by the last one; the `owner` of each head."""
+
+    members: Tensor
+    owner: Tensor
+
+    def to(self, device: torch.device) -> "_Groups":
+        return _Groups(self.members.to(device), self.owner.to(device))
+
+
+def _groups(sizes: list[int]) -> _Groups:
+    """Groups of these sizes, one after the other."""
     first, size = torch.tensor([0, *sizes[:-1]]).cumsum(0), torch.tensor(sizes)
     members = first[:, None] + torch.minimum(torch.arange(max(sizes)), size[:, None] - 1)
-    return members, torch.arange(len(sizes)).repeat_interleave(size)
+    return _Groups(members, torch.arange(len(sizes)).repeat_interleave(size))
 
 
 def _window(window: Sequence[int | None]) -> tuple[int, float]:
     """A checked [first, last), an open end as infinity."""
     try:
         first, last = window
-        last = math.inf if last is None else last
-        if 0 <= first < last:
-            return first, last
+        end = math.inf if last is None else last
+        if first is not None and 0 <= first < end:
+            return first, end
     except (TypeError, ValueError):
         pass
     raise MuonlabError(f"QK-Clip window {window}: expected [first step, last step) with 0 <= first < last")

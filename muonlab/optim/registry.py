@@ -57,8 +57,9 @@ def muonclip(model: nn.Module, settings: MuonClipSettings) -> Muon:
 
 
 def _clip(model: nn.Module, settings: ClipSettings) -> QKClip:
-    if not hasattr(model, "attention_layouts"):
+    declare = getattr(model, "attention_layouts", None)
+    if declare is None:
         raise MuonlabError(
             f"{type(model).__name__} declares no attention_layouts(), without which QK-Clip cannot act"
         )
-    return QKClip(model.attention_layouts(), **settings.clip_arguments())
+    return QKClip(declare(), **settings.clip_arguments())

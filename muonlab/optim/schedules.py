@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
+from typing import Any
 
 from muonlab.errors import MuonlabError, unknown_name
 
@@ -238,10 +239,9 @@ def _designed(name: str, steps: int) -> Schedule:
 def _from_hand(coefficients: Sequence[float] | Sequence[Sequence[float]]) -> Schedule:
     # one triple is a fixed point iteration, run five times like Jordan's
     try:
-        given = list(coefficients)
-        if given and isinstance(given[0], Real):
-            given = [given] * 5
-        rows = tuple((float(a), float(b), float(c)) for a, b, c in given)
+        given: list[Any] = list(coefficients)
+        table = [given] * 5 if given and isinstance(given[0], Real) else given
+        rows = tuple((float(a), float(b), float(c)) for a, b, c in table)
     except (TypeError, ValueError):
         rows = ()
     if not rows or not all(math.isfinite(value) for row in rows for value in row):

@@ -14,12 +14,14 @@ With `cautious` an entry decays only where the update pulls it the same way, W *
 2510.12402).
 """
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 WEIGHT_DECAY_KINDS = ("decoupled", "independent", "shape_scaled")
 
-Scalar = float | Tensor
+Scalar = TypeVar("Scalar", float, Tensor)  # a tensor where the lr is one, for captured graphs
 
 
 def decay_share(kind: str, weight_decay: float, lr: Scalar, peak_lr: float, scale: float) -> Scalar:
@@ -28,7 +30,7 @@ def decay_share(kind: str, weight_decay: float, lr: Scalar, peak_lr: float, scal
         return lr * weight_decay
     if kind == "shape_scaled":
         return lr * scale * weight_decay
-    return lr * (weight_decay / peak_lr) if peak_lr else 0.0
+    return lr * (weight_decay / peak_lr if peak_lr else 0.0)
 
 
 def decay(params: list[Tensor], updates: list[Tensor], shares: list[Scalar], cautious: bool) -> None:
