@@ -228,11 +228,11 @@ def _typed(name: str, changed: Mapping[str, Any]) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------- checks
 def _check_questions(design: Design, where: str) -> None:
-    from analysis.claims import check_claim
-
     conditions = {name: {"arms": design.arms_of(name)} for name in design.conditions}
     figures = {figure.get("name") for figure in design.figures}
     for claim in design.all_claims():
+        from analysis.claims import check_claim  # of SciPy and pandas, which a design without claims does not need
+
         try:
             check_claim(claim, conditions, sorted(design.tuning_conditions))
         except MuonlabError as error:

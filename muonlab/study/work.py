@@ -8,6 +8,7 @@ from pathlib import Path
 
 from muonlab.record import Run, load_run
 from muonlab.record.files import read_json
+from muonlab.record.run import writer_alive
 from muonlab.study.pool import Job, Pool, Result
 from muonlab.study.queue import Claim, Queue
 from muonlab.study.slots import Slot
@@ -34,6 +35,12 @@ def finished_run(config: RunConfig) -> Path | None:
     folder = run_folder(config)
     state = read_json(folder / "status.json")
     return folder if state and state.get("status") in OVER else None
+
+
+def being_written(folder: Path) -> bool:
+    """Whether a process that may still live is writing the run in `folder`."""
+    state = read_json(folder / "status.json")
+    return bool(state) and state.get("status") == "running" and writer_alive(state) is not False
 
 
 def objective(run: Run) -> float:
@@ -74,8 +81,12 @@ class Worker:
         """
         self._settle_abandoned(slots)
         announced = False
-        while todo := [slot for slot in slots if self._open(slot)]:
-            others = [slot for slot in todo if self.queue.busy(slot)]
+        # Of the slots that share a run every worker takes the first, so that nobody trains it a second time.
+        first = list(
+            {slot.name if slot.drawn else run_folder(slot.config): slot for slot in reversed(slots)}.values()
+        )
+        while todo := [slot for slot in reversed(first) if self._open(slot)]:
+            others = [slot for slot in todo if self._busy(slot)]
             if len(others) < len(todo):
                 self._run(todo, title)
                 continue
@@ -94,17 +105,20 @@ class Worker:
     def _open(self, slot: Slot) -> bool:
         return self._failures[slot.name] < ATTEMPTS and self.folder(slot) is None
 
+    def _busy(self, slot: Slot) -> bool:
+        """Whether a living worker has the slot, or a run that outlived its worker is still being written."""
+        if self.queue.busy(slot):
+            return True
+        drawn = self.queue.drawn(slot)
+        return drawn is not None and being_written(run_folder(drawn.config))
+
     def _run(self, todo: Sequence[Slot], title: str) -> None:
         steps = sum(slot.config.trainer.max_steps for slot in todo)
         self.pool.run(lambda: self._next_job(todo), self._on_result, title, len(todo), steps)
 
     def _next_job(self, todo: Sequence[Slot]) -> Job | None:
-        running = {run_folder(job.config) for job in self.pool.running}
         for slot in todo:
-            if not self._open(slot):
-                continue
-            drawn = self.queue.drawn(slot)
-            if drawn is not None and run_folder(drawn.config) in running:
+            if not self._open(slot) or self._busy(slot):
                 continue
             claim = self.queue.claim(slot)
             if claim is None:

@@ -1,9 +1,11 @@
 """A study from its design to its answers: two stages, levels, claims, what is kept, and resuming."""
 
 import json
+import multiprocessing
 import os
 import signal
 import threading
+import time
 from contextlib import contextmanager
 
 import pandas as pd
@@ -15,11 +17,13 @@ from analysis.archive import load_frames
 from analysis.evidence import COLUMNS, write_evidence
 from analysis.redraw import redraw
 from muonlab.errors import MuonlabError
+from muonlab.record import load_run
 from muonlab.study.judging import ANSWER_COLUMNS, answers_text, figure_of, judge
 from muonlab.study.run import train_study
 from muonlab.study.slots import Level
 from muonlab.study.study import load_study
 from muonlab.study.tuning import best_levels
+from muonlab.train.run import run_folder, train
 from muonlab.worker import main as worker
 
 ADAMW = {"overrides": ["optimizer=adamw"], "vary": {"optimizer.lr": [1e-3, 1e-9]}}
@@ -255,3 +259,22 @@ def test_a_damaged_study_file_is_one_sentence(tmp_path, text):
     with pytest.raises(MuonlabError) as caught:
         load_study(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_that_outlived_its_worker_is_waited_for_and_not_failed(study, tmp_path, monkeypatch):
+    """The parent died alone: its run still writes, so the next command waits for it and takes its result."""
+    made = study({"one": {"arms": {"adamw": ["optimizer=adamw"]}, "seeds": [1]}})
+    [slot] = made.slots()
+    folder = run_folder(slot.config)
+    context = multiprocessing.get_context("fork")
+    orphan = context.Process(target=lambda: train(slot.config, on_step=lambda step: time.sleep(0.05)))
+    orphan.start()
+    while not (folder / "status.json").exists():
+        time.sleep(0.05)
+    trained, _, queue = train_study(made)
+    orphan.join(30)
+    assert orphan.exitcode == 0
+    assert [path for _, path in trained] == [folder]
+    assert len(load_run(folder).steps) == 40
+    assert len(json.loads((folder / "status.json").read_text())["sessions"]) == 1
+    assert queue.attempts([slot]) == []
