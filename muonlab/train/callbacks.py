@@ -11,8 +11,7 @@ from typing import Any
 import lightning as L
 from tqdm import tqdm
 
-from muonlab.train.module import LanguageModel
-from muonlab.train.recording import Recording
+from muonlab.train.recording import Recording, checkpoint_path
 
 
 class Diverged(Exception):
@@ -33,7 +32,7 @@ class Health(L.Callback):
         self.recording = recording
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: LanguageModel, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Raises Diverged after the step's row is written."""
         if module.device.type != "cpu" and (batch_idx + 1) % 25:
@@ -50,7 +49,7 @@ class StopBetweenSteps(L.Callback):
         self.asked: str = ""
         self._old: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: L.Trainer, module: LanguageModel) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Take over the signals, where this is the main thread of a process."""
         if threading.current_thread() is threading.main_thread():
             self._old = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -62,13 +61,11 @@ class StopBetweenSteps(L.Callback):
         self.asked = self.asked or name
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: LanguageModel, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save and leave, if asked and if a whole optimizer step is done."""
         if self.asked and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            trainer.save_checkpoint(
-                f"{trainer.checkpoint_callback.dirpath}/step-{trainer.global_step:08d}.ckpt"
-            )
+            trainer.save_checkpoint(checkpoint_path(trainer))
             raise Interrupted(f"{self.asked} after step {trainer.global_step - 1}")
 
     def restore(self) -> None:
@@ -84,7 +81,7 @@ class ProgressBar(L.Callback):
     def __init__(self, recording: Recording, label: str):
         self.recording, self.label = recording, label
 
-    def on_train_start(self, trainer: L.Trainer, module: LanguageModel) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """A resumed run's bar starts where it left off."""
         terminal = sys.stderr.isatty()
         self.bar = tqdm(
@@ -98,7 +95,7 @@ class ProgressBar(L.Callback):
         self.shown, self.first_step = time.monotonic(), trainer.global_step
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: LanguageModel, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move on; refresh the numbers if it is time."""
         now = time.monotonic()

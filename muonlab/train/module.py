@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from muonlab.data import TokenData
 from muonlab.errors import MuonlabError
 from muonlab.models import ModelOutput
+from muonlab.models.decoder import Decoder
 from muonlab.models.max_logits import LogitRange
 from muonlab.models.registry import make_model
 from muonlab.optim.registry import OPTIMIZERS
@@ -49,28 +51,34 @@ class LanguageModel(L.LightningModule):
     """Trains `model` on batches that are a pure function of (seed, micro-batch number).
 
     After each training forward `logits` holds the extremes, or bounds, of its attention logits (LogitRange of
-    (layers, heads)), and `exact` which heads' are exact, (layers, heads) bool, None for all. `has_experts`: the
-    model is a MixtureOfExperts.
+    (layers, heads)), and `exact` which heads' are exact, (layers, heads) bool, None for all.
 
     Automatic optimization with one optimizer object, so that Lightning's step count is the optimizer's. Raises
     MuonlabError for settings that the parts refuse.
     """
 
+    logits: LogitRange
+    exact: Tensor | None
+
     def __init__(self, config: RunConfig, data: TokenData):
         super().__init__()
         self.config, self.data = config, data
-        self.model = make_model(_for_data(config.model, data))
-        self.has_experts = isinstance(self.model, MixtureOfExperts)
+        # A Decoder, or somebody's own that can do what is asked of it here and in the callbacks.
+        self.model = cast(Decoder, make_model(_for_data(config.model, data)))
+        self._has_experts = isinstance(self.model, MixtureOfExperts)
         self.context: int = config.model.context
         self.batch_size = config.trainer.batch_size
         self.optimizer = OPTIMIZERS.make(config.optimizer, self.model)
         self.schedule = SCHEDULES.make(config.schedule, config.trainer.max_steps)
-        self.logits: LogitRange | None = None
-        self.exact: Tensor | None = None
         if config.trainer.compile:
             self.model.compile()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    @property
+    def experts(self) -> MixtureOfExperts | None:
+        """The model, if it is a MixtureOfExperts."""
+        return cast(MixtureOfExperts, self.model) if self._has_experts else None
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """One optimizer, one schedule that multiplies the learning rate of all its groups."""
         scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.schedule)
         return {"optimizer": self.optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -88,9 +96,9 @@ class LanguageModel(L.LightningModule):
         batch = self.data.batch(self.config.seed, batch_idx, self.batch_size, self.context, sequential)
         rank, world = self.global_rank, self.trainer.world_size
         tokens, targets = (part[rank::world].to(self.device, non_blocking=True) for part in batch)
-        output: ModelOutput = self.model(tokens, targets)
+        loss, cross_entropy = _losses(self.model(tokens, targets))
         self._measure_logits(batch_idx // self.trainer.accumulate_grad_batches)
-        return {"loss": output.loss, "cross_entropy": output.cross_entropy.detach()}
+        return {"loss": loss, "cross_entropy": cross_entropy.detach()}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Lightning's, and the end of the routers' step.
@@ -99,8 +107,8 @@ class LanguageModel(L.LightningModule):
         too: its gradients overflowed, but its loads are those of a forward like any other.
         """
         super().optimizer_step(*args, **kwargs)
-        if self.has_experts:
-            self.model.update_balance()
+        if (experts := self.experts) is not None:
+            experts.update_balance()
 
     def _measure_logits(self, step: int) -> None:
         """Max logits of the forward just done: exact every `exact_every` steps, in between bounds below tau.
@@ -124,7 +132,7 @@ class LanguageModel(L.LightningModule):
         with self._evaluating():
             # forward() and not the call: the probe needs every attention weight, which a compiled step never holds.
             output = self.model.forward(tokens.to(self.device), targets.to(self.device), measure_entropy=True)
-        return Probe(output.cross_entropy, self.model.attention_entropy(), self.model.one_hot_share())
+        return Probe(_losses(output)[1], self.model.attention_entropy(), self.model.one_hot_share())
 
     def validate(self) -> Tensor:
         """Mean cross-entropy in nats per token over fixed windows spread evenly over the held-out works.
@@ -136,8 +144,8 @@ class LanguageModel(L.LightningModule):
         batches = self.data.eval_batches(self.batch_size, self.context, self.config.trainer.val_batches)
         with self._evaluating():
             for tokens, targets in batches:
-                output = self.model(tokens.to(self.device), targets.to(self.device))
-                total += output.cross_entropy.double() * targets.numel()
+                _, cross_entropy = _losses(self.model(tokens.to(self.device), targets.to(self.device)))
+                total += cross_entropy.double() * targets.numel()
                 count += targets.numel()
         return total / count
 
@@ -147,6 +155,13 @@ class LanguageModel(L.LightningModule):
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             yield
         self.model.train()
+
+
+def _losses(output: ModelOutput) -> tuple[Tensor, Tensor]:
+    """The loss and the cross-entropy of a forward that was given targets."""
+    assert output.loss is not None
+    assert output.cross_entropy is not None
+    return output.loss, output.cross_entropy
 
 
 def _for_data(settings: Any, data: TokenData) -> Any:

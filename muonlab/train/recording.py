@@ -8,12 +8,13 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from muonlab.data import bits_per_byte
 from muonlab.record import RunRecord
 from muonlab.record.mlflow_run import MlflowRun
-from muonlab.train.module import LanguageModel
+from muonlab.train.module import LanguageModel, MixtureOfExperts
 
 
 class Recording(L.Callback):
@@ -33,7 +34,7 @@ class Recording(L.Callback):
     ):
         self.record, self.mlflow_run, self.on_step = record, mlflow_run, on_step
         self.seconds_before = 0.0
-        self.row: dict[str, Any] = {}
+        self.row: dict[str, Tensor | float] = {}
         self.heads: dict[str, Tensor] = {}
         self.loads: dict[int, Tensor] = {}
         self.losses: list[Tensor] = []
@@ -43,8 +44,9 @@ class Recording(L.Callback):
         self._random_state: Tensor | None = None
 
     # ------------------------------------------------------------------ one step
-    def on_train_start(self, trainer: L.Trainer, module: LanguageModel) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Start the clock; a resumed run gets its random state back after everything else drew from it."""
+        assert isinstance(module, LanguageModel)
         if self._random_state is not None:
             torch.set_rng_state(self._random_state)
             self._random_state = None
@@ -53,9 +55,10 @@ class Recording(L.Callback):
         self.flops_per_step = self.tokens_per_step * module.model.flops_per_token(module.context)
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, module: LanguageModel, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """At their cadences: validation; the probe, with a copy of the weights to know the update's size."""
+        assert isinstance(module, LanguageModel)
         if batch_idx % trainer.accumulate_grad_batches:
             return
         settings = module.config.trainer
@@ -65,8 +68,9 @@ class Recording(L.Callback):
             self.row["probe_loss"], self.heads["entropy"], self.heads["one_hot"] = module.probe()
             self.weights_before = [p.detach().clone() for p in module.model.parameters()]
 
-    def on_before_optimizer_step(self, trainer: L.Trainer, module: LanguageModel, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
         """Gradient norm before clipping, and the learning rate of this very update."""
+        assert isinstance(module, LanguageModel)
         # Read from the groups: a walk over the modules takes as long as the norms.
         groups = module.optimizer.param_groups
         gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
@@ -74,9 +78,10 @@ class Recording(L.Callback):
         self.row["lr"] = module.config.optimizer.lr * module.schedule(trainer.global_step)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: LanguageModel, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Close the row when the last micro-batch of the step is through."""
+        assert isinstance(module, LanguageModel)
         self._raise("max_logit", module.logits.highest)
         self._raise("max_logit_abs", module.logits.absolute)
         if module.exact is not None:
@@ -98,8 +103,8 @@ class Recording(L.Callback):
                 self.heads["exact"] = inexact == 0
         if gammas := module.optimizer.gammas():
             self.heads["gamma"] = torch.stack([gammas[name] for name in module.model.layer_names])
-        if module.has_experts:
-            self._look_at_experts(trainer, module)
+        if (experts := module.experts) is not None:
+            self._look_at_experts(trainer, experts, module.model.layer_names)
         if self.weights_before:
             self.row |= self._group_sizes(module)
             self.weights_before = []
@@ -120,14 +125,13 @@ class Recording(L.Callback):
         # The step's maximum is that over its micro-batches.
         self.heads[key] = torch.maximum(self.heads[key], value) if key in self.heads else value
 
-    def _look_at_experts(self, trainer: L.Trainer, module: LanguageModel) -> None:
+    def _look_at_experts(self, trainer: L.Trainer, model: MixtureOfExperts, names: list[str]) -> None:
         """Loads at every step; what takes a pass over activations with the probe."""
-        loads = module.model.expert_loads()  # of all micro-batches and ranks: the step has ended
-        names = module.model.layer_names
-        layers = [names.index(name) for name in module.model.expert_layers]
+        loads = model.expert_loads()  # of all micro-batches and ranks: the step has ended
+        layers = [names.index(name) for name in model.expert_layers]
         self.loads = dict(zip(layers, loads / loads.sum(-1, keepdim=True), strict=True))
         if self.weights_before:
-            measured = module.model.measurements()
+            measured = model.measurements()
             if trainer.world_size > 1:
                 values = trainer.strategy.reduce(torch.stack([*measured.values()]), reduce_op="mean")
                 measured = dict(zip(measured, values.unbind(), strict=True))
@@ -135,7 +139,9 @@ class Recording(L.Callback):
 
     def _group_sizes(self, module: LanguageModel) -> dict[str, Tensor]:
         """Root mean square of this step's change and of the weights, by optimizer group."""
-        change, weight, count = defaultdict(list), defaultdict(list), defaultdict(int)
+        change: dict[str, list[Tensor]] = defaultdict(list)
+        weight: dict[str, list[Tensor]] = defaultdict(list)
+        count: dict[str, int] = defaultdict(int)
         groups = {route.name: route.group for route in module.optimizer.routing}
         for (name, parameter), before in zip(
             module.model.named_parameters(), self.weights_before, strict=True
@@ -154,15 +160,16 @@ class Recording(L.Callback):
         if self.mlflow_run is not None:
             self.mlflow_run.log_rows(rows)
 
-    def on_train_end(self, trainer: L.Trainer, module: LanguageModel) -> None:
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Final losses, while the model still is on its device, and a checkpoint of the last step."""
+        assert isinstance(module, LanguageModel)
         val_loss, probe_loss = module.validate().item(), module.probe().loss
         self.metrics = {
             "val_loss": val_loss,
             "val_bits_per_byte": bits_per_byte(val_loss, module.data.bytes_per_token),
             "probe_loss": probe_loss.item(),
         }
-        path = Path(trainer.checkpoint_callback.dirpath) / f"step-{trainer.global_step:08d}.ckpt"
+        path = checkpoint_path(trainer)
         # All ranks save or none: the first one's file may appear before another looks for it.
         if not trainer.strategy.broadcast(path.exists()):
             trainer.save_checkpoint(path, weights_only=False)
@@ -173,12 +180,12 @@ class Recording(L.Callback):
         metrics = self.metrics if status == "finished" else {}
         if self.record is not None:
             self.record.finish(status, cause, metrics)
-        if self.mlflow_run is not None:
-            self.mlflow_run.log_folder(self.record.folder)
-            self.mlflow_run.finish(status, cause, metrics)
+            if self.mlflow_run is not None:
+                self.mlflow_run.log_folder(self.record.folder)
+                self.mlflow_run.finish(status, cause, metrics)
 
     def on_save_checkpoint(
-        self, trainer: L.Trainer, module: LanguageModel, checkpoint: dict[str, Any]
+        self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """A checkpoint and the record on disk always agree: both hold the steps before `global_step`."""
         self.flush()
@@ -188,12 +195,20 @@ class Recording(L.Callback):
         }
 
     def on_load_checkpoint(
-        self, trainer: L.Trainer, module: LanguageModel, checkpoint: dict[str, Any]
+        self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Rows written after the checkpoint are dropped: they will be computed again, to the same bits."""
         if self.record is not None:
             self.record.truncate(checkpoint["global_step"] - 1)
-        if self.mlflow_run is not None:
-            self.mlflow_run.log_rows(self.record.rows())  # what a kill kept from MLflow; it skips what it has
+            if self.mlflow_run is not None:  # what a kill kept from MLflow; it skips what it has
+                self.mlflow_run.log_rows(self.record.rows())
         self.seconds_before = checkpoint["muonlab"]["seconds"]
         self._random_state = checkpoint["muonlab"]["random_state"]
+
+
+def checkpoint_path(trainer: L.Trainer) -> Path:
+    """Where the checkpoint of the steps done so far lies."""
+    callback = trainer.checkpoint_callback
+    assert isinstance(callback, ModelCheckpoint)
+    assert callback.dirpath is not None
+    return Path(callback.dirpath) / f"step-{trainer.global_step:08d}.ckpt"

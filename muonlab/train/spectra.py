@@ -31,9 +31,10 @@ class Spectra(L.Callback):
         self.weights_before: dict[str, Tensor] = {}
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, module: LanguageModel, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Look at the logits, and keep the weights to know the update."""
+        assert isinstance(module, LanguageModel)
         if (
             self.recording.record is None
             or batch_idx % trainer.accumulate_grad_batches
@@ -48,14 +49,16 @@ class Spectra(L.Callback):
         }
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: LanguageModel, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """The step is done: decompose weights and change, group by group."""
+        assert isinstance(module, LanguageModel)
         if not self.weights_before or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         group_of = {route.name: route.group for route in module.optimizer.routing}
         after = dict(module.model.named_parameters())
-        weights, updates = defaultdict(list), defaultdict(list)
+        weights: dict[str, list[Tensor]] = defaultdict(list)
+        updates: dict[str, list[Tensor]] = defaultdict(list)
         for name, before in self.weights_before.items():
             weights[group_of[name]].append(before.double())
             updates[group_of[name]].append(after[name].detach().double() - before.double())
@@ -80,7 +83,7 @@ def probe_peak(module: LanguageModel) -> dict[str, Tensor]:
         q, k, *_ = attention.project(x, cos, sin)
         peaks.append(logit_peak(q, k))
 
-    hooks = [block.attention.register_forward_pre_hook(look) for block in module.model.blocks]
+    hooks = [block.attention.register_forward_pre_hook(look) for block in module.model.layers]
     try:
         module.probe()
     finally:

@@ -1,5 +1,6 @@
 """Opens the MLflow run that shows a record."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def open_store(tracking: TrackingSettings, runs: Path) -> tuple[str, str] | None
 
 
 def open_study_run(
-    tracking: TrackingSettings, runs: Path, name: str, folder: Path, params: dict[str, Any]
+    tracking: TrackingSettings, runs: Path, name: str, folder: Path, params: Mapping[str, object]
 ) -> MlflowRun | None:
     """The parent run of a study, the same one every time: its id is kept in the study's folder."""
     store = open_store(tracking, runs)
@@ -36,7 +37,7 @@ def open_study_run(
 
 
 def open_mlflow(
-    store: tuple[str, str], config: RunConfig, record: RunRecord, environment: dict[str, Any]
+    store: tuple[str, str], config: RunConfig, record: RunRecord, environment: Mapping[str, Any]
 ) -> MlflowRun:
     """The MLflow run of a record in the store that `open_store` gave, begun or gone on with.
 
