@@ -75,7 +75,8 @@ class Recording(L.Callback):
         groups = module.optimizer.param_groups
         gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
         self.row["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
-        self.row["lr"] = module.config.optimizer.lr * module.schedule(trainer.global_step)
+        # The rate that groups have unless they were given one of their own, or a factor (lr_scale).
+        self.row["lr"] = module.optimizer.defaults["lr"] * module.schedule(trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -14,7 +14,9 @@ from tiny_runs import TINY
 from muonlab.cli import compose_config, plain
 from muonlab.data import make_data
 from muonlab.errors import MuonlabError
-from muonlab.optim import list_optimizers
+from muonlab.optim import AdamW, list_optimizers, register_optimizer
+from muonlab.optim.registry import OPTIMIZERS
+from muonlab.optim.routing import parameter_groups
 from muonlab.record import RunRecord, load_run, run_identity
 from muonlab.record.owner import process_start
 from muonlab.train.config import read_config
@@ -65,6 +67,20 @@ def test_a_run_records_every_step(tiny, name):
     assert run.metrics["val_bits_per_byte"] == pytest.approx(run.metrics["val_loss"] / math.log(2))
     routed = {row["name"] for row in run.routing}
     assert "blocks.0.attention.query.weight" in routed
+
+
+def test_an_optimizer_of_ones_own_needs_no_setting_for_its_learning_rate(tiny, monkeypatch):
+    monkeypatch.setattr(OPTIMIZERS, "_builders", dict(OPTIMIZERS._builders))
+    monkeypatch.setattr(OPTIMIZERS, "_sections", dict(OPTIMIZERS._sections))
+
+    @register_optimizer("steady")
+    def steady(model, *, weight_decay=0.0):
+        return AdamW(parameter_groups(model, "adamw"), lr=0.002, weight_decay=weight_decay)
+
+    config = read_config({**tiny().as_dict(), "optimizer": {"name": "steady", "weight_decay": 0.1}})
+    run = load_run(train(config).folder)
+    assert run.status == "finished"
+    assert run.steps["lr"].tolist() == [0.001, *[0.002] * 11]
 
 
 def test_the_same_run_twice_is_the_same_to_the_bit_whatever_ran_before(tiny, tmp_path):
