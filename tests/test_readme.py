@@ -1,27 +1,386 @@
-"""What the README tells a reader to type."""
+"""Every command and snippet of every page is carried out as it is written, at a tiny size where it would take long.
 
+TABLE says how, line by line. A line that it does not know fails, and so does an entry that no page has any more.
+"""
+
+import json
+import os
 import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import warnings
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
+import yaml
 
+from muonlab.cli import compose_config, plain
+from muonlab.errors import MuonlabError
 from muonlab.models import build_model
 from muonlab.optim import build_optimizer
 from muonlab.optim.registry import OPTIMIZERS
+from muonlab.record import load_run
+from muonlab.train.config import read_config
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+# CHANGELOG.md tells of commands that are gone, and results/README.md has one for each experiment: see below.
+PAGES = sorted(
+    path
+    for pattern in ("*.md", "docs/**/*.md", "experiments/*.md", "muonlab/**/*.md", "benchmarks/*.md")
+    for path in ROOT.glob(pattern)
+    if path.name != "CHANGELOG.md"
+)
+PROGRAMS = ("make", "python", "pip", "pipx", "pytest", "source", "pre-commit", "git", "MUONLAB_BASE=HEAD~3")
 
 
-def test_the_optimizer_that_the_readme_adds_trains():
-    (code,) = [
-        block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "register_optimizer" in block
+@dataclass(frozen=True)
+class Run:
+    """To its end: `extra` is appended, `needs` lies in the folder before, `makes` after, `says` is printed.
+
+    extra: overrides, where DATA is a tiny corpus, SIZE a tiny model for a few steps, SEARCH both with a tiny search.
+    """
+
+    extra: str = ""
+    needs: tuple[str, ...] = ()
+    makes: str = ""
+    says: str = ""
+    name: str = ""  # what stands for NAME
+
+
+@dataclass(frozen=True)
+class Compose:
+    """Not run, for the reason `why`: its settings are composed and checked as they are."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Look:
+    """Not run, for the reason `why`: its program, module and files exist."""
+
+    why: str
+
+
+SUITE = Look("this very suite")
+SETUP = Look("installs for minutes what runs this test; test_project.py and every fresh clone prove it")
+WHOLE = "hours; tests/study/test_design.py composes every run of every experiment"
+RECORD = "runs/*/config.yaml"
+
+TABLE: dict[str, Run | Compose | Look] = {
+    # make
+    "make setup": SETUP,
+    "make help": Run(says="make sweep"),
+    "make data": Compose("needs a network"),
+    "make smoke": Run("SEARCH", makes="studies/smoke/comparison.csv"),
+    "make sweep": Run("SEARCH", makes="studies/*/comparison.csv", says="validation loss"),
+    "make sweep model=nanogpt_s trainer.max_steps=600 search.trials=12": Compose("an hour"),
+    """make sweep search.optimizers.muonclip.space.lr="'tag(log, interval(1e-3, 1e-1))'" study=narrow""": Compose(
+        "minutes"
+    ),
+    "make sweep ARGS='~search.optimizers.adamw'": Compose("minutes"),
+    "make ablation": Run("DATA SIZE", makes="results/ablation/explosion.png", says="harmless"),
+    "make evidence": Look(WHOLE),
+    "make figures": Run(needs=("results",), makes="results/heads/heads.png"),
+    "make report": Run(needs=("results",), makes="results/report.html"),
+    "make ui": Look("serves until it is stopped"),
+    "make test": SUITE,
+    'make test ARGS="tests/optim -k newton"': SUITE,
+    "make lint": Look("a minute of mypy; every push runs it"),
+    "make regression": SUITE,
+    "make gpu-check": Look("needs a GPU"),
+    # one run
+    "source .venv/bin/activate": SETUP,
+    "python -m muonlab.train optimizer=muonclip optimizer.tau=30 model=nanogpt_xs seed=1": Run(
+        "DATA SIZE", makes=RECORD, says="run: runs/muonclip"
+    ),
+    "python -m muonlab.train --help": Run(says="optimizer: adamw, adamwclip, muon, muonclip"),
+    "python -m muonlab.train --cfg job optimizer=muon": Run(says="name: muon"),
+    "python -m muonlab.train +experiment=switch": Run("DATA SIZE", makes=RECORD),
+    "python -m muonlab.train -m optimizer=adamw,muon,muonclip optimizer.lr=0.01,0.03 seed=1,2": Run(
+        "DATA SIZE trainer.max_steps=2", makes="runs/muonclip-lr3e-2-s2-*/config.yaml"
+    ),
+    "python -m muonlab.record runs": Run(needs=("runs",), says="olmo2"),
+    # models
+    "python -m muonlab.train model=nanogpt_s model.num_kv_heads=1 model.rotary_fraction=0.5": Run(
+        "DATA SIZE model.d_model=48", makes=RECORD
+    ),
+    "python -m muonlab.train model.fused_qkv=true optimizer=muon optimizer.split_qkv=false": Run(
+        "DATA SIZE", makes=RECORD
+    ),
+    "python -m muonlab.train model=moe_xs optimizer=muonclip": Run("DATA SIZE", makes=RECORD),
+    "python -m muonlab.train model=moe_xs model.sparsity=16": Run("DATA SIZE", makes=RECORD),
+    "python -m muonlab.models k2_shape": Run(says="1.03 T"),
+    # data
+    "python -m muonlab.train data=english": Compose("needs a network"),
+    "python -m muonlab.train data=text data.path=corpus.txt": Run("SIZE", needs=("corpus.txt",), makes=RECORD),
+    "python -m muonlab.train data=shakespeare data.tokenizer=bpe data.bpe_vocab_size=1024": Compose(
+        "needs a network"
+    ),
+    "python -m muonlab.train data=synthetic": Run(
+        "data.train_tokens=20000 data.val_tokens=4000 SIZE", makes=RECORD
+    ),
+    "python -m muonlab.train data=huggingface data.dataset=tinystories": Compose("needs a network"),
+    # studies
+    "python -m muonlab.sweep": Compose("make sweep runs it"),
+    "python -m muonlab.worker studies/NAME": Run(needs=("study",), name="narrow", says="no open slot is left"),
+    "python -m muonlab.worker studies/narrow": Look("the same with another name"),
+    "python -m muonlab.worker studies/arms": Look("the same with another name"),
+    "python -m muonlab.experiment ablation scale=long": Compose("make ablation runs its other scale"),
+    "python -m muonlab.experiment arms": Compose("140 runs"),
+    "python -m muonlab.experiment arms scale=gpu": Compose("needs a GPU"),
+    "python -m muonlab.experiment NAME": Compose("make ablation runs one"),
+    "python -m muonlab.experiment NAME scale=gpu": Look("needs a GPU"),
+    # contributing
+    "python -m muonlab.study.catalogue": Look("writes experiments/README.md; test_design.py compares the two"),
+    "pre-commit install": Look("writes into .git"),
+    "pipx install pre-commit": Look("needs a network"),
+    "pytest tests/regression": SUITE,
+    "MUONLAB_BASE=HEAD~3 pytest tests/regression/test_bits.py": SUITE,
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------------- reading pages
+def blocks(page, *languages):
+    """The fenced blocks of a page in one of the languages."""
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.S | re.M)
+    return [text for language, text in fences if language in languages]
+
+
+def spans(page):
+    """The code within its sentences."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+    return [re.sub(r"\s+", " ", span) for span in re.findall(r"`([^`]+)`", text)]
+
+
+def lines(page):
+    """Every command of a page, in blocks and in sentences, without its comment."""
+    typed = [line for text in blocks(page, "sh", "bash", "shell", "console") for line in commands(text)]
+    typed += [line for text in blocks(page, "") for line in commands(text) if line.split()[0] in PROGRAMS]
+    return typed + [span for span in spans(page) if span.split()[0] in PROGRAMS and len(span.split()) > 1]
+
+
+def commands(text):
+    """The lines of a block, continued ones in one."""
+    stripped = [
+        re.sub(r"(^|\s+)#.*$", "", line).strip() for line in re.sub(r" *\\\n *", " ", text).splitlines()
     ]
+    return [line.removeprefix("$ ") for line in stripped if line]
+
+
+# ---------------------------------------------------------------------- carrying out
+def python_arguments(line):
+    """What a line hands to Python, settings to the letter: make is asked for what it would run."""
+    words = shlex.split(line)
+    if words[0] == "python":
+        return words[1:]
+    say = f"{sys.executable} -c 'import json, sys; print(json.dumps(sys.argv[1:]))'"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", "--no-print-directory", "-o", "setup", f"RUN={say}", *words[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
+    return json.loads(done.stdout)
+
+
+def small(extra, arguments, tiny):
+    """The words of `extra` with its names filled in, but for groups that the line chooses: Hydra takes each once."""
+    data = [override for override in tiny if override.startswith("data")]
+    size = [override for override in tiny if not override.startswith("data")]
+    search = [*data, *size, "trainer.max_steps=3", "search.trials=1", "search.replicate_seeds=[1,2]"]
+    filled = {"DATA": data, "SIZE": size, "SEARCH": search}
+    groups = {word.partition("=")[0] for word in arguments if "=" in word}
+    words = [word for name in extra.split() for word in filled.get(name, [name])]
+    return [word for word in words if "." in word.partition("=")[0] or word.partition("=")[0] not in groups]
+
+
+def carry_out(arguments, monkeypatch):
+    """The exit code of `python arguments...`, in this process, which has imported everything already."""
+    words = arguments[1:] if arguments[0] == "-m" else arguments
+    monkeypatch.setattr(sys, "argv", list(words))
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")  # as in a process of its own
+        warnings.filterwarnings("ignore", "'.*' found in sys.modules", RuntimeWarning)
+        try:
+            if arguments[0] == "-m":
+                runpy.run_module(arguments[1], run_name="__main__")
+            else:
+                runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
+        except SystemExit as end:
+            return end.code or 0
+    return 0
+
+
+def compose(arguments):
+    """Check the settings of a command without running it."""
+    module, overrides = arguments[1], arguments[2:]
+    if module == "muonlab.train":
+        assert read_config(plain(compose_config("train", overrides))).trainer.max_steps > 1
+    elif module == "muonlab.sweep":
+        from muonlab.study.design import read_experiment
+        from muonlab.sweep import make_study
+
+        design = read_experiment("sweep")
+        config = plain(compose_config("sweep", [*design.common, *overrides]))
+        assert make_study(design, config, overrides).slots()
+    elif module == "muonlab.experiment":
+        from muonlab.experiment import make_study
+
+        assert make_study(overrides[0], overrides[1:], Path("studies"), None).slots()
+    else:
+        assert module == "muonlab.data"
+        from muonlab.data import DATA
+        from muonlab.data.__main__ import read_settings
+        from muonlab.settings.check import build
+
+        assert build(DATA.section(overrides[0]), read_settings(overrides[1:]), "data")
+
+
+@pytest.fixture
+def trained(tiny):
+    """The folder of a tiny run of a mixture of experts."""
+    from muonlab.train.run import train
+
+    return train(tiny("model=moe_xs")).folder
+
+
+@pytest.fixture
+def workplace(tmp_path, tiny_overrides, monkeypatch, request):
+    """prepare(needs) makes the named things in an empty folder, the current one."""
+    monkeypatch.chdir(tmp_path)
+
+    def results():
+        shutil.copytree(ROOT / "results" / "heads", tmp_path / "results" / "heads")
+
+    def runs():
+        assert request.getfixturevalue("trained").parent == tmp_path / "runs"
+
+    def corpus():
+        (tmp_path / "corpus.txt").write_text("To be, or not to be, that is the question.\n\n" * 400)
+
+    def study():
+        from muonlab.study.design import read_experiment
+        from muonlab.sweep import make_study
+
+        design, overrides = read_experiment("sweep"), [*small("SEARCH", [], tiny_overrides), "study=narrow"]
+        make_study(design, plain(compose_config("sweep", [*design.common, *overrides])), overrides).save()
+
+    makers = {"results": results, "runs": runs, "corpus.txt": corpus, "study": study}
+    return lambda needs: [makers[name]() for name in needs]
+
+
+RUNS = {line: how for line, how in TABLE.items() if isinstance(how, Run)}
+COMPOSED = {line: how for line, how in TABLE.items() if isinstance(how, Compose)}
+LOOKED = [line for line, how in TABLE.items() if isinstance(how, Look)]
+
+
+@pytest.mark.parametrize("line", RUNS)
+def test_a_command_does_what_its_page_says(line, workplace, tiny_overrides, monkeypatch, tmp_path, capfd):
+    how = RUNS[line]
+    workplace(how.needs)
+    if line == "make help":
+        print(subprocess.run(["make", "help"], capture_output=True, text=True, cwd=ROOT, check=True).stdout)
+        code = 0
+    else:
+        arguments = python_arguments(line.replace("NAME", how.name))
+        code = carry_out([*arguments, *small(how.extra, arguments, tiny_overrides)], monkeypatch)
+    out, err = capfd.readouterr()
+    assert code == 0, err[-2000:]
+    assert how.says in out
+    assert not how.makes or list(tmp_path.glob(how.makes))
+
+
+@pytest.mark.parametrize("line", COMPOSED)
+def test_the_settings_of_a_command_are_valid(line, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    # A corpus may need a network; its digest is remembered by its cache, which is no other test's.
+    monkeypatch.setattr("muonlab.data.corpus_digest", lambda *_: "0" * 16)
+    arguments = python_arguments(line.replace("NAME", "boundary"))
+    compose([*arguments, *([] if arguments[1] == "muonlab.data" else [f"paths.cache={tmp_path}"])])
+
+
+@pytest.mark.parametrize("line", LOOKED)
+def test_the_parts_of_a_command_exist(line):
+    words = [word for word in shlex.split(line) if "HEAD" not in word]
+    if words[0] == "make":
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        assert re.search(rf"^{words[1]}:", makefile, re.M)
+    elif words[:2] == ["python", "-m"]:
+        assert find_spec(words[2])
+    else:
+        assert words[0] in ("pip", "pipx", "pytest", "source", "pre-commit")
+    for path in re.findall(r"\btests/[\w./]+", line):
+        assert (ROOT / path).exists()
+
+
+# ---------------------------------------------------------------------- nothing is forgotten
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_of_a_page_is_in_the_table(page):
+    assert not [line for line in lines(page) if line not in TABLE]
+
+
+def test_every_entry_of_the_table_is_on_a_page():
+    written = {line for page in PAGES for line in lines(page)}
+    assert not [line for line in TABLE if line not in written]
+
+
+def test_lines_are_found_in_blocks_and_in_sentences(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "As `make x y=1` says\n```sh\n# no\nmake z  # so\n\npython -m a \\\n  b='c d'\n```\n"
+        "`make` alone\n```\nfree text\n```\n"
+    )
+    assert lines(page) == ["make z", "python -m a b='c d'", "make x y=1"]
+
+
+def test_a_block_is_either_typed_or_known():
+    languages = {
+        language
+        for page in PAGES
+        for language in re.findall(r"^```(\w*)\n.*?^```$", page.read_text(encoding="utf-8"), re.S | re.M)
+    }
+    assert languages <= {"sh", "python", "yaml", ""}
+
+
+# ---------------------------------------------------------------------- snippets, settings, links
+def snippets():
+    """The Python blocks of all pages but the one that runs as a doctest."""
+    return [text for page in PAGES if page.parent.name != "optim" for text in blocks(page, "python")]
+
+
+def test_the_record_that_a_page_reads_has_what_its_comments_say(trained):
+    [code] = [text for text in snippets() if "load_run" in text]
+    names = {"load_run": lambda _: load_run(trained)}
+    exec("\n".join(line for line in code.splitlines() if "import" not in line), names)
+    described = re.findall(r"^run\.(\w+) +# (.*)$", code, re.M)
+    assert len(described) >= 5
+    for attribute, comment in described:
+        value = getattr(names["run"], attribute)
+        said = [word.strip() for word in comment.partition(": ")[2].split(",") if word.strip() != "..."]
+        if isinstance(value, str):
+            assert value in comment.split(", ")
+        elif attribute in ("steps", "max_logits"):
+            assert len(said) >= 5
+            assert set(said) <= set(value.columns)
+        else:
+            assert isinstance(value, pd.DataFrame)
+
+
+def test_the_optimizer_that_a_page_adds_trains():
+    [code] = [text for text in snippets() if "register_optimizer" in text]
+    before = set(OPTIMIZERS.names())
     exec(code, {})
+    [added] = set(OPTIMIZERS.names()) - before
+    [config] = [yaml.safe_load(text) for page in PAGES for text in blocks(page, "yaml") if added in text]
     try:
+        assert config == {"name": added, **OPTIMIZERS.settings(added)}
         torch.manual_seed(0)
         model = build_model("nanogpt", vocab_size=16, context=8, d_model=16, num_layers=1)
-        optimizer = build_optimizer("slowmuon", model, lr=0.02)
+        optimizer = build_optimizer(added, model, lr=0.02)
         tokens = torch.arange(64).reshape(8, 8) % 16
         losses = []
         for _ in range(20):
@@ -32,18 +391,61 @@ def test_the_optimizer_that_the_readme_adds_trains():
             losses.append(loss.item())
         assert losses[-1] < losses[0] - 0.5
     finally:
-        OPTIMIZERS._builders.pop("slowmuon")
+        OPTIMIZERS._builders.pop(added)
+        OPTIMIZERS._sections.pop(added)
 
 
-def test_every_path_that_the_readme_links_to_exists():
-    root = Path(__file__).parents[1]
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    assert len(links) >= 4
-    missing = [link for link in links if not (root / link).exists()]
-    assert not missing
+def test_every_snippet_is_tested():
+    assert all("load_run" in text or "register_optimizer" in text for text in snippets())
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"make ([a-z-]+)", README))))
-def test_every_make_target_of_the_readme_exists(target):
-    makefile = (Path(__file__).parents[1] / "Makefile").read_text(encoding="utf-8")
-    assert re.search(rf"^{target}:", makefile, re.M)
+SETTINGS = sorted(
+    {span for page in PAGES for span in spans(page) if re.fullmatch(r"[a-z_.]+=\S+( [a-z_.]+=\S+)*", span)}
+)
+
+
+REFUSED = {"optimizer.lr=fast": "optimizer.lr must be a number of at least 0"}
+
+
+@pytest.mark.parametrize("settings", [each for each in SETTINGS if each not in REFUSED])
+def test_a_setting_that_a_sentence_names_can_be_given(settings):
+    """With the model that has it, where there is one."""
+    refused = []
+    for config, chosen in (("train", []), ("train", ["model=moe_xs"]), ("sweep", [])):
+        try:
+            values = plain(compose_config(config, [*chosen, *settings.split()]))
+        except MuonlabError as error:
+            refused.append(str(error))
+            continue
+        run = {key: value for key, value in values.items() if key not in ("search", "study")}
+        run["paths"] = {key: value for key, value in run["paths"].items() if key != "studies"}
+        read_config(run)
+        return
+    pytest.fail("; ".join(refused))
+
+
+@pytest.mark.parametrize("settings", REFUSED)
+def test_a_setting_that_a_sentence_calls_wrong_is_refused(settings):
+    assert settings in SETTINGS
+    with pytest.raises(MuonlabError, match=REFUSED[settings]):
+        read_config(plain(compose_config("train", settings.split())))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_path_that_a_page_links_to_exists(page):
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf-8"))
+    assert not [link for link in links if not (page.parent / link).exists()]
+
+
+def test_results_say_how_to_repeat_them_by_commands_that_exist():
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    repeats = re.findall(r"^Repeat: `([^`]+)`", text, re.M)
+    assert len(repeats) >= 20
+    for line in repeats:
+        program, *words = shlex.split(line)
+        assert program == "python"
+        if words[0] == "-m":
+            assert words[:2] == ["-m", "muonlab.experiment"]
+            assert (ROOT / "experiments" / f"{words[2]}.yaml").exists()
+        else:
+            assert (ROOT / words[0]).exists()
