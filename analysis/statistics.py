@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from muonlab.errors import MuonlabError
 
@@ -43,6 +42,8 @@ def t_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
     x = _checked(values)
     if len(x) < 2:
         return Interval(float(x.mean()), math.nan, math.nan, len(x))
+    from scipy import stats
+
     half = stats.t.ppf((1 + confidence) / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))
     return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half), len(x))
 
@@ -52,6 +53,8 @@ def share_interval(held: int, n: int, confidence: float = CONFIDENCE) -> Interva
     0.52 open. It covers at least as said. Raises MuonlabError for no runs."""
     if n < 1:
         raise MuonlabError("a share of no runs has no interval")
+    from scipy import stats
+
     ends = stats.binomtest(held, n).proportion_ci(confidence, method="exact")
     return Interval(held / n, float(ends.low), float(ends.high), n)
 
@@ -136,6 +139,8 @@ def paired_p(differences: np.ndarray) -> float:
         return math.nan
     if np.ptp(differences) == 0:
         return 1.0 if differences[0] == 0 else 0.0
+    from scipy import stats
+
     return float(stats.ttest_1samp(differences, 0).pvalue)
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from analysis.frames import END_SHARE
 from analysis.statistics import SMALLEST_DIFFERENCE, t_interval
@@ -63,6 +62,8 @@ def exploded(max_logit: pd.Series, warmup_steps: float, factor: float = 10.0) ->
     if not math.isfinite(end):
         return Verdict("exploded", True, math.inf, factor, f"the max logit grew from {start:.3g} to infinity")
     positive = quarter[(quarter > 0) & np.isfinite(quarter)]
+    from scipy import stats
+
     slope = (
         stats.linregress(positive.index, np.log(positive)).slope if len(positive) >= MIN_STEPS else math.nan
     )

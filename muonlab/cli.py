@@ -118,7 +118,8 @@ def _siblings(config_name: str, overrides: list[str], parent: str) -> list[str]:
     except Exception:
         config = compose(config_name)
     node = OmegaConf.select(config, parent) if parent else config
-    return [f"{parent}.{key}" if parent else str(key) for key in node] if isinstance(node, DictConfig) else []
+    names = map(str, node) if isinstance(node, DictConfig) else ()
+    return [f"{parent}.{name}" if parent else name for name in names]
 
 
 # ---------------------------------------------------------------------- commands

@@ -51,8 +51,8 @@ def make_study(design: Design, config: Config, overrides: list[str]) -> Study:
         storage=search.storage,
         workers=search.workers,
     )
+    check_spaces(study.design, study.settings, study.overrides)
     slots = study.slots()
-    check_spaces(study.design, slots)
     taus = {tau for slot in slots if (tau := getattr(slot.config.optimizer, "tau", None)) is not None}
     if len(taus) == 1:
         study = replace(study, design=_with_tau(study.design, taus.pop()))

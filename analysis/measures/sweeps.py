@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from analysis.measures.registry import measure
 from muonlab.errors import MuonlabError
@@ -43,6 +42,8 @@ def slope(values: pd.Series, log: bool = True) -> float:
     kept = values[np.isfinite(values) & ((values > 0) | (not log))]
     if len(kept) < FEWEST:
         return math.nan
+    from scipy import stats
+
     return float(stats.linregress(np.log(kept.index), np.log(kept) if log else kept).slope)
 
 
@@ -76,6 +77,8 @@ def spread(values: pd.Series, above: float = -math.inf, below: float = math.inf)
 def rank_correlation(values: pd.Series) -> float:
     """Spearman's correlation of value and level: 1 where every higher level has a higher value."""
     _numeric(values)
+    from scipy import stats
+
     return float(stats.spearmanr(values.index, values).statistic)
 
 

@@ -1,12 +1,16 @@
 """The record of a run: its folder, its traces, its spikes, and the same in MLflow."""
 
-from muonlab.record.environment import collect_environment
-from muonlab.record.identity import run_identity
-from muonlab.record.load import Run, load_run
-from muonlab.record.mlflow_run import MlflowRun
-from muonlab.record.run import STATUSES, RunRecord
-from muonlab.record.spikes import detect_spikes, spike_score
-from muonlab.record.store import prepare_store, store_uri
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from muonlab.record.environment import collect_environment
+    from muonlab.record.identity import run_identity
+    from muonlab.record.load import Run, load_run
+    from muonlab.record.mlflow_run import MlflowRun
+    from muonlab.record.run import STATUSES, RunRecord
+    from muonlab.record.spikes import detect_spikes, spike_score
+    from muonlab.record.store import prepare_store, store_uri
 
 __all__ = [
     "STATUSES",
@@ -21,3 +25,24 @@ __all__ = [
     "spike_score",
     "store_uri",
 ]
+
+_MODULES = {
+    "STATUSES": "run",
+    "MlflowRun": "mlflow_run",
+    "Run": "load",
+    "RunRecord": "run",
+    "collect_environment": "environment",
+    "detect_spikes": "spikes",
+    "load_run": "load",
+    "prepare_store": "store",
+    "run_identity": "identity",
+    "spike_score": "spikes",
+    "store_uri": "store",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a name's module when it is first asked for: checking settings needs neither pandas nor Arrow."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

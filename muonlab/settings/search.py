@@ -9,6 +9,8 @@ from annotated_types import MinLen
 from muonlab.errors import MuonlabError
 from muonlab.settings.check import Count, Seed
 
+Setting = dict[str, Any]  # what a search tries: {key of the optimizer: value}
+
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceSettings:

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
 from annotated_types import MinLen
 
-from muonlab.cli import project_folder
+from muonlab.cli import compose_config, plain, project_folder
 from muonlab.errors import MuonlabError, unknown_name
 from muonlab.settings.check import Seed, Text, build, defaults
 from muonlab.settings.search import SearchSettings
@@ -137,11 +138,12 @@ def _arm(name: object, given: Any) -> Arm:
 def searches(design: Design, condition: str) -> SearchSettings:
     """The search of a condition that has one."""
     given = design.conditions[condition].search
-    if isinstance(given, str):
-        from muonlab.cli import compose_config, plain
+    return build(SearchSettings, (_named_search(given) if isinstance(given, str) else given) or {}, "search")
 
-        given = plain(compose_config("sweep", [f"search={given}"]))["search"]
-    return build(SearchSettings, given or {}, "search")
+
+@cache
+def _named_search(name: str) -> Mapping[str, Any]:
+    return plain(compose_config("sweep", [f"search={name}"]))["search"]
 
 
 # ---------------------------------------------------------------------- reading
@@ -231,7 +233,7 @@ def _check_questions(design: Design, where: str) -> None:
     conditions = {name: {"arms": design.arms_of(name)} for name in design.conditions}
     figures = {figure.get("name") for figure in design.figures}
     for claim in design.all_claims():
-        from analysis.claims import check_claim  # of SciPy and pandas, which a design without claims does not need
+        from analysis.claims import check_claim  # imports pandas, which a sweep's mistakes need not wait for
 
         try:
             check_claim(claim, conditions, sorted(design.tuning_conditions))

@@ -7,9 +7,8 @@ from typing import Any
 
 from muonlab.cli import parse_overrides
 from muonlab.errors import MuonlabError
-from muonlab.settings.search import SearchSettings
+from muonlab.settings.search import SearchSettings, Setting, SpaceSettings
 from muonlab.study.design import Arm, Condition, Design, LevelValue, searches
-from muonlab.study.space import Setting, extremes, parse_space, quasi_random
 from muonlab.train.config import RunConfig, read_section
 
 Compose = Callable[[list[str]], RunConfig]
@@ -63,12 +62,8 @@ class Slot:
 
     def at(self, setting: Setting) -> "Slot":
         """The slot with the setting that its sampler drew."""
-        optimizer = read_section("optimizer", asdict(self.config.optimizer) | setting)
-        return replace(
-            self,
-            level=replace(self.level, setting=setting, overrides=_overrides(setting)),
-            config=replace(self.config, optimizer=optimizer),
-        )
+        level = replace(self.level, setting=setting, overrides=_overrides(setting))
+        return replace(self, level=level, config=_at(self.config, setting))
 
 
 def slots(
@@ -100,7 +95,10 @@ def slots(
                     *level.overrides,
                 ]
                 _refuse_chosen(condition, chosen, everywhere)
-                config = _settings(design, section, details, chosen, everywhere, compose)
+                if level.setting:  # of a search, which has dozens: a composition takes a tenth of a second
+                    config = _at(_settings(design, section, details, (), everywhere, compose), level.setting)
+                else:
+                    config = _settings(design, section, details, chosen, everywhere, compose)
                 if config in configs and level.setting != {}:
                     raise MuonlabError(f"level '{level}' of {condition}/{arm} is the same run as another")
                 configs.append(config)
@@ -153,6 +151,8 @@ def searched_levels(search: SearchSettings, optimizer: str) -> list[Level]:
 
     Those of an adaptive sampler are empty until they are drawn.
     """
+    from muonlab.study.space import parse_space, quasi_random
+
     section = search.optimizers[optimizer]
     space = parse_space(section.space)
     count = search.trials - 1
@@ -161,16 +161,30 @@ def searched_levels(search: SearchSettings, optimizer: str) -> list[Level]:
     return [Level(name, _overrides(setting), setting) for name, setting in settings.items()]
 
 
-def check_spaces(design: Design, slots: Sequence[Slot]) -> None:
-    """Raises MuonlabError for a searched value that a run would refuse: the ends of a range, or a choice."""
+def check_spaces(design: Design, compose: Compose, overrides: Sequence[str] = ()) -> None:
+    """Raises MuonlabError for what a run of a search would refuse: its overrides, the published setting, the ends of a
+    range, or a choice."""
+    everywhere = [*design.scale_common, *overrides]
     for condition, section in design.conditions.items():
-        if section.search is None:
-            continue
-        for name, given in searches(design, condition).optimizers.items():
-            slot = next(s for s in slots if (s.condition, s.arm) == (condition, name))
-            for key, distribution in parse_space(given.space).items():
-                for value in extremes(distribution):
-                    slot.at({**given.published, key: value})
+        if section.search is not None:
+            for name, details in design.arms_of(condition).items():
+                config = _settings(design, section, details, (), everywhere, compose)
+                _check_space(config, searches(design, condition).optimizers[name])
+
+
+def _check_space(config: RunConfig, given: SpaceSettings) -> None:
+    from muonlab.study.space import containing, extremes, parse_space  # they import Optuna
+
+    _at(config, given.published)
+    for key, distribution in parse_space(given.space).items():
+        containing(distribution, given.published[key])
+        for value in extremes(distribution):
+            _at(config, {**given.published, key: value})
+
+
+def _at(config: RunConfig, setting: Setting | Mapping[str, Any]) -> RunConfig:
+    """The run with these settings of its optimizer."""
+    return replace(config, optimizer=read_section("optimizer", asdict(config.optimizer) | dict(setting)))
 
 
 def _overrides(setting: Setting) -> tuple[str, ...]:

@@ -15,8 +15,8 @@ from optuna.distributions import (
 )
 
 from muonlab.errors import MuonlabError
+from muonlab.settings.search import Setting
 
-Setting = dict[str, Any]
 ALLOWED = "allowed are interval(a, b), tag(log, interval(a, b)), choice(a, b, ...) and range(a, b, step)"
 
 

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from muonlab.errors import MuonlabError, unknown_name
-from muonlab.record import run_identity
+from muonlab.record.identity import run_identity
+from muonlab.registry import Registry
 from muonlab.settings.check import Count, NonNegative, Seed, Steps, build, check
 from muonlab.settings.data import DATA_SETTINGS
 from muonlab.settings.model import MODEL_SETTINGS
@@ -13,7 +14,7 @@ from muonlab.settings.optimizer import OPTIMIZER_SETTINGS
 from muonlab.settings.schedule import SCHEDULE_SETTINGS
 
 # muonlab's precision names -> Lightning's.
-PRECISIONS = {
+PRECISIONS: dict[str, Any] = {
     "fp32": "32-true",
     "bf16": "bf16-mixed",
     "fp16": "16-mixed",
@@ -184,7 +185,12 @@ def _registered(kind: str, name: str) -> type:
     from muonlab.optim.registry import OPTIMIZERS
     from muonlab.train.schedule import SCHEDULES
 
-    registries = {"model": MODELS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES, "data": DATA}
+    registries: dict[str, Registry[Any]] = {
+        "model": MODELS,
+        "optimizer": OPTIMIZERS,
+        "schedule": SCHEDULES,
+        "data": DATA,
+    }
     return registries[kind].section(name)
 
 

@@ -145,7 +145,7 @@ def test_the_ends_of_a_space_are_checked_before_anything_runs():
     optimizers = {"muon": {"published": {"ns_schedule": "jordan"}, "space": space}}
     made = design(search=search("tpe", **optimizers), seeds=[0])
     with pytest.raises(MuonlabError, match="did you mean 'jordan'"):
-        check_spaces(made, runs(made))
+        check_spaces(made, compose)
 
 
 def test_the_ablations_arms_differ_in_nothing_that_is_held_equal():
