@@ -8,7 +8,7 @@ setting that its first attempt was given.
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,9 +90,12 @@ class Queue:
         else:
             study.tell(claim.attempt, loss)
 
-    def busy(self, slot: Slot) -> bool:
-        """Whether a living worker has the slot."""
-        return self._holder(self._study(slot), slot) is not None
+    def busy(self, slots: Iterable[Slot]) -> set[str]:
+        """The names of those slots that a living worker has; every Optuna study is read once."""
+        studies = {id(study): study for study in map(self._study, slots)}
+        running = (TrialState.RUNNING,)
+        trials = [t for study in studies.values() for t in study.get_trials(deepcopy=False, states=running)]
+        return {t.user_attrs["slot"] for t in trials if "slot" in t.user_attrs and _holds(t)}
 
     def drawn(self, slot: Slot) -> Slot | None:
         """The slot with its setting; None where a sampler has not drawn it yet."""
@@ -166,10 +169,7 @@ class Queue:
 
     def _holder(self, study: optuna.Study, slot: Slot) -> int | None:
         """The number of the attempt that has the slot."""
-        living = [
-            t.number for t in self._attempts(study, slot) if t.state == TrialState.RUNNING and not _dead(t)
-        ]
-        return min(living, default=None)
+        return min((trial.number for trial in self._attempts(study, slot) if _holds(trial)), default=None)
 
     def _withdraw(self, study: optuna.Study, number: int) -> None:
         trial = Trial(study, self._trial(study, number)._trial_id)
@@ -228,6 +228,10 @@ def _sampler(search: SearchSettings) -> BaseSampler:
         "gp": optuna.samplers.GPSampler,
     }
     return makers[search.sampler](seed=search.seed)
+
+
+def _holds(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.RUNNING and "withdrawn" not in trial.user_attrs and not _dead(trial)
 
 
 def _dead(trial: FrozenTrial) -> bool:

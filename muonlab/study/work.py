@@ -86,7 +86,7 @@ class Worker:
             {slot.name if slot.drawn else run_folder(slot.config): slot for slot in reversed(slots)}.values()
         )
         while todo := [slot for slot in reversed(first) if self._open(slot)]:
-            others = [slot for slot in todo if self._busy(slot)]
+            others = self._busy(todo)
             if len(others) < len(todo):
                 self._run(todo, title)
                 continue
@@ -105,12 +105,15 @@ class Worker:
     def _open(self, slot: Slot) -> bool:
         return self._failures[slot.name] < ATTEMPTS and self.folder(slot) is None
 
-    def _busy(self, slot: Slot) -> bool:
-        """Whether a living worker has the slot, or a run that outlived its worker is still being written."""
-        if self.queue.busy(slot):
-            return True
-        drawn = self.queue.drawn(slot)
-        return drawn is not None and being_written(run_folder(drawn.config))
+    def _busy(self, slots: Sequence[Slot]) -> list[Slot]:
+        """Those that a living worker has, or whose run outlived its worker and is still being written."""
+        taken = self.queue.busy(slots)
+        drawn = [(slot, self.queue.drawn(slot)) for slot in slots]
+        return [
+            slot
+            for slot, known in drawn
+            if slot.name in taken or (known is not None and being_written(run_folder(known.config)))
+        ]
 
     def _run(self, todo: Sequence[Slot], title: str) -> None:
         steps = sum(slot.config.trainer.max_steps for slot in todo)
@@ -118,7 +121,7 @@ class Worker:
 
     def _next_job(self, todo: Sequence[Slot]) -> Job | None:
         for slot in todo:
-            if not self._open(slot) or self._busy(slot):
+            if not self._open(slot) or self._busy([slot]):
                 continue
             claim = self.queue.claim(slot)
             if claim is None:

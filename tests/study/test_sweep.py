@@ -96,7 +96,7 @@ def test_a_run_of_a_sweep_is_the_run_that_train_makes_of_the_same_settings(made,
             ["search.optimizers.muon.space.lr='interval(-1, 1)'"],
             "optimizer.lr must be a number of at least 0",
         ),
-        (["+search.optimizers.muon.published.momentun=0.9"], "did you mean 'optimizer.momentum'"),
+        (["+search.optimizers.muon.published.momentun=0.9"], "did you mean 'momentum'"),
         (
             [
                 "+search.optimizers.moun={published: {lr: 1, wd: 1}, space: {lr: 'choice(1)', wd: 'choice(1)'}}"
