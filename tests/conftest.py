@@ -15,8 +15,10 @@ from hypothesis import settings
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_runs import TINY
 
-# A busy machine is no failure, and main is not red by luck: the same examples every time.
+# A busy machine is no failure, and main is not red by luck: the same examples every time. `--hypothesis-profile=free`
+# draws others at every run.
 settings.register_profile("muonlab", deadline=None, derandomize=True)
+settings.register_profile("free", deadline=None, print_blob=True)
 settings.load_profile("muonlab")
 
 

@@ -147,7 +147,7 @@ def test_linux_and_macos_are_supported_and_tested():
 
 # ---------------------------------------------------------------------- checks of a push and of a commit
 def workflow():
-    """The job of the workflow."""
+    """The job of the workflow that runs on every system."""
     text = (ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8")
     return yaml.safe_load(text)["jobs"]["tests"]
 

@@ -92,6 +92,7 @@ TABLE: dict[str, Run | Compose | Look] = {
     "make ui": Look("serves until it is stopped"),
     "make test": SUITE,
     'make test ARGS="tests/optim -k newton"': SUITE,
+    'make test ARGS="-m hypothesis --hypothesis-profile=free"': SUITE,
     "make lint": Look("a minute of mypy; every push runs it"),
     "make regression": SUITE,
     "make gpu-check": Look("needs a GPU"),
@@ -393,6 +394,27 @@ def test_the_optimizer_that_a_page_adds_trains():
     finally:
         OPTIMIZERS._builders.pop(added)
         OPTIMIZERS._sections.pop(added)
+
+
+def test_the_optimizer_that_a_page_adds_works_where_the_page_puts_it(tmp_path, tiny_overrides):
+    """Pasted at the end of the registry, with its config, it imports, trains and checks its settings."""
+    [code] = [text for text in snippets() if "register_optimizer" in text]
+    [config] = [text for page in PAGES for text in blocks(page, "yaml") if "slowmuon" in text]
+    for folder in ("muonlab", "conf"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / "muonlab" / "optim" / "registry.py").open("a", encoding="utf-8") as registry:
+        registry.write("\n" + code)
+    (tmp_path / "conf" / "optimizer" / "slowmuon.yaml").write_text(config, encoding="utf-8")
+    command = [sys.executable, "-m", "muonlab.train", *tiny_overrides, "optimizer=slowmuon"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    trained, refused = (
+        subprocess.run([*command, *extra], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        for extra in ([], ["optimizer.lr=fast"])
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert "run: runs/slowmuon-lr1e-2-s1-" in trained.stdout
+    assert refused.returncode == 2
+    assert "optimizer.lr must be a number of at least 0 and finite, not 'fast'" in refused.stderr
 
 
 def test_every_snippet_is_tested():
