@@ -2,6 +2,7 @@
 
 import re
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from muonlab.command import SentenceParser
 from muonlab.errors import MuonlabError, unknown_name
 
 Config = dict[str, Any]  # composed, resolved and not yet checked
+_NUMBER = re.compile(r"(?<=[=,\[({: ])[+-]?(?:\d*\.?\d+|\d+\.)[eE]-\d+(?=[,\])} ]|$)")
 Job = Callable[[Config, list[str]], int]
 
 
@@ -64,7 +66,7 @@ def parse_overrides(overrides: list[str]) -> list[Override]:
     for text in overrides:
         try:
             parsed.append(parser.parse_override(text))
-        except HydraException as error:
+        except (HydraException, RecursionError) as error:
             reason = " ".join(str(error).splitlines()[0].split())
             raise MuonlabError(
                 f"'{text}' is no override: {reason}; write group=option, key=value, +key=value or ~key, and quote"
@@ -72,6 +74,9 @@ def parse_overrides(overrides: list[str]) -> list[Override]:
             ) from error
         if not parsed[-1].key_or_group:
             raise MuonlabError(f"'{text}' is no override: it names no key")
+        for number in _NUMBER.findall(text):
+            if float(number) == 0 and re.search("[1-9]", number.lower().partition("e")[0]):
+                raise MuonlabError(f"{number} in '{text}' is too small for a number, and would be 0")
     return parsed
 
 
@@ -91,6 +96,13 @@ def _explain(config_name: str, overrides: list[str], error: Exception) -> Muonla
                 f"{group} must be the name of one of its options, not {override.get_value_string()};"
                 f" known: {', '.join(options)}"
             )
+    if "requires --multirun" in text or "Ambiguous value" in text:
+        [several, *_] = [o for o in parse_overrides(overrides) if o.is_sweep_override()]
+        quoted = f"{several.get_key_element()}='{several.get_value_string()}'"
+        return MuonlabError(
+            f"'{several.input_line}' holds several values: add -m to run each of them, or, if it is one text, write"
+            f' "{quoted}"'
+        )
     if option := re.search(r"Could not find '(\w+(?:/\w+)*)/([^'/]+)'", text):
         group, name = option.groups()
         return unknown_name(group, name, [p.stem for p in (project_folder("conf") / group).glob("*.yaml")])
@@ -134,6 +146,7 @@ def hydra_command(config_name: str, job: Job, base: Sequence[str] = ()) -> int:
     flags = get_args_parser()
     flags.__class__ = SentenceParser  # its errors are sentences
     given = flags.parse_args()
+    _refuse_foreign(given)
     overrides: list[str] = given.overrides
     if given.help:
         from muonlab.help import help_page
@@ -155,6 +168,16 @@ def hydra_command(config_name: str, job: Job, base: Sequence[str] = ()) -> int:
     return max(codes)
 
 
+def _refuse_foreign(given: Namespace) -> None:
+    """Raises MuonlabError for flags of Hydra that name other configs than conf/."""
+    for flag in ("config_name", "config_path", "config_dir", "experimental_rerun"):
+        if getattr(given, flag) is not None:
+            raise MuonlabError(
+                f"--{flag.replace('_', '-')} is not supported: this command reads conf/ and what its overrides change;"
+                " --help lists what there is"
+            )
+
+
 def split_sweeps(overrides: list[str]) -> list[list[str]]:
     """The overrides of every job of a multirun, by Hydra's basic sweeper. Raises MuonlabError for what it refuses."""
     with initialize_config_dir(str(project_folder("conf")), version_base="1.3"):
@@ -170,9 +193,11 @@ def _hydras_own(config_name: str, overrides: list[str]) -> int:
     import hydra
 
     compose_config(config_name, overrides)  # so that Hydra's own long messages are never seen
-    hydra.main(config_path=str(project_folder("conf")), config_name=config_name, version_base="1.3")(
-        lambda config: None
-    )()
+    command = hydra.main(config_path=str(project_folder("conf")), config_name=config_name, version_base="1.3")
+    try:
+        command(lambda config: None)()
+    except SystemExit as error:  # with 1, after a sentence, for a package that the config lacks
+        return 2 if error.code else 0
     return 0
 
 

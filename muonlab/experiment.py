@@ -68,8 +68,8 @@ def make_study(experiment: str, overrides: list[str], studies: Path, workers: in
 def run_experiment(study: Study, results: Path) -> None:
     """Train what is missing of one experiment, judge and draw it into results/NAME, and renew results/README.md."""
     design = study.design
-    print(f"{study.name}: about {design.minutes:g} minutes. {' '.join(design.question.split())}", flush=True)
     study.slots()  # a mistake is reported before anything heavy is imported
+    print(f"{study.name}: about {design.minutes:g} minutes. {' '.join(design.question.split())}", flush=True)
 
     from analysis.evidence import write_evidence
     from muonlab.study.judging import answers_text, judge

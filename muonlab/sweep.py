@@ -5,7 +5,9 @@ import os
 # Read when torch loads OpenMP, so it must stand before any import of torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import re
 import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,23 +15,34 @@ from typing import Any
 
 from muonlab.cli import Config, hydra_command
 from muonlab.command import run_command
+from muonlab.errors import MuonlabError
 from muonlab.record.identity import run_identity
-from muonlab.settings.check import Text, build, check
+from muonlab.settings.check import Name, PathText, build, check
 from muonlab.settings.search import SearchSettings
 from muonlab.study.design import Condition, Design, read_experiment
 from muonlab.study.slots import check_spaces
 from muonlab.study.study import Study, overrides_for_runs
 
 REPORT = "report.txt"
+_RANGE = re.compile(r"^(\+{0,2}search\.optimizers\.\w+\.space\.\w+)=\s*([a-z]+\([^'\"]*\))\s*$")
 OWN = ("search", "study", "paths.studies")  # config keys that are the sweep's, not its runs'
 
 
 def main() -> int:
     """Exit code: 0 done, 2 a mistake in the command or failed runs, 130 interrupted."""
+    sys.argv[1:] = with_quoted_ranges(sys.argv[1:])
     design = read_experiment("sweep")
     return hydra_command(
         "sweep", lambda config, given: sweep(make_study(design, config, given)), design.common
     )
+
+
+def with_quoted_ranges(arguments: list[str]) -> list[str]:
+    """The arguments with the ranges of search spaces as text, so that interval(1e-3, 1e-1) needs no quotes of its own.
+
+    To Hydra, too, such a range stands for several values; but it is one value of this command.
+    """
+    return [_RANGE.sub(r"\1='\2'", argument) for argument in arguments]
 
 
 def make_study(design: Design, config: Config, overrides: list[str]) -> Study:
@@ -38,10 +51,11 @@ def make_study(design: Design, config: Config, overrides: list[str]) -> Study:
     Raises MuonlabError for an unknown optimizer or setting, spaces of different size, seeds that are used twice, and
     any setting that a run would refuse.
     """
-    search = build(SearchSettings, _mapping(config["search"]), "search")
-    name = check(Text | None, config["study"], "study")
-    studies = check(Text, config["paths"]["studies"], "paths.studies")
-    conditions = {key: _searching(section, config["search"]) for key, section in design.conditions.items()}
+    given, paths = _mapping(config, "search"), _mapping(config, "paths")
+    search = build(SearchSettings, given, "search")
+    name = check(Name | None, config.get("study"), "study")
+    studies = check(PathText, paths.get("studies"), "paths.studies")
+    conditions = {key: _searching(section, given) for key, section in design.conditions.items()}
     study = Study(
         name=name or "",
         design=replace(design, conditions=conditions, seeds=search.replicate_seeds),
@@ -98,8 +112,10 @@ def _with_tau(design: Design, tau: float) -> Design:
     return replace(design, figures=figures)
 
 
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+def _mapping(config: Config, key: str) -> Mapping[str, Any]:
+    if not isinstance(values := config.get(key), Mapping):
+        raise MuonlabError(f"{key} must be a mapping of settings, not {values!r}")
+    return values
 
 
 if __name__ == "__main__":

@@ -37,13 +37,20 @@ def open_text(cache: CachePath, settings: TextSettings) -> Corpus:
 def _text_files(path: Path) -> list[Path]:
     if not path.exists():
         raise MuonlabError(f"there is no file or folder {path}")
-    files = sorted(file for file in path.rglob("*.txt") if not file.is_dir()) if path.is_dir() else [path]
+    if not path.is_file() and not path.is_dir():  # a pipe or a device, which may have no end
+        raise MuonlabError(f"{path} is neither a file nor a folder")
+    files = sorted(filter(_may_hold_text, path.rglob("*.txt"))) if path.is_dir() else [path]
     if not files:
         raise MuonlabError(f"the folder {path} holds no .txt files")
     files = [file for file in files if file.stat().st_size > 0]
     if not files:
         raise MuonlabError(f"there is no text in {path}: it is empty")
     return files
+
+
+def _may_hold_text(path: Path) -> bool:
+    """Whether it is a file, or a link that leads nowhere, which is worth a word; no folder, pipe or device."""
+    return path.is_file() or not path.exists()
 
 
 def split_files(files: list[Path], val_fraction: float) -> tuple[list[Span], list[Span]]:

@@ -9,6 +9,18 @@ from typing import Any
 from muonlab.errors import MuonlabError
 
 
+def check_folder(path: Path, place: str) -> None:
+    """Raises MuonlabError for a path at which no folder can be, since it or a part of it is a file or too long;
+    `place` is the setting that names it."""
+    try:
+        nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        fault = "" if nearest.is_dir() else f"{nearest} is no folder"
+    except OSError as error:
+        fault = error.strerror or str(error)
+    if fault:
+        raise MuonlabError(f"{place}={path} cannot be a folder: {fault}")
+
+
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` on a temporary path and move the result to `path`, so that no reader and no kill -9 ever
     leaves half a file there. Raises MuonlabError where the folder cannot be written."""
@@ -29,12 +41,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value in `path`, or None where there is no such file."""
+    """The value in `path`, or None where there is no such file. Raises MuonlabError for a file without JSON."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise MuonlabError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:  # no JSON, or no UTF-8
         raise MuonlabError(f"{path} is not JSON: {error}") from error

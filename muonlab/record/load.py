@@ -83,7 +83,7 @@ def _whole(path: Path) -> Any:
 def _config(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise MuonlabError(f"cannot read {path}: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise MuonlabError(f"the run in {path.parent} is damaged: {path.name} is no mapping of settings")
@@ -98,7 +98,9 @@ def load_run(folder: str | Path) -> Run:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise MuonlabError(f"no run in {folder}: there is no such folder")
+        raise MuonlabError(
+            f"no run in {folder}: {'it is no' if folder.exists() else 'there is no such'} folder"
+        )
     if not (folder / "config.yaml").exists():
         raise MuonlabError(f"no run in {folder}: it has no config.yaml")
     return Run(folder)

@@ -38,6 +38,15 @@ def store_uri(uri: str | None, folder: str | Path) -> str:
     return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(folder).absolute()}/mlflow.db"
 
 
+def check_uri(uri: str, place: str = "the MLflow store") -> None:
+    """Raises MuonlabError for an address that no MLflow store has; `place` is where it was given."""
+    if ":" not in uri or _scheme(uri) not in SCHEMES:
+        raise MuonlabError(
+            f"{place}: MLflow cannot track to '{without_password(uri)}';"
+            f" allowed are URIs beginning with {', '.join(SCHEMES)}"
+        )
+
+
 def prepare_store(tracking_uri: str, experiment: str, artifact_root: str | Path) -> str:
     """Make the store and the experiment, unless they exist, and return the experiment's id.
 
@@ -47,13 +56,9 @@ def prepare_store(tracking_uri: str, experiment: str, artifact_root: str | Path)
     under an MLflow server, which keeps them itself. Raises MuonlabError for a store that cannot be used or
     reached.
     """
-    scheme = tracking_uri.partition(":")[0].partition("+")[0]
-    if scheme not in SCHEMES or ":" not in tracking_uri:
-        raise MuonlabError(
-            f"MLflow cannot track to '{tracking_uri}'; allowed are URIs beginning with {', '.join(SCHEMES)}"
-        )
+    check_uri(tracking_uri)
     artifacts = None
-    if not scheme.startswith(("http", "databricks")):
+    if not _scheme(tracking_uri).startswith(("http", "databricks")):
         artifacts = (Path(artifact_root).absolute() / re.sub(r"[^\w.-]+", "-", experiment)).as_uri()
     with told(tracking_uri), _only_process(tracking_uri):
         client = connect(tracking_uri)
@@ -86,6 +91,8 @@ def told(tracking_uri: str) -> Iterator[None]:
         while inner := cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__):
             cause = inner
         reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        if isinstance(cause, ModuleNotFoundError):
+            reason = f"its driver, the Python package {cause.name}, is not installed"
         raise MuonlabError(
             f"cannot use the MLflow store {without_password(tracking_uri)}: {reason}"
         ) from error
@@ -110,6 +117,10 @@ def _only_process(tracking_uri: str) -> Iterator[None]:
             connection.execute("PRAGMA journal_mode=WAL")
         connection.close()
         yield
+
+
+def _scheme(uri: str) -> str:
+    return uri.partition(":")[0].partition("+")[0]
 
 
 def _sqlite_path(tracking_uri: str) -> Path | None:

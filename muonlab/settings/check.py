@@ -15,7 +15,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import ConfigDict, Strict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Strict, StringConstraints, TypeAdapter, ValidationError
 
 from muonlab.errors import MuonlabError, unknown_name
 
@@ -23,6 +23,9 @@ Count = Annotated[int, Ge(1)]  # at least one
 Steps = Annotated[int, Ge(0)]  # a number of steps; what 0 means is said where it is used
 Seed = Annotated[int, Ge(0), Lt(1 << 63)]
 Text = Annotated[str, MinLen(1)]
+# Of a folder in another folder, and within names in databases: not "../x", "a/b", "." or 300 letters.
+Name = Annotated[str, StringConstraints(pattern=r"^\w[\w ,.+=@-]{0,59}$")]
+PathText = Annotated[str, StringConstraints(pattern=r"^[^\x00]+$")]
 NonNegative = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 Share = Annotated[float, Ge(0), Le(1)]
@@ -34,6 +37,12 @@ _BOUNDS = {
     Gt: ("gt", "above"),
     Le: ("le", "at most"),
     Lt: ("lt", "below"),
+}
+_PATTERNS = {
+    get_args(Name)[
+        1
+    ]: "a name of up to 60 letters, digits, blanks and ,.+=@_- that begins with a letter or digit",
+    get_args(PathText)[1]: "the path of a file or folder",
 }
 _UNSEEN = 1 << 60  # a limit that only keeps a number within what its format can hold is not worth a word
 
@@ -68,21 +77,21 @@ def check(annotation: Any, value: object, place: str) -> Any:
             return value
         if isinstance(value, Mapping):
             return build(kind, value, place)
-    if (
-        get_origin(kind) is Mapping
-        and is_dataclass(section := get_args(kind)[1])
-        and isinstance(value, Mapping)
-    ):
+        raise MuonlabError(f"{place} must be {describe(annotation)}, not {_shown(value)}")
+    if get_origin(kind) is Mapping and isinstance(value, Mapping):
         if not value and any(isinstance(bound, MinLen) for bound in bounds):
             raise MuonlabError(f"{place} must not be empty")
-        return {str(name): check(section, entry, f"{place}.{name}") for name, entry in value.items()}
+        entries = get_args(kind)[1]
+        return {str(name): check(entries, entry, f"{place}.{name}") for name, entry in value.items()}
     try:
         return _adapter(annotation).validate_python(value)
     except ValidationError:
         choices = _choices(annotation)
         if isinstance(value, str) and choices:
             raise unknown_name(place, value, choices) from None
-        raise MuonlabError(f"{place} must be {describe(annotation)}, not {_shown(value)}") from None
+        raise MuonlabError(
+            f"{place} must be {describe(annotation)}, not {_shown(value)}{_hint(annotation, value)}"
+        ) from None
 
 
 class Keywords:
@@ -167,6 +176,8 @@ def describe(annotation: Any) -> str:
 def _describe_range(kind: Any, bounds: tuple[Any, ...]) -> str:
     if any(isinstance(bound, MinLen) for bound in bounds):
         return f"{describe(kind)}, not empty"
+    if bounds and isinstance(bounds[0], StringConstraints):
+        return _PATTERNS[bounds[0]]
     if kind not in (int, float):
         return describe(kind)
     limits = []
@@ -220,6 +231,13 @@ def _choices(annotation: Any) -> list[str]:
         [first, *others] = [choice for choice in arguments if choice is not types.NoneType]
         return [] if others else _choices(first)
     return _choices(arguments[0]) if origin is Annotated else []
+
+
+def _hint(annotation: Any, value: object) -> str:
+    """How a whole number that was written with decimals, 1e5, is written without."""
+    if not isinstance(value, float) or not value.is_integer() or "whole number" not in describe(annotation):
+        return ""
+    return f"; written with a point or an exponent it is no whole number: write {int(value)}"
 
 
 def _shown(value: object) -> str:

@@ -154,17 +154,17 @@ def load_experiment(name: str, scale: str = "cpu") -> Design:
 
 def read_experiment(name: str) -> Design:
     """experiments/<name>.yaml, checked. Raises MuonlabError for an unknown name, with the near ones."""
-    path = project_folder("experiments") / f"{name}.yaml"
-    if not path.exists():
-        raise unknown_name("experiment", name, [p.stem for p in path.parent.glob("*.yaml")])
-    return read_design(path)
+    paths = {path.stem: path for path in project_folder("experiments").glob("*.yaml")}
+    if name not in paths:
+        raise unknown_name("experiment", name, paths)
+    return read_design(paths[name])
 
 
 def read_design(path: Path) -> Design:
     """The design in a file. Raises MuonlabError for one that is no YAML or says what it may not."""
     try:
         return make_design(yaml.safe_load(path.read_text(encoding="utf-8")), path.name)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise MuonlabError(f"{path.name} is not YAML: {' '.join(str(error).split())}") from error
 
 

@@ -8,7 +8,8 @@ setting that its first attempt was given.
 """
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -181,7 +182,7 @@ class Queue:
         key = slot.condition, slot.arm
         if key not in self._studies:
             search = self._searches.get(slot.condition)
-            try:
+            with _told(self._storage):
                 self._studies[key] = optuna.create_study(
                     study_name="/".join((self.name, *key)),
                     storage=self._storage,
@@ -189,9 +190,6 @@ class Queue:
                     direction="minimize",
                     load_if_exists=True,
                 )
-            except Exception as error:  # of Optuna, SQLAlchemy, a driver that is missing, and the network
-                storage = f"search.storage={_scheme(self._storage)}://..."
-                raise MuonlabError(f"cannot use {storage}: {_reason(error)}") from error
         return self._studies[key]
 
     def _space(self, slot: Slot) -> dict[str, BaseDistribution]:
@@ -211,10 +209,14 @@ class Queue:
         return study.get_trials(deepcopy=False)[number]
 
 
-def open_storage(url: str | None, folder: Path) -> BaseStorage | str:
-    """Any Optuna storage by URL; None: a journal file in the study's folder, which several processes may share."""
+def open_storage(url: str | None, folder: Path) -> BaseStorage:
+    """Any Optuna storage by URL; None: a journal file in the study's folder, which several processes may share.
+
+    Raises MuonlabError for a URL that no storage has, or whose storage cannot be reached.
+    """
     if url:
-        return url
+        with _told(url):
+            return optuna.storages.get_storage(url)
     path = str(folder / "journal.log")
     return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
 
@@ -239,11 +241,20 @@ def _dead(trial: FrozenTrial) -> bool:
     return owner is None or Owner.read(owner).alive is False
 
 
-def _scheme(storage: BaseStorage | str) -> str:
-    return storage.partition(":")[0] if isinstance(storage, str) else "journal"
+@contextmanager
+def _told(storage: BaseStorage | str) -> Iterator[None]:
+    """Turns what Optuna, SQLAlchemy, a missing driver or the network raise into one sentence, without the password."""
+    try:
+        yield
+    except Exception as error:
+        scheme, sign, _ = storage.partition("://") if isinstance(storage, str) else ("", "", "")
+        shown = f"search.storage={scheme}{sign}{'...' if sign else ''}" if scheme else "the study's storage"
+        raise MuonlabError(f"cannot use {shown}: {_reason(error)}") from error
 
 
 def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
+    if isinstance(error, ModuleNotFoundError):
+        return f"its driver, the Python package {error.name}, is not installed"
     return " ".join(str(error).split()) or type(error).__name__

@@ -21,6 +21,7 @@ def train_study(study: Study) -> tuple[Trained, list[Best], Queue]:
     Raises MuonlabError, after all other runs ended, for slots that are missing: no conclusion is drawn from searches of
     unequal effort.
     """
+    _check_places(study)
     study.save()
     worker = open_worker(study)
     trained = _stage(study, worker, study.slots(), "search" if study.searches else "runs")
@@ -54,6 +55,18 @@ def open_worker(study: Study) -> Worker:
     parent = open_study_run(base.tracking, Path(base.paths.runs), study.name, study.folder, params)
     pool = Pool(study.workers or default_workers(), study.folder / "logs")
     return Worker(queue, pool, parent.run_id if parent else None)
+
+
+def _check_places(study: Study) -> None:
+    """Raises MuonlabError for a folder, storage or MLflow store that cannot be used, before there is a study."""
+    from muonlab.train.run import check_places
+    from muonlab.train.tracking import open_store
+
+    base = study.base()
+    check_places(base)
+    if study.storage:
+        open_storage(study.storage, study.folder)
+    open_store(base.tracking, Path(base.paths.runs))
 
 
 def close_study(study: Study, folder: Path) -> None:

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le
 
 from muonlab.errors import MuonlabError, unknown_name
 from muonlab.record.identity import run_identity
+from muonlab.record.store import check_uri
 from muonlab.registry import Registry
-from muonlab.settings.check import Count, NonNegative, Seed, Steps, build, check
+from muonlab.settings.check import Count, NonNegative, PathText, Seed, Steps, Text, build, check
 from muonlab.settings.data import DATA_SETTINGS
 from muonlab.settings.model import MODEL_SETTINGS
 from muonlab.settings.optimizer import OPTIMIZER_SETTINGS
@@ -37,7 +40,7 @@ class TrainerSettings:
     devices: Count
     strategy: Literal["auto", "ddp"]
     compile: bool
-    num_threads: Count
+    num_threads: Annotated[int, Ge(1), Le(1024)]
     val_every: Steps
     val_batches: Count
     probe_every: Steps
@@ -64,20 +67,24 @@ class TrackingSettings:
     """Where a run is shown besides its folder: nowhere, or in MLflow; study, trial and role are tags there."""
 
     name: Literal["mlflow", "none"]
-    uri: str | None = None
-    experiment: str = "muonlab"
+    uri: Text | None = None
+    experiment: Text = "muonlab"
     study: str | None = None
     trial: str | None = None
     role: str | None = None
     parent_run_id: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.uri is not None:
+            check_uri(self.uri, "tracking.uri")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PathSettings:
     """runs: where run folders are made. cache: corpora and tokens; None is $MUONLAB_CACHE or .cache/muonlab."""
 
-    runs: str
-    cache: str | None = None
+    runs: PathText
+    cache: PathText | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

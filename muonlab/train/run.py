@@ -13,7 +13,9 @@ from typing import Any
 
 from muonlab.errors import MuonlabError
 from muonlab.record import RunRecord, collect_environment, load_run
+from muonlab.record.files import check_folder
 from muonlab.record.run import refuse_live_writer
+from muonlab.record.store import check_uri, store_uri
 from muonlab.runtime import settle
 from muonlab.train.config import PRECISIONS, RunConfig, TrainerSettings
 
@@ -44,6 +46,13 @@ def run_folder(config: RunConfig) -> Path:
     return Path(config.paths.runs) / f"{config.name}-{config.identity}"
 
 
+def check_places(config: RunConfig) -> None:
+    """Raises MuonlabError where a run cannot be kept or shown, before anything heavy is imported."""
+    check_folder(Path(config.paths.runs), "paths.runs")
+    if config.tracking.name == "mlflow":
+        check_uri(store_uri(config.tracking.uri, config.paths.runs), "$MLFLOW_TRACKING_URI")
+
+
 def train(config: RunConfig, on_step: Callable[[int], None] | None = None) -> Outcome:
     """Train one run, or resume it where it was stopped, or do nothing if it is over (unless `force`).
 
@@ -51,6 +60,7 @@ def train(config: RunConfig, on_step: Callable[[int], None] | None = None) -> Ou
     Outcome; raises MuonlabError for what the user got wrong, before anything is recorded. Other exceptions are recorded
     as `failed` and raised again.
     """
+    check_places(config)
     config = with_corpus(config)
     folder = run_folder(config)
     if (folder / "config.yaml").exists() and first_rank():
