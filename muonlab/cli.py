@@ -1,7 +1,6 @@
 """Hydra's command line over conf/: composing, sweeps, and what Hydra refuses in one sentence."""
 
 import re
-import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from muonlab.command import SentenceParser
+from muonlab.command import SentenceParser, tell
 from muonlab.errors import MuonlabError, unknown_name
 
 Config = dict[str, Any]  # composed, resolved and not yet checked
@@ -163,7 +162,7 @@ def hydra_command(config_name: str, job: Job, base: Sequence[str] = ()) -> int:
         try:
             codes.append(_run_job(job, config_name, base, each))
         except MuonlabError as error:
-            print(f"muonlab: {error}", file=sys.stderr)
+            tell(str(error))
             codes.append(2)
     return max(codes)
 

@@ -6,10 +6,9 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import shlex
-import sys
 from pathlib import Path
 
-from muonlab.command import argument_parser, run_command
+from muonlab.command import argument_parser, run_command, tell
 from muonlab.errors import MuonlabError
 from muonlab.settings.check import Count, check
 from muonlab.study.catalogue import experiment_names
@@ -39,7 +38,7 @@ def main() -> int:
         except MuonlabError as error:
             if len(names) == 1:
                 raise
-            print(f"muonlab: {name}: {error}", file=sys.stderr)
+            tell(f"{name}: {error}")
             failed.append(name)
     if failed:
         raise MuonlabError(f"{len(failed)} of {len(names)} experiments failed: {', '.join(failed)}")

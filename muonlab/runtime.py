@@ -34,6 +34,11 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def memory() -> int:
+    """Bytes of main memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def settle(num_threads: int) -> None:
     """Call once per process, before the first tensor operation.
 

@@ -1,7 +1,5 @@
 """Models by name."""
 
-import os
-
 import torch
 from torch import nn
 
@@ -10,6 +8,7 @@ from muonlab.models.counts import model_counts, total
 from muonlab.models.moe import MoE
 from muonlab.models.nanogpt import NanoGPT
 from muonlab.registry import Registry
+from muonlab.runtime import memory
 from muonlab.settings.check import build
 from muonlab.settings.model import DecoderSettings, with_vocabulary
 
@@ -39,10 +38,10 @@ def make_model(settings: object) -> nn.Module:
     if isinstance(settings, DecoderSettings) and torch.get_default_device().type != "meta":
         parameters = total(model_counts(settings).values()).parameters
         needed = parameters * torch.get_default_dtype().itemsize
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if needed > memory:
+        if needed > memory():
             raise MuonlabError(
                 f"this {settings.name} has {parameters:.3g} parameters, {needed / 1e9:,.0f} GB of weights alone,"
-                f" and the machine has {memory / 1e9:,.0f} GB of memory; count it with python -m muonlab.models instead"
+                f" and the machine has {memory() / 1e9:,.0f} GB of memory; count it with python -m muonlab.models"
+                " instead"
             )
     return MODELS.make(settings)

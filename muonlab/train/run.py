@@ -16,7 +16,7 @@ from muonlab.record import RunRecord, collect_environment, load_run
 from muonlab.record.files import check_folder
 from muonlab.record.run import refuse_live_writer
 from muonlab.record.store import check_uri, store_uri
-from muonlab.runtime import settle
+from muonlab.runtime import memory, settle
 from muonlab.train.config import PRECISIONS, RunConfig, TrainerSettings
 
 # Statuses after which the same command has nothing left to do.
@@ -86,6 +86,7 @@ def _train(config: RunConfig, folder: Path, on_step: Callable[[int], None] | Non
     from muonlab.train.tracking import open_mlflow, open_store
 
     accelerator = _accelerator(config.trainer)
+    _refuse_huge_batches(config, accelerator)
     corpus = open_corpus(config.data, config.paths.cache)
     if corpus.short_digest != config.corpus:
         raise MuonlabError(
@@ -211,6 +212,21 @@ def _accelerator(settings: TrainerSettings) -> str:
     if settings.compile and device == "cpu":
         _require_compiler()
     return device
+
+
+def _refuse_huge_batches(config: RunConfig, accelerator: str) -> None:
+    """Raises MuonlabError for a batch of which the machine's memory cannot hold the least that every model keeps: its
+    tokens and, on a CPU, a layer's input in two bytes a number."""
+    model, trainer = config.model, config.trainer
+    width = getattr(model, "d_model", 1) * getattr(model, "num_layers", 1) if accelerator == "cpu" else 0
+    for key in ("batch_size", "probe_batch_size"):
+        needed = getattr(trainer, key) * getattr(model, "context", 1) * (16 + 2 * width)
+        if needed > memory():
+            raise MuonlabError(
+                f"trainer.{key}={getattr(trainer, key)} of model.context={model.context} needs more than"
+                f" {needed / 1e9:,.0f} GB, and the machine has {memory() / 1e9:,.0f} GB of memory; more sequences a"
+                " step fit with trainer.accumulate"
+            )
 
 
 def _require_compiler() -> None:
