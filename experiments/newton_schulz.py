@@ -16,7 +16,7 @@ import yaml
 from analysis.redraw import redraw
 from muonlab.optim import describe_schedule
 from muonlab.optim.bands import scalar_map
-from muonlab.record import collect_environment
+from muonlab.record.environment import code_version
 
 SCHEDULES = ["jordan", "you", "polar_express_1.02", "cans", "cubic", "deepseek"]
 BASELINE = [(2.0, -1.5, 0.5)] * 5  # the untuned quintic of Jordan's first figure
@@ -75,8 +75,8 @@ def main() -> None:
     table = bands()
     table.to_csv(out / "bands.csv", index=False, float_format="%.6g")
     (out / "experiment.yaml").write_text(yaml.safe_dump(SPEC, sort_keys=False))
-    environment = collect_environment() | {"command": "python experiments/newton_schulz.py"}
-    made = {key: environment[key] for key in ("command", "commit", "dirty")}
+    commit, dirty = code_version()
+    made = {"command": "python experiments/newton_schulz.py", "commit": commit, "dirty": dirty}
     (out / "made.json").write_text(json.dumps(made, indent=1) + "\n")
     print(table.to_string(index=False, float_format="{:.4g}".format))
     for path in redraw(out):

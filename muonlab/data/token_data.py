@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -138,7 +138,7 @@ class TokenData:
         """The text behind a 1-D array of ids; bytes that are no UTF-8 become U+FFFD."""
         return self.tokenizer.decode(ids.tolist())
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, str | int | float | None]:
         """What a run's record says about its data: plain values only."""
         return {
             "name": self.name,

@@ -6,11 +6,14 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+Plain = str | int | float | None
 PACKAGES = ("muonlab", "torch", "lightning", "hydra-core", "optuna", "mlflow", "numpy", "pandas", "pyarrow")
 SPEED_VARIABLES = ("OMP_", "GOMP_", "MKL_", "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "CUDA_VISIBLE_DEVICES")
 """Environment variables (by their beginning) that change how fast, or where, a run computes."""
@@ -19,39 +22,71 @@ CODE = ("muonlab", "conf", "analysis", "experiments")
 versions of the packages are recorded themselves, so the files that demand them do not count."""
 
 
-def collect_environment() -> dict[str, Any]:
-    """Commit and dirty flag of the code (None outside a git checkout), versions, hardware, host, command line.
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """Of a process and the machine under it.
 
-    Imports nothing heavy: accelerators are listed only where torch is loaded already.
+    commit: 40 hex digits, None outside a git checkout; dirty: a folder of CODE differs from it. command: as it was
+    typed. packages: versions by name, None where one is not installed. cores: processors of the machine. memory_gib:
+    of the machine, in GiB. accelerators: names of its GPUs, as far as torch was loaded. environment_variables: those
+    of SPEED_VARIABLES. data: what the run read (see TokenData.describe), empty where nothing was.
     """
-    return {
-        **code_version(),
-        "command": shlex.join(sys.orig_argv),
-        "python": platform.python_version(),
-        "packages": dict(_packages()),
-        "platform": platform.platform(),
-        "host": socket.gethostname(),
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "memory_gib": _memory_gib(),
-        "accelerators": _accelerators(),
-        "environment_variables": {
+
+    commit: str | None = None
+    dirty: bool | None = None
+    command: str = ""
+    python: str = ""
+    packages: Mapping[str, str | None] = field(default_factory=dict)
+    platform: str = ""
+    host: str = ""
+    cpu: str = ""
+    cores: int | None = None
+    memory_gib: float | None = None
+    accelerators: Sequence[str] = ()
+    environment_variables: Mapping[str, str] = field(default_factory=dict)
+    data: Mapping[str, Plain] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> "Environment":
+        """What `values()` gave; entries of other versions of muonlab are left out, missing ones are empty."""
+        known = {spec.name: values[spec.name] for spec in fields(cls) if spec.name in values}
+        return cls(**known | {"accelerators": tuple(known.get("accelerators", ()))})
+
+    def values(self) -> dict[str, Any]:
+        """As plain values, for a JSON file."""
+        return asdict(self)
+
+
+def collect_environment() -> Environment:
+    """Of this process. Imports nothing heavy: accelerators are listed only where torch is loaded already."""
+    commit, dirty = code_version()
+    return Environment(
+        commit=commit,
+        dirty=dirty,
+        command=shlex.join(sys.orig_argv),
+        python=platform.python_version(),
+        packages=dict(_packages()),
+        platform=platform.platform(),
+        host=socket.gethostname(),
+        cpu=_cpu(),
+        cores=os.cpu_count(),
+        memory_gib=_memory_gib(),
+        accelerators=_accelerators(),
+        environment_variables={
             name: value for name, value in sorted(os.environ.items()) if name.startswith(SPEED_VARIABLES)
         },
-    }
+    )
 
 
 @cache
-def code_version() -> dict[str, Any]:
-    """`commit` (40 hex digits) and `dirty` (a folder of CODE differs from it), read once per process."""
+def code_version() -> tuple[str | None, bool | None]:
+    """(commit, dirty) of the code, read once per process; None, None outside a git checkout."""
     package = Path(__file__).resolve().parents[1]
     # An installed copy may lie inside somebody else's repository: only a tracked file makes it ours.
     if _git(package, "ls-files", "--error-unmatch", "errors.py") is None:
-        return {"commit": None, "dirty": None}
-    return {
-        "commit": (_git(package, "rev-parse", "HEAD") or "").strip() or None,
-        "dirty": bool((_git(package.parent, "status", "--porcelain", "--", *CODE) or "").strip()),
-    }
+        return None, None
+    commit = (_git(package, "rev-parse", "HEAD") or "").strip() or None
+    return commit, bool((_git(package.parent, "status", "--porcelain", "--", *CODE) or "").strip())
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

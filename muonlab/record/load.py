@@ -1,5 +1,6 @@
 """Reading a run's folder back, whether it finished, was killed or still runs."""
 
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pandas as pd
 import yaml
 
 from muonlab.errors import MuonlabError
+from muonlab.record.environment import Environment
 from muonlab.record.files import read_json
 from muonlab.record.identity import run_identity
 from muonlab.record.run import writer_alive
@@ -20,9 +22,9 @@ class Run:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.config: dict[str, Any] = _config(folder / "config.yaml")
-        self.environment: dict[str, Any] = _whole(folder / "environment.json")
-        self.routing: list[dict[str, Any]] = _whole(folder / "routing.json")
+        self.config: Mapping[str, Any] = _config(folder / "config.yaml")
+        self.environment = Environment.read(_whole(folder / "environment.json"))
+        self.routing: Sequence[Mapping[str, Any]] = _whole(folder / "routing.json")
         state = _whole(folder / "status.json")
         self.status: str = state["status"]
         self.cause: str = state["cause"]
@@ -80,7 +82,7 @@ def _whole(path: Path) -> Any:
     return content
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _config(path: Path) -> Mapping[str, Any]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

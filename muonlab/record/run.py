@@ -14,7 +14,7 @@ Every file is written whole or not at all, so a run killed at any moment is stil
 import errno
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from muonlab.errors import MuonlabError, unknown_name
-from muonlab.record.environment import collect_environment
+from muonlab.record.environment import Environment, collect_environment
 from muonlab.record.files import read_json, write_atomic, write_json
 from muonlab.record.identity import run_identity
 from muonlab.record.owner import Owner
@@ -48,8 +48,8 @@ class RunRecord:
         cls,
         folder: str | Path,
         config: Mapping[str, Any],
-        routing: list[dict[str, Any]],
-        environment: Mapping[str, Any] | None = None,
+        routing: Sequence[Mapping[str, Any]],
+        environment: Environment | None = None,
     ) -> "RunRecord":
         """Begin the record of a run that has none yet; its status is `running`.
 
@@ -64,10 +64,8 @@ class RunRecord:
         new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
         text = yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
         write_atomic(new / "config.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
-        write_json(
-            new / "environment.json", collect_environment() if environment is None else dict(environment)
-        )
-        write_json(new / "routing.json", routing)
+        write_json(new / "environment.json", (environment or collect_environment()).values())
+        write_json(new / "routing.json", [dict(route) for route in routing])
         cls(new)._open_session()
         try:
             os.replace(new, folder)

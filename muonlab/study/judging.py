@@ -147,13 +147,13 @@ def answers_text(design: Design, judgement: Judgement, tuned: list[Best]) -> str
 
 def provenance(trained: Trained, command: str) -> dict[str, Any]:
     """How to repeat it; the commit that judges; and the commits and the hardware that trained the runs."""
-    judge = collect_environment() | {"command": command}
+    judge = replace(collect_environment(), command=command).values()
     runs = [load_run(folder).environment for _, folder in trained]
     return {key: judge[key] for key in MADE} | {
         "runs": {
-            "commits": sorted({run["commit"] or "unknown" for run in runs}),
-            "dirty": sum(bool(run["dirty"]) for run in runs),
-            "cpu": sorted({run["cpu"] for run in runs}),
-            "accelerators": sorted({name for run in runs for name in run["accelerators"]}),
+            "commits": sorted({run.commit or "unknown" for run in runs}),
+            "dirty": sum(bool(run.dirty) for run in runs),
+            "cpu": sorted({run.cpu for run in runs}),
+            "accelerators": sorted({name for run in runs for name in run.accelerators}),
         }
     }

@@ -13,6 +13,7 @@ from typing import Any
 
 from muonlab.errors import MuonlabError
 from muonlab.record import RunRecord, collect_environment, load_run
+from muonlab.record.environment import Environment
 from muonlab.record.files import check_folder
 from muonlab.record.run import refuse_live_writer
 from muonlab.record.store import check_uri, store_uri
@@ -95,7 +96,7 @@ def _train(config: RunConfig, folder: Path, on_step: Callable[[int], None] | Non
         )
     data = make_data(config.data, config.paths.cache, corpus)
     data.check_context(config.model.context)
-    environment = collect_environment() | {"data": data.describe()}
+    environment = replace(collect_environment(), data=data.describe())
     torch.manual_seed(config.seed)
     module = LanguageModel(config, data)
     shown = config.trainer.progress and first_rank()
@@ -150,7 +151,7 @@ def first_rank() -> bool:
     return int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
 
 
-def _open_record(folder: Path, config: RunConfig, module: Any, environment: dict[str, Any]) -> RunRecord:
+def _open_record(folder: Path, config: RunConfig, module: Any, environment: Environment) -> RunRecord:
     if (folder / "config.yaml").exists():
         return RunRecord.reopen(folder, config.as_dict())
     routing = [asdict(route) for route in module.optimizer.routing]

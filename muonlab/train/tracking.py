@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from muonlab.record import RunRecord
+from muonlab.record.environment import Environment
 from muonlab.record.mlflow_run import MlflowRun
 from muonlab.record.store import prepare_store, store_uri
 from muonlab.train.config import RunConfig, TrackingSettings
@@ -37,7 +37,7 @@ def open_study_run(
 
 
 def open_mlflow(
-    store: tuple[str, str], config: RunConfig, record: RunRecord, environment: Mapping[str, Any]
+    store: tuple[str, str], config: RunConfig, record: RunRecord, environment: Environment
 ) -> MlflowRun:
     """The MLflow run of a record in the store that `open_store` gave, begun or gone on with.
 
@@ -50,10 +50,10 @@ def open_mlflow(
         "model": config.model.name,
         "seed": config.seed,
         "folder": record.folder.absolute(),
-        "mlflow.source.git.commit": environment["commit"],
-        "dirty": environment["dirty"],
-        "host": environment["host"],
-        "device": ", ".join(environment["accelerators"]) or environment["cpu"],
+        "mlflow.source.git.commit": environment.commit,
+        "dirty": environment.dirty,
+        "host": environment.host,
+        "device": ", ".join(environment.accelerators) or environment.cpu,
         "study": tracking.study,
         "trial": tracking.trial,
         "role": tracking.role,
@@ -67,7 +67,7 @@ def open_mlflow(
         run_id=record.mlflow_run_id,
     )
     record.mlflow_run_id = run.run_id
-    run.log_dataset(environment["data"]["name"], environment["data"]["digest"])
+    run.log_dataset(str(environment.data["name"]), str(environment.data["digest"]))
     return run
 
 

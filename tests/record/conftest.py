@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from muonlab.record import RunRecord, prepare_store, store_uri
+from muonlab.record.environment import Environment
 
 CONFIG = {
     "seed": 1,
@@ -22,7 +23,9 @@ def config():
 
 @pytest.fixture
 def record(tmp_path, config):
-    return RunRecord.create(tmp_path / "run", config, [{"name": "w", "shape": [3, 4]}], {"host": "here"})
+    return RunRecord.create(
+        tmp_path / "run", config, [{"name": "w", "shape": [3, 4]}], Environment(host="here")
+    )
 
 
 @pytest.fixture(scope="session")

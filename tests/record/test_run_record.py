@@ -11,6 +11,7 @@ import torch
 
 from muonlab.errors import MuonlabError
 from muonlab.record import RunRecord, load_run
+from muonlab.record.environment import Environment
 from muonlab.record.owner import process_start
 
 WRITER = """
@@ -45,7 +46,7 @@ def test_a_finished_run_comes_back_whole(record, config, append_steps):
     assert (run.status, run.cause) == ("finished", "")
     assert run.metrics == {"val_loss": 2.5, "tokens": 10**16 + 1}
     assert run.routing == [{"name": "w", "shape": [3, 4]}]
-    assert run.environment == {"host": "here"}
+    assert run.environment == Environment(host="here")
     assert run.steps["step"].tolist() == list(range(7))
     assert len(run.max_logits) == 7 * 2 * 3
     assert sorted(path.name for path in record.folder.rglob("*.parquet")) == [

@@ -284,7 +284,7 @@ def test_what_is_off_does_not_count_for_the_identity(tiny):
 def test_a_run_that_another_process_writes_is_not_moved_away_by_force(tiny, tmp_path):
     config = with_corpus(tiny("force=true"))
     folder = run_folder(config)
-    record = RunRecord.create(folder, config.as_dict(), [], {"commit": None})
+    record = RunRecord.create(folder, config.as_dict(), [])
     state = json.loads((folder / "status.json").read_text())
     state["sessions"][-1] |= {"pid": os.getppid(), "pid_started": process_start(os.getppid())}
     (folder / "status.json").write_text(json.dumps(state))
