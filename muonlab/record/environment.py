@@ -71,7 +71,7 @@ def collect_environment() -> Environment:
         cpu=_cpu(),
         cores=os.cpu_count(),
         memory_gib=_memory_gib(),
-        accelerators=_accelerators(),
+        accelerators=tuple(_accelerators()),
         environment_variables={
             name: value for name, value in sorted(os.environ.items()) if name.startswith(SPEED_VARIABLES)
         },
