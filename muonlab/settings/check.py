@@ -12,7 +12,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import ConfigDict, Strict, StringConstraints, TypeAdapter, ValidationError
@@ -45,6 +45,24 @@ _PATTERNS = {
     get_args(PathText)[1]: "the path of a file or folder",
 }
 _UNSEEN = 1 << 60  # a limit that only keeps a number within what its format can hold is not worth a word
+
+
+class Named(Protocol):
+    """The checked settings of a model, optimizer, schedule or corpus, built in or somebody's own."""
+
+    @property
+    def name(self) -> str:
+        """What they are settings of, as its registry calls it."""
+
+    def __hash__(self) -> int: ...
+
+
+class NamedModel(Named, Protocol):
+    """Those of a model."""
+
+    @property
+    def context(self) -> int:
+        """Longest sequence, in tokens."""
 
 
 def build(section: type[Section], values: Mapping[str, object], where: str) -> Section:
@@ -204,9 +222,19 @@ def _hints(section: type) -> dict[str, Any]:
 
 
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    try:
+        return _kept_adapter(annotation)
+    except TypeError:  # bounds of somebody's own that have no hash
+        return _new_adapter(annotation)
+
+
+def _new_adapter(annotation: Any) -> TypeAdapter[Any]:
     return TypeAdapter(
         _strict(annotation), config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
     )
+
+
+_kept_adapter = cache(_new_adapter)  # making one takes as long as a dozen checks
 
 
 def _strict(annotation: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from muonlab.cli import parse_overrides
@@ -184,7 +184,8 @@ def _check_space(config: RunConfig, given: SpaceSettings) -> None:
 
 def _at(config: RunConfig, setting: Setting | Mapping[str, Any]) -> RunConfig:
     """The run with these settings of its optimizer."""
-    return replace(config, optimizer=read_section("optimizer", asdict(config.optimizer) | dict(setting)))
+    values = config.as_dict()["optimizer"] | dict(setting)
+    return replace(config, optimizer=read_section("optimizer", values))
 
 
 def _overrides(setting: Setting) -> tuple[str, ...]:

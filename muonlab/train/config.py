@@ -10,7 +10,18 @@ from muonlab.errors import MuonlabError, unknown_name
 from muonlab.record.identity import run_identity
 from muonlab.record.store import check_uri
 from muonlab.registry import Registry
-from muonlab.settings.check import Count, NonNegative, PathText, Seed, Steps, Text, build, check
+from muonlab.settings.check import (
+    Count,
+    Named,
+    NamedModel,
+    NonNegative,
+    PathText,
+    Seed,
+    Steps,
+    Text,
+    build,
+    check,
+)
 from muonlab.settings.data import DATA_SETTINGS
 from muonlab.settings.model import MODEL_SETTINGS
 from muonlab.settings.optimizer import OPTIMIZER_SETTINGS
@@ -96,10 +107,10 @@ class RunConfig:
     another text is another run.
     """
 
-    model: Any
-    optimizer: Any
-    schedule: Any
-    data: Any
+    model: NamedModel
+    optimizer: Named
+    schedule: Named
+    data: Named
     trainer: TrainerSettings
     tracking: TrackingSettings
     paths: PathSettings
