@@ -12,9 +12,10 @@ from muonlab.errors import MuonlabError
 from muonlab.record.environment import Environment
 from muonlab.record.files import read_json
 from muonlab.record.identity import run_identity
-from muonlab.record.run import writer_alive
 from muonlab.record.score import score_run
+from muonlab.record.state import FILE, read_state, writer_alive
 from muonlab.record.trace import read_trace
+from muonlab.settings.check import check
 
 
 class Run:
@@ -23,9 +24,11 @@ class Run:
     def __init__(self, folder: Path):
         self.folder = folder
         self.config: Mapping[str, Any] = _config(folder / "config.yaml")
-        self.environment = Environment.read(_whole(folder / "environment.json"))
-        self.routing: Sequence[Mapping[str, Any]] = _whole(folder / "routing.json")
-        state = _whole(folder / "status.json")
+        self.environment = Environment.read(_whole(folder / "environment.json", Mapping[str, Any]))
+        self.routing: Sequence[Mapping[str, Any]] = _whole(folder / "routing.json", Sequence[Mapping[str, Any]])
+        state = read_state(folder)
+        if state is None:
+            raise MuonlabError(f"the run in {folder} is damaged: it has no {FILE}")
         self.status: str = state["status"]
         self.cause: str = state["cause"]
         # Infinities and NaN are kept as text, since JSON has no numbers for them.
@@ -75,11 +78,14 @@ class Run:
         return score_run(read_trace(self.folder / "traces", "steps"))
 
 
-def _whole(path: Path) -> Any:
+def _whole(path: Path, kind: Any) -> Any:
     content = read_json(path)
     if content is None:
         raise MuonlabError(f"the run in {path.parent} is damaged: it has no {path.name}")
-    return content
+    try:
+        return check(kind, content, path.name)
+    except MuonlabError as error:
+        raise MuonlabError(f"the run in {path.parent} is damaged: {error}") from error
 
 
 def _config(path: Path) -> Mapping[str, Any]:

@@ -27,6 +27,7 @@ from muonlab.record.files import read_json, write_atomic, write_json
 from muonlab.record.identity import run_identity
 from muonlab.record.owner import Owner
 from muonlab.record.score import describe_spikes
+from muonlab.record.state import FILE, read_state, writer_alive
 from muonlab.record.trace import TraceWriter, chart_rows, read_trace
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class RunRecord:
     def __init__(self, folder: Path):
         self.folder = folder
         self._traces = TraceWriter(folder / "traces")
-        self._state: dict[str, Any] = read_json(folder / "status.json") or {"sessions": []}
+        self._state: dict[str, Any] = read_state(folder) or {"sessions": []}
 
     @classmethod
     def create(
@@ -159,12 +160,7 @@ class RunRecord:
         self._write_state()
 
     def _write_state(self) -> None:
-        write_json(self.folder / "status.json", self._state)
-
-
-def writer_alive(state: Mapping[str, Any]) -> bool | None:
-    """Whether the process that opened the record last still runs; None if that was on another host."""
-    return Owner.read(state["sessions"][-1]).alive
+        write_json(self.folder / FILE, self._state)
 
 
 def _refuse_other_run(folder: Path, config: Mapping[str, Any]) -> None:
@@ -178,7 +174,7 @@ def _refuse_other_run(folder: Path, config: Mapping[str, Any]) -> None:
 
 def refuse_live_writer(folder: Path) -> None:
     """Raises MuonlabError if a process that still runs is writing the run in `folder`."""
-    state = read_json(folder / "status.json")
+    state = read_state(folder)
     if not state or state["status"] != "running":
         return
     pid = state["sessions"][-1]["pid"]

@@ -107,7 +107,7 @@ class TraceWriter:
         self._buffer = {key: row for key, row in self._buffer.items() if key <= step}
         for name in KEYS:
             for path in _files(self.folder, name):
-                table = pq.ParquetFile(path).read()
+                table = _read(path, name)
                 kept = table.filter(pc.field("step") <= step)
                 if kept.num_rows == 0:
                     path.unlink()
@@ -126,8 +126,8 @@ class TraceWriter:
                         path.unlink()
 
     def _next(self, name: str) -> Path:
-        numbers = [int(path.stem.rpartition("-")[2]) for path in self.folder.glob(f"{name}-*.parquet")]
-        return self.folder / f"{name}-{max(numbers, default=0) + 1:04d}.parquet"
+        last = max(_parts(self.folder, name), default=0)
+        return self.folder / f"{name}-{last + 1:04d}.parquet"
 
     def _write(self, name: str, path: Path, table: pa.Table) -> None:
         write_atomic(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
@@ -139,7 +139,7 @@ def read_trace(folder: Path, name: str) -> pa.Table:
     keys = list(KEYS[name])
     for _ in range(10):
         try:
-            tables = [pq.ParquetFile(path).read() for path in _files(folder, name)]
+            tables = [_read(path, name) for path in _files(folder, name)]
             break
         except FileNotFoundError:  # the run was finishing while we read: its parts have just been merged
             continue
@@ -160,6 +160,19 @@ def read_trace(folder: Path, name: str) -> pa.Table:
     return table.combine_chunks()
 
 
+def _read(path: Path, name: str) -> pa.Table:
+    """The rows of one file. Raises MuonlabError for one that is no such trace."""
+    try:
+        table = pq.ParquetFile(path).read()
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise MuonlabError(f"the trace {path} is damaged: {' '.join(str(error).split())}") from error
+    if lost := [key for key in KEYS[name] if key not in table.column_names]:
+        raise MuonlabError(f"the trace {path} is damaged: it has no column {lost[0]}")
+    return table
+
+
 def empty_trace(name: str) -> pa.Table:
     """A trace without rows, with the columns that it always has."""
     keys = [(key, pa.int64()) for key in KEYS[name]]
@@ -172,9 +185,14 @@ def _type(column: str) -> pa.DataType:
 
 def _files(folder: Path, name: str) -> list[Path]:
     # The parts are listed first: a merge writes the whole file before it removes them.
-    parts = sorted(folder.glob(f"{name}-*.parquet"), key=lambda path: int(path.stem.rpartition("-")[2]))
+    parts = [path for _, path in sorted(_parts(folder, name).items())]
     whole = folder / f"{name}.parquet"
     return [whole, *parts] if whole.exists() else parts
+
+
+def _parts(folder: Path, name: str) -> dict[int, Path]:
+    numbered = [(path.stem.removeprefix(f"{name}-"), path) for path in folder.glob(f"{name}-*.parquet")]
+    return {int(number): path for number, path in numbered if number.isdecimal()}
 
 
 def _steps_table(order: list[int], rows: list[dict[str, Any]]) -> pa.Table:

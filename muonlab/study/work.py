@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from muonlab.record import Run, load_run
-from muonlab.record.files import read_json
-from muonlab.record.run import writer_alive
+from muonlab.record.state import read_state, writer_alive
 from muonlab.study.pool import Job, Pool, Result
 from muonlab.study.queue import Claim, Queue
 from muonlab.study.slots import Slot
@@ -33,14 +32,14 @@ class Missing:
 def finished_run(config: RunConfig) -> Path | None:
     """The folder of the run that these settings describe, if it is over."""
     folder = run_folder(config)
-    state = read_json(folder / "status.json")
+    state = read_state(folder)
     return folder if state and state.get("status") in OVER else None
 
 
 def being_written(folder: Path) -> bool:
     """Whether a process that may still live is writing the run in `folder`."""
-    state = read_json(folder / "status.json")
-    return bool(state) and state.get("status") == "running" and writer_alive(state) is not False
+    state = read_state(folder)
+    return state is not None and state["status"] == "running" and writer_alive(state) is not False
 
 
 def objective(run: Run) -> float:

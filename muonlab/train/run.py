@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from muonlab.errors import MuonlabError
@@ -249,7 +250,7 @@ def _latest_checkpoint(folder: Path) -> Path | None:
     for path in sorted((folder / "checkpoints").glob("step-*.ckpt"), reverse=True):
         try:
             torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError):
+        except (RuntimeError, EOFError, OSError, UnpicklingError):
             path.unlink()
             continue
         return path
