@@ -1,0 +1,42 @@
+"""How a run stands: status.json of its folder, which is read by whoever asks, and may be damaged."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import MinLen
+
+from muonlab.errors import MuonlabError
+from muonlab.record.files import read_json
+from muonlab.record.owner import Owner
+from muonlab.settings.check import Text, check
+
+FILE = "status.json"
+# Metrics that are no numbers are text, since JSON has none for them.
+SHAPE: dict[str, Any] = {
+    "status": Text,
+    "cause": str,
+    "metrics": Mapping[str, int | float | Literal["inf", "-inf", "nan"]],
+    "sessions": Annotated[Sequence[Mapping[str, Any]], MinLen(1)],
+}
+
+
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """The state of the run in `folder`; None where there is none. Raises MuonlabError for one that is damaged."""
+    state = read_json(folder / FILE)
+    if state is None:
+        return None
+    try:
+        held = check(Mapping[str, Any], state, "it")
+        for key, shape in SHAPE.items():
+            check(shape, held.get(key), key)
+        for key, kind in (("host", str), ("pid", int)):
+            check(kind, held["sessions"][-1].get(key), f"the last session's {key}")
+    except MuonlabError as error:
+        raise MuonlabError(f"the run in {folder} is damaged: {FILE}: {error}") from error
+    return state
+
+
+def writer_alive(state: Mapping[str, Any]) -> bool | None:
+    """Whether the process that opened the record last still runs; None if that was on another host."""
+    return Owner.read(state["sessions"][-1]).alive
