@@ -157,6 +157,11 @@ class MlflowRun:
                     self._client.set_tag(self.run_id, key, value)
             self._client.set_terminated(self.run_id, TERMINAL[status])
 
+    def discard(self) -> None:
+        """Delete a run that was begun in vain."""
+        with self._survive():
+            self._client.delete_run(self.run_id)
+
     def _metrics(self, row: Mapping[str, float]) -> "list[Metric]":
         step = int(row["step"])
         if "seconds" in row and math.isfinite(row["seconds"]):

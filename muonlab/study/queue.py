@@ -109,10 +109,9 @@ class Queue:
         """The attempts at these slots that their workers, now dead, never ended."""
         left = []
         for slot in slots:
-            study = self._study(slot)
-            for trial in self._attempts(study, slot):
-                if trial.state == TrialState.RUNNING and _dead(trial) and (drawn := self.drawn(slot)):
-                    left.append(Claim(drawn, trial.number))
+            dead = [t.number for t in self._attempts(self._study(slot), slot) if _abandoned(t)]
+            if dead and (drawn := self.drawn(slot)):
+                left += [Claim(drawn, number) for number in dead]
         return left
 
     def attempts(self, slots: Sequence[Slot]) -> list[Attempt]:
@@ -234,6 +233,10 @@ def _sampler(search: SearchSettings) -> BaseSampler:
 
 def _holds(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.RUNNING and "withdrawn" not in trial.user_attrs and not _dead(trial)
+
+
+def _abandoned(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.RUNNING and _dead(trial)
 
 
 def _dead(trial: FrozenTrial) -> bool:

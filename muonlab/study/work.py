@@ -95,6 +95,7 @@ class Worker:
                 self.pool.say(f"waiting for {len(others)} runs of other workers ...")
                 announced = True
             time.sleep(1)
+        self._settle_abandoned(slots)
         return [
             Missing(slot, self._causes.get(slot.name, "not run yet"))
             for slot in slots
@@ -156,12 +157,12 @@ class Worker:
     def _settle_abandoned(self, slots: Sequence[Slot]) -> None:
         """End the attempts of dead workers: with the loss of a run that got to its end, as failed otherwise."""
         for claim in self.queue.abandoned(slots):
-            folder = finished_run(claim.slot.config)
-            if folder is None:
-                self.queue.finish(claim, "killed", "its worker is gone", None)
-            else:
+            config = claim.slot.config
+            if folder := finished_run(config):
                 run = load_run(folder)
                 self.queue.finish(claim, run.status, run.cause, objective(run))
+            elif not being_written(run_folder(config)):
+                self.queue.finish(claim, "killed", "its worker is gone", None)
 
 
 def _shown(slot: Slot) -> str:

@@ -29,10 +29,18 @@ def open_study_run(
     store = open_store(tracking, runs)
     if store is None:
         return None
-    kept = folder / "mlflow_run_id"
+    kept, tags = folder / "mlflow_run_id", {"study": name, "role": "study"}
     run_id = kept.read_text() if kept.exists() else None
-    run = MlflowRun.start(*store, name, params, {"study": name, "role": "study"}, run_id=run_id)
-    kept.write_text(run.run_id)
+    run = MlflowRun.start(*store, name, params, tags, run_id=run_id)
+    if run_id is not None:
+        kept.write_text(run.run_id)
+        return run
+    try:
+        with kept.open("x") as file:
+            file.write(run.run_id)
+    except FileExistsError:  # another process opened the study in the same moment
+        run.discard()
+        return MlflowRun.start(*store, name, params, tags, run_id=kept.read_text())
     return run
 
 

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -18,12 +19,18 @@ from analysis.evidence import COLUMNS, write_evidence
 from analysis.redraw import redraw
 from muonlab.errors import MuonlabError
 from muonlab.record import load_run
+from muonlab.record.mlflow_run import MlflowRun
+from muonlab.record.owner import Owner
+from muonlab.record.store import connect, store_uri
 from muonlab.study.judging import ANSWER_COLUMNS, answers_text, figure_of, judge
+from muonlab.study.queue import Queue, open_storage
 from muonlab.study.run import train_study
 from muonlab.study.slots import Level
 from muonlab.study.study import load_study
 from muonlab.study.tuning import best_levels
+from muonlab.train.config import TrackingSettings
 from muonlab.train.run import run_folder, train
+from muonlab.train.tracking import open_study_run
 from muonlab.worker import main as worker
 
 ADAMW = {"overrides": ["optimizer=adamw"], "vary": {"optimizer.lr": [1e-3, 1e-9]}}
@@ -266,6 +273,12 @@ def test_a_run_that_outlived_its_worker_is_waited_for_and_not_failed(study, tmp_
     made = study({"one": {"arms": {"adamw": ["optimizer=adamw"]}, "seeds": [1]}})
     [slot] = made.slots()
     folder = run_folder(slot.config)
+    made.save()
+    with monkeypatch.context() as patch:  # its worker took the slot, and is gone
+        gone = Owner(socket.gethostname(), 2**22 + 1, 1)
+        patch.setattr(Owner, "this", classmethod(lambda cls: gone))
+        patch.setattr(Owner, "alive", property(lambda owner: True))
+        assert Queue(open_storage(None, made.folder), made.name, made.design).claim(slot)
     context = multiprocessing.get_context("fork")
     orphan = context.Process(target=lambda: train(slot.config, on_step=lambda step: time.sleep(0.05)))
     orphan.start()
@@ -277,4 +290,26 @@ def test_a_run_that_outlived_its_worker_is_waited_for_and_not_failed(study, tmp_
     assert [path for _, path in trained] == [folder]
     assert len(load_run(folder).steps) == 40
     assert len(json.loads((folder / "status.json").read_text())["sessions"]) == 1
-    assert queue.attempts([slot]) == []
+    [attempt] = queue.attempts([slot])
+    assert (attempt.state, attempt.status) == ("COMPLETE", "finished")
+
+
+def test_two_openers_at_once_make_one_study_run_in_mlflow(tmp_path, monkeypatch):
+    """Whoever writes the id first has the study's run; the other takes it and deletes its own."""
+    tracking = TrackingSettings(name="mlflow", uri=None, experiment="e")
+    folder = tmp_path / "study"
+    folder.mkdir()
+    whole, rivals = MlflowRun.start, []
+
+    def start(*arguments, **keywords):
+        if not rivals:
+            rivals.append(None)
+            rivals[0] = open_study_run(tracking, tmp_path, "s", folder, {})
+        return whole(*arguments, **keywords)
+
+    monkeypatch.setattr(MlflowRun, "start", start)
+    late = open_study_run(tracking, tmp_path, "s", folder, {})
+    assert late.run_id == rivals[0].run_id == (folder / "mlflow_run_id").read_text()
+    client = connect(store_uri(None, tmp_path))
+    experiment = client.get_experiment_by_name("e").experiment_id
+    assert [run.info.run_id for run in client.search_runs([experiment])] == [late.run_id]
