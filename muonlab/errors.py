@@ -1,4 +1,4 @@
-"""A user's mistake is told in one sentence: what is wrong, what was given, what is allowed."""
+"""A mistake of the user is reported in one sentence: what is wrong, what was given, what is allowed."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches

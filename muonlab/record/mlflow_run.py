@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muonlab.errors import MuonlabError, unknown_name
-from muonlab.record.store import connect, told, without_password
+from muonlab.record.store import connect, in_one_sentence, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -61,7 +61,7 @@ class MlflowRun:
     """Writes one run.
 
     Only MlflowClient is used, which keeps no global state, so any number of runs may be open in a process.
-    After `start`, a store that fails is told as a warning and tried again at the next call: the record on
+    After `start`, a store that fails is reported as a warning and tried again at the next call: the record on
     disk is complete without it.
     """
 
@@ -89,12 +89,12 @@ class MlflowRun:
         """Open a run in an experiment that `prepare_store` made.
 
         `params` may be nested; they are logged flat, `optimizer.lr`. `run_id` goes on with that run: its
-        parameters stay, differing ones are told in the tag `muonlab.params_changed`, and steps that it has
+        parameters stay, differing ones are listed in the tag `muonlab.params_changed`, and steps that it has
         are not logged again; a run that the store no longer has is begun anew. Raises MuonlabError if the
         store cannot be used.
         """
         flat = dict(_flatten(params))
-        with told(tracking_uri):
+        with in_one_sentence(tracking_uri):
             client = connect(tracking_uri)
             held = _existing(client, run_id) if run_id else None
             if held is None:
@@ -216,7 +216,7 @@ class MlflowRun:
     @contextmanager
     def _survive(self) -> Iterator[None]:
         try:
-            with told(self._uri):
+            with in_one_sentence(self._uri):
                 yield
         except MuonlabError as error:
             warnings.warn(f"{error}; the run goes on, recorded in its folder", stacklevel=3)

@@ -60,7 +60,7 @@ def prepare_store(tracking_uri: str, experiment: str, artifact_root: str | Path)
     artifacts = None
     if not _scheme(tracking_uri).startswith(("http", "databricks")):
         artifacts = (Path(artifact_root).absolute() / re.sub(r"[^\w.-]+", "-", experiment)).as_uri()
-    with told(tracking_uri), _only_process(tracking_uri):
+    with in_one_sentence(tracking_uri), _only_process(tracking_uri):
         client = connect(tracking_uri)
         return _experiment_id(client, experiment, artifacts)
 
@@ -79,7 +79,7 @@ def connect(tracking_uri: str) -> "MlflowClient":
 
 
 @contextmanager
-def told(tracking_uri: str) -> Iterator[None]:
+def in_one_sentence(tracking_uri: str) -> Iterator[None]:
     """Turns whatever a store raises (of MLflow, SQLAlchemy, requests, the system) into one sentence."""
     try:
         yield

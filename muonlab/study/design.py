@@ -23,7 +23,7 @@ Named = Mapping[Any, Overrides]  # {level: overrides}
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """overrides: what the arm's runs are told beyond their condition; vary, levels: levels of its own."""
+    """overrides: of the arm's runs, beyond those of their condition; vary, levels: levels of its own."""
 
     overrides: Overrides = ()
     vary: Varied | None = None

@@ -181,7 +181,7 @@ class Queue:
         key = slot.condition, slot.arm
         if key not in self._studies:
             search = self._searches.get(slot.condition)
-            with _told(self._storage):
+            with _in_one_sentence(self._storage):
                 self._studies[key] = optuna.create_study(
                     study_name="/".join((self.name, *key)),
                     storage=self._storage,
@@ -214,7 +214,7 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     Raises MuonlabError for a URL that no storage has, or whose storage cannot be reached.
     """
     if url:
-        with _told(url):
+        with _in_one_sentence(url):
             return optuna.storages.get_storage(url)
     path = str(folder / "journal.log")
     return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
@@ -245,7 +245,7 @@ def _dead(trial: FrozenTrial) -> bool:
 
 
 @contextmanager
-def _told(storage: BaseStorage | str) -> Iterator[None]:
+def _in_one_sentence(storage: BaseStorage | str) -> Iterator[None]:
     """Turns what Optuna, SQLAlchemy, a missing driver or the network raise into one sentence, without the password."""
     try:
         yield

@@ -143,16 +143,16 @@ class Worker:
     def _finish(self, claim: Claim, result: Result) -> str:
         """Record how an attempt ended; a line that says so."""
         slot = claim.slot
-        told = f"{_shown(slot)}{_ending(result)}"
+        line = f"{_shown(slot)}{_ending(result)}"
         if result.status in OVER and result.folder is not None:
             self.queue.finish(claim, result.status, result.cause, objective(load_run(result.folder)))
-            return told
+            return line
         self.queue.finish(claim, result.status, result.cause, None)
         if result.status == "interrupted":
-            return told
+            return line
         self._failures[slot.name] += 1 if result.status == "killed" else ATTEMPTS
         self._causes[slot.name] = f"{result.cause}; see {self.pool.log_folder / slot.label}.log"
-        return told + ("; waits to be run again" if self._failures[slot.name] < ATTEMPTS else "")
+        return line + ("; waits to be run again" if self._failures[slot.name] < ATTEMPTS else "")
 
     def _settle_abandoned(self, slots: Sequence[Slot]) -> None:
         """End the attempts of dead workers: with the loss of a run that got to its end, as failed otherwise."""
