@@ -22,8 +22,8 @@ class Recording(L.Callback):
 
     Row `step` (from 0) holds the loss, gradient norm, learning rate and max logits of that step's forward and
     backward, and the clip factors applied after its update; at their cadence `probe_loss`, `val_loss` and the
-    attention entropy of the weights before the update. `on_step` is called with the number of finished steps. `record` is None
-    on every rank but the first, which then only lends its losses and maxima.
+    attention entropy of the weights before the update. `on_step` is called with the number of finished steps.
+    `record` is None on every rank but the first, which then only lends its losses and maxima.
     """
 
     def __init__(
