@@ -81,9 +81,7 @@ TABLE: dict[str, Run | Compose | Look] = {
     "make smoke": Run("SEARCH", makes="studies/smoke/comparison.csv"),
     "make sweep": Run("SEARCH", makes="studies/*/comparison.csv", says="validation loss"),
     "make sweep model=nanogpt_s trainer.max_steps=600 search.trials=12": Compose("an hour"),
-    """make sweep search.optimizers.muonclip.space.lr="'tag(log, interval(1e-3, 1e-1))'" study=narrow""": Compose(
-        "minutes"
-    ),
+    "make sweep search.optimizers.muonclip.space.lr='tag(log, interval(1e-3, 1e-1))' study=narrow": Compose("minutes"),
     "make sweep ARGS='~search.optimizers.adamw'": Compose("minutes"),
     "make ablation": Run("DATA SIZE", makes="results/ablation/explosion.png", says="harmless"),
     "make evidence": Look(WHOLE),
@@ -223,9 +221,9 @@ def compose(arguments):
         assert read_config(plain(compose_config("train", overrides))).trainer.max_steps > 1
     elif module == "muonlab.sweep":
         from muonlab.study.design import read_experiment
-        from muonlab.sweep import make_study
+        from muonlab.sweep import make_study, with_quoted_ranges
 
-        design = read_experiment("sweep")
+        design, overrides = read_experiment("sweep"), with_quoted_ranges(overrides)
         config = plain(compose_config("sweep", [*design.common, *overrides]))
         assert make_study(design, config, overrides).slots()
     elif module == "muonlab.experiment":

@@ -88,7 +88,7 @@ def quasi_random(distributions: Mapping[str, BaseDistribution], count: int, seed
     """
     from scipy.stats import qmc
 
-    points = qmc.Halton(len(distributions), scramble=True, rng=seed).random(count)
+    points = qmc.Halton(len(distributions), scramble=True, rng=seed).random(count).tolist()
     return [{n: at(d, u) for (n, d), u in zip(distributions.items(), p, strict=True)} for p in points]
 
 
