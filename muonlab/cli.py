@@ -1,6 +1,7 @@
 """Hydra's command line over conf/: composing, sweeps, and what Hydra refuses in one sentence."""
 
 import re
+import warnings
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from muonlab.command import SentenceParser, tell
-from muonlab.errors import MuonlabError, unknown_name
+from muonlab.errors import MuonlabError, shown, unknown_name
 
 Config = dict[str, Any]  # composed, resolved and not yet checked
 _NUMBER = re.compile(r"(?<=[=,\[({: ])[+-]?(?:\d*\.?\d+|\d+\.)[eE]-\d+(?=[,\])} ]|$)")
@@ -30,6 +31,11 @@ def project_folder(name: str) -> Path:
     return beside if beside.is_dir() else package / name
 
 
+def options_of(group: str) -> dict[str, Path]:
+    """The files of a group of conf/, by the names of its options."""
+    return {path.stem: path for path in sorted((project_folder("conf") / group).glob("*.yaml"))}
+
+
 # ---------------------------------------------------------------------- composing
 def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
     """Hydra's composition of conf/<config_name>.yaml with overrides.
@@ -39,7 +45,9 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
     parse_overrides(overrides)
     with initialize_config_dir(str(project_folder("conf")), version_base="1.3"):
         try:
-            config = compose(config_name, overrides)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", "provider=hydra.searchpath")  # a folder that is not there
+                config = compose(config_name, overrides)
             OmegaConf.resolve(config)
             return config
         except MuonlabError:
@@ -55,7 +63,7 @@ def plain(config: DictConfig) -> Config:
     try:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
     except Exception as error:
-        raise MuonlabError(" ".join(str(error).splitlines()[0].split())) from error
+        raise MuonlabError(_first_sentence(str(error))) from error
 
 
 def parse_overrides(overrides: list[str]) -> list[Override]:
@@ -65,17 +73,17 @@ def parse_overrides(overrides: list[str]) -> list[Override]:
     for text in overrides:
         try:
             parsed.append(parser.parse_override(text))
-        except (HydraException, RecursionError) as error:
+        except Exception as error:  # of Hydra, of ANTLR, or bare: too many brackets, or digits
             reason = " ".join(str(error).splitlines()[0].split())
             raise MuonlabError(
-                f"'{text}' is no override: {reason}; write group=option, key=value, +key=value or ~key, and quote"
+                f"{shown(text)} is no override: {reason}; write group=option, key=value, +key=value or ~key, and quote"
                 " values with blanks or commas"
             ) from error
         if not parsed[-1].key_or_group:
-            raise MuonlabError(f"'{text}' is no override: it names no key")
+            raise MuonlabError(f"{shown(text)} is no override: it names no key")
         for number in _NUMBER.findall(text):
             if float(number) == 0 and re.search("[1-9]", number.lower().partition("e")[0]):
-                raise MuonlabError(f"{number} in '{text}' is too small for a number, and would be 0")
+                raise MuonlabError(f"{number} in {shown(text)} is too small for a number, and would be 0")
     return parsed
 
 
@@ -88,13 +96,17 @@ def _explain(config_name: str, overrides: list[str], error: Exception) -> Muonla
         cause = cause.__cause__ or cause.__context__
     text = "\n".join(texts)
     for override in parse_overrides(overrides):
-        group = override.key_or_group
-        if (project_folder("conf") / group).is_dir() and not isinstance(override.value(), str | list):
-            options = sorted(path.stem for path in (project_folder("conf") / group).glob("*.yaml"))
-            return MuonlabError(
-                f"{group} must be the name of one of its options, not {override.get_value_string()};"
-                f" known: {', '.join(options)}"
-            )
+        group, value = override.key_or_group, override.value()
+        if (options := options_of(group)) and not override.is_delete() and not override.is_sweep_override():
+            if not isinstance(value, str | list):
+                return MuonlabError(
+                    f"{group} must be the name of one of its options, not {override.get_value_string()};"
+                    f" known: {', '.join(options)}"
+                )
+            if unknown := [
+                name for name in ([value] if isinstance(value, str) else value) if name not in options
+            ]:
+                return unknown_name(group, str(unknown[0]), options)
     if "requires --multirun" in text or "Ambiguous value" in text:
         [several, *_] = [o for o in parse_overrides(overrides) if o.is_sweep_override()]
         quoted = f"{several.get_key_element()}='{several.get_value_string()}'"
@@ -102,9 +114,6 @@ def _explain(config_name: str, overrides: list[str], error: Exception) -> Muonla
             f"'{several.input_line}' holds several values: add -m to run each of them, or, if it is one text, write"
             f' "{quoted}"'
         )
-    if option := re.search(r"Could not find '(\w+(?:/\w+)*)/([^'/]+)'", text):
-        group, name = option.groups()
-        return unknown_name(group, name, [p.stem for p in (project_folder("conf") / group).glob("*.yaml")])
     if key := re.search(r"Key '([^']+)' is not in struct[\s\S]*?full_key: ([\w.\[\]/-]+)", text):
         name, path = key.groups()
         return unknown_name("config key", path, _siblings(config_name, overrides, path.removesuffix(name)))
@@ -113,7 +122,18 @@ def _explain(config_name: str, overrides: list[str], error: Exception) -> Muonla
     ):
         path = key.group(1)
         return unknown_name("config key", path, _siblings(config_name, overrides, path.rpartition(".")[0]))
-    return MuonlabError(" ".join(texts[0].split()) or type(error).__name__)
+    return MuonlabError(_first_sentence(texts[0]) or type(error).__name__)
+
+
+def _first_sentence(text: str) -> str:
+    """What OmegaConf says, with the key that it names below."""
+    said, *places = re.split(r"\s+(?:full_key: |object_type=)", text)
+    place = (
+        f"{places[0].split()[0]}: "
+        if places and places[0].split() and places[0].split()[0] not in said
+        else ""
+    )
+    return place + " ".join(said.split())
 
 
 def _siblings(config_name: str, overrides: list[str], parent: str) -> list[str]:
@@ -168,12 +188,23 @@ def hydra_command(config_name: str, job: Job, base: Sequence[str] = ()) -> int:
 
 
 def _refuse_foreign(given: Namespace) -> None:
-    """Raises MuonlabError for flags of Hydra that name other configs than conf/."""
+    """Raises MuonlabError for flags and settings of Hydra that would change nothing here, or not what they say."""
     for flag in ("config_name", "config_path", "config_dir", "experimental_rerun"):
         if getattr(given, flag) is not None:
             raise MuonlabError(
                 f"--{flag.replace('_', '-')} is not supported: this command reads conf/ and what its overrides change;"
                 " --help lists what there is"
+            )
+    if (given.resolve or given.package) and not given.cfg:
+        raise MuonlabError("--resolve and --package say how --cfg shows the config; add --cfg job")
+    if given.multirun and (given.cfg or given.info):
+        raise MuonlabError("--cfg and --info show one config; leave --multirun out")
+    for override in parse_overrides(given.overrides):
+        key = override.key_or_group
+        if re.match(r"hydra[./]", key) and key != "hydra.searchpath":
+            raise MuonlabError(
+                f"'{override.input_line}' would change Hydra itself, which only composes the config here: runs are kept"
+                " in paths.runs, and those of -m run one after the other"
             )
 
 
@@ -185,6 +216,8 @@ def split_sweeps(overrides: list[str]) -> list[list[str]]:
             [jobs] = BasicSweeper.split_arguments(parser.parse_overrides(overrides), max_batch_size=None)
         except HydraException as error:
             raise MuonlabError(" ".join(str(error).splitlines()[0].split())) from error
+    if not jobs:
+        raise MuonlabError("-m has nothing to run: one of the sweeps has no value")
     return [list(job) for job in jobs]
 
 

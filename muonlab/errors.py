@@ -1,11 +1,30 @@
 """A mistake of the user is reported in one sentence: what is wrong, what was given, what is allowed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+
+LONGEST = 200  # characters of what was given that a sentence repeats
 
 
 class MuonlabError(Exception):
     """A mistake in what the user asked for; commands print its text alone and exit with code 2."""
+
+
+def shown(value: object) -> str:
+    """What was given, in a sentence: as Python writes it, but null, true and false, and not more than a line of it."""
+    words = {True: "true", False: "false", None: "null"}
+    text = words[value] if value is None or isinstance(value, bool) else repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+@contextmanager
+def told_at(place: str) -> Iterator[None]:
+    """Puts the place of a mistake before its sentence, where what raises it knows of none."""
+    try:
+        yield
+    except MuonlabError as error:
+        raise MuonlabError(f"{place}: {error}") from error
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> MuonlabError:

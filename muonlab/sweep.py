@@ -15,7 +15,7 @@ from typing import Any
 
 from muonlab.cli import Config, hydra_command
 from muonlab.command import run_command
-from muonlab.errors import MuonlabError
+from muonlab.errors import MuonlabError, shown
 from muonlab.record.identity import run_identity
 from muonlab.settings.check import Name, PathText, build, check
 from muonlab.settings.search import SearchSettings
@@ -114,7 +114,7 @@ def _with_tau(design: Design, tau: float) -> Design:
 
 def _mapping(config: Config, key: str) -> Mapping[str, Any]:
     if not isinstance(values := config.get(key), Mapping):
-        raise MuonlabError(f"{key} must be a mapping of settings, not {values!r}")
+        raise MuonlabError(f"{key} must be a mapping of settings, not {shown(values)}")
     return values
 
 

@@ -1,6 +1,8 @@
 """Count a model without building it: `python -m muonlab.models NAME [setting=value ...]`."""
 
-from muonlab.cli import compose_config, plain, project_folder
+from hydra.core.override_parser.types import OverrideType
+
+from muonlab.cli import compose_config, options_of, parse_overrides, plain
 from muonlab.command import argument_parser, run_command
 from muonlab.errors import MuonlabError, unknown_name
 from muonlab.models.counts import Count, model_counts, total
@@ -13,7 +15,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     Raises MuonlabError for an unknown name or setting.
     """
-    names = sorted(path.stem for path in (project_folder("conf") / "model").glob("*.yaml"))
+    names = list(options_of("model"))
     parser = argument_parser(
         "muonlab.models", "Count a model's parameters and floating-point operations without building it."
     )
@@ -22,9 +24,11 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     if chosen.name not in names:
         raise unknown_name("model config", chosen.name, names)
-    for setting in chosen.settings:
-        if "=" not in setting:
-            raise MuonlabError(f"settings are written name=value, not '{setting}'")
+    if odd := [setting for setting in chosen.settings if "=" not in setting]:
+        raise MuonlabError(f"settings are written name=value, not '{odd[0]}'")
+    for override in parse_overrides(chosen.settings):
+        if override.type is not OverrideType.CHANGE or override.is_sweep_override():
+            raise MuonlabError(f"settings are written name=value, not '{override.input_line}'")
     overrides = [f"model={chosen.name}", *(f"++model.{setting}" for setting in chosen.settings)]
     values = plain(compose_config("train", overrides))["model"]
     if values["name"] not in MODEL_SETTINGS:

@@ -25,7 +25,9 @@ class Run:
         self.folder = folder
         self.config: Mapping[str, Any] = _config(folder / "config.yaml")
         self.environment = Environment.read(_whole(folder / "environment.json", Mapping[str, Any]))
-        self.routing: Sequence[Mapping[str, Any]] = _whole(folder / "routing.json", Sequence[Mapping[str, Any]])
+        self.routing: Sequence[Mapping[str, Any]] = _whole(
+            folder / "routing.json", Sequence[Mapping[str, Any]]
+        )
         state = read_state(folder)
         if state is None:
             raise MuonlabError(f"the run in {folder} is damaged: it has no {FILE}")

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar, Union, get_args, 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import ConfigDict, Strict, StringConstraints, TypeAdapter, ValidationError
 
-from muonlab.errors import MuonlabError, unknown_name
+from muonlab.errors import MuonlabError, shown, unknown_name
 
 Count = Annotated[int, Ge(1)]  # at least one
 Steps = Annotated[int, Ge(0)]  # a number of steps; what 0 means is said where it is used
@@ -95,7 +95,7 @@ def check(annotation: Any, value: object, place: str) -> Any:
             return value
         if isinstance(value, Mapping):
             return build(kind, value, place)
-        raise MuonlabError(f"{place} must be {describe(annotation)}, not {_shown(value)}")
+        raise MuonlabError(f"{place} must be {describe(annotation)}, not {shown(value)}")
     if get_origin(kind) is Mapping and isinstance(value, Mapping):
         if not value and any(isinstance(bound, MinLen) for bound in bounds):
             raise MuonlabError(f"{place} must not be empty")
@@ -108,7 +108,7 @@ def check(annotation: Any, value: object, place: str) -> Any:
         if isinstance(value, str) and choices:
             raise unknown_name(place, value, choices) from None
         raise MuonlabError(
-            f"{place} must be {describe(annotation)}, not {_shown(value)}{_hint(annotation, value)}"
+            f"{place} must be {describe(annotation)}, not {shown(value)}{_hint(annotation, value)}"
         ) from None
 
 
@@ -172,9 +172,7 @@ def describe(annotation: Any) -> str:
     if annotation in (int, float):
         return _describe_range(annotation, ())
     if origin is Literal:
-        return " or ".join(
-            repr(choice) if isinstance(choice, str) else _shown(choice) for choice in arguments
-        )
+        return " or ".join(repr(choice) if isinstance(choice, str) else shown(choice) for choice in arguments)
     if origin in (Union, types.UnionType):
         return " or ".join(describe(choice) for choice in arguments)
     if origin is tuple and arguments and arguments[-1] is not Ellipsis:
@@ -266,11 +264,6 @@ def _hint(annotation: Any, value: object) -> str:
     if not isinstance(value, float) or not value.is_integer() or "whole number" not in describe(annotation):
         return ""
     return f"; written with a point or an exponent it is no whole number: write {int(value)}"
-
-
-def _shown(value: object) -> str:
-    words = {True: "true", False: "false", None: "null"}
-    return words[value] if value is None or isinstance(value, bool) else repr(value)
 
 
 def _plain(value: object) -> bool:

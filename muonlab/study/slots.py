@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from muonlab.cli import parse_overrides
-from muonlab.errors import MuonlabError
+from muonlab.errors import MuonlabError, told_at
 from muonlab.settings.search import SearchSettings, Setting, SpaceSettings
 from muonlab.study.design import Arm, Condition, Design, LevelValue, searches
 from muonlab.train.config import RunConfig, read_section
@@ -87,6 +87,7 @@ def slots(
         if section.tuned_on and tuned is None:
             continue
         for arm, details in design.arms_of(condition).items():
+            _refuse_chosen(condition, details.overrides, overrides)
             best = tuned[section.tuned_on][arm] if section.tuned_on and tuned is not None else None
             configs: list[RunConfig] = []
             for level in levels_of(design, condition, arm, details) or [best or Level(None)]:
@@ -169,17 +170,24 @@ def check_spaces(design: Design, compose: Compose, overrides: Sequence[str] = ()
         if section.search is not None:
             for name, details in design.arms_of(condition).items():
                 config = _settings(design, section, details, (), everywhere, compose)
-                _check_space(config, searches(design, condition).optimizers[name])
+                _check_space(
+                    config, searches(design, condition).optimizers[name], f"search.optimizers.{name}"
+                )
 
 
-def _check_space(config: RunConfig, given: SpaceSettings) -> None:
+def _check_space(config: RunConfig, given: SpaceSettings, place: str) -> None:
     from muonlab.study.space import containing, extremes, parse_space  # they import Optuna
 
-    _at(config, given.published)
-    for key, distribution in parse_space(given.space).items():
-        containing(distribution, given.published[key])
-        for value in extremes(distribution):
-            _at(config, {**given.published, key: value})
+    with told_at(f"{place}.published"):
+        _at(config, given.published)
+    with told_at(place):
+        distributions = parse_space(given.space)
+    for key, distribution in distributions.items():
+        with told_at(f"{place}.published.{key}"):
+            containing(distribution, given.published[key])
+        with told_at(f"{place}.space.{key}"):
+            for value in extremes(distribution):
+                _at(config, {**given.published, key: value})
 
 
 def _at(config: RunConfig, setting: Setting | Mapping[str, Any]) -> RunConfig:

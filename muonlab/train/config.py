@@ -1,12 +1,14 @@
 """A run's settings: checked whole, before anything heavy is imported, and passed on as one object."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 
-from muonlab.errors import MuonlabError, unknown_name
+from muonlab.cli import options_of
+from muonlab.errors import MuonlabError, shown, unknown_name
 from muonlab.record.identity import run_identity
 from muonlab.record.store import check_uri
 from muonlab.registry import Registry
@@ -192,12 +194,18 @@ def read_section(kind: str, values: object) -> Any:
         "schedule": SCHEDULE_SETTINGS,
         "data": DATA_SETTINGS,
     }[kind]
-    section = families[name] if name in families else _registered(kind, name)
+    section = families[name] if name in families else _registered(kind, name, families)
     return build(section, values, kind)
 
 
-def _registered(kind: str, name: str) -> type:
-    """The settings of somebody's own builder, which is known once the packages that register it are imported."""
+def _registered(kind: str, name: str, families: Iterable[str]) -> type:
+    """The settings of somebody's own builder, which is known once the packages that register it are imported.
+
+    They import torch; a builder has a config of its name, and without one there is nothing to wait for.
+    """
+    option = options_of(kind).get(name)
+    if "torch" not in sys.modules and (option is None or f"name: {name}" not in option.read_text("utf-8")):
+        raise unknown_name(kind, name, families)
     from muonlab.data import DATA
     from muonlab.models.registry import MODELS
     from muonlab.optim.registry import OPTIMIZERS
@@ -214,7 +222,7 @@ def _registered(kind: str, name: str) -> type:
 
 def _mapping(kind: str, values: object) -> Mapping[str, Any]:
     if not isinstance(values, Mapping):
-        raise MuonlabError(f"{kind} must be a mapping of settings, not {values!r}")
+        raise MuonlabError(f"{kind} must be a mapping of settings, not {shown(values)}")
     return values
 
 

@@ -137,7 +137,7 @@ def test_settings_change_the_count(capsys):
         (["moe_xs", "sparsity=1.3"], "whole number of experts"),
         (["nanogpt_s", "num_heads=0"], "model.num_heads must be a whole number of at least 1"),
         (["nanogpt_s", "d_model=-4"], "model.d_model must be a whole number of at least 1"),
-        (["nanogpt_s", "num_heads=1,2"], "Ambiguous value"),
+        (["nanogpt_s", "num_heads=1,2"], "written name=value, not 'num_heads=1,2'"),
         (["nanogpt_s", "name=gpt"], "unknown model 'gpt'"),
         ([], "arguments are required: name"),
     ],
