@@ -4,6 +4,7 @@ import re
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from muonlab.command import SentenceParser, tell
 from muonlab.errors import MuonlabError, shown, unknown_name
 
 Config = dict[str, Any]  # composed, resolved and not yet checked
-_NUMBER = re.compile(r"(?<=[=,\[({: ])[+-]?(?:\d*\.?\d+|\d+\.)[eE]-\d+(?=[,\])} ]|$)")
 Job = Callable[[Config, list[str]], int]
 
 
@@ -81,10 +81,18 @@ def parse_overrides(overrides: list[str]) -> list[Override]:
             ) from error
         if not parsed[-1].key_or_group:
             raise MuonlabError(f"{shown(text)} is no override: it names no key")
-        for number in _NUMBER.findall(text):
-            if float(number) == 0 and re.search("[1-9]", number.lower().partition("e")[0]):
-                raise MuonlabError(f"{number} in {shown(text)} is too small for a number, and would be 0")
+        if _vanishes(parsed[-1]):
+            raise MuonlabError(f"{shown(text)} is too small for a number, and would be 0")
     return parsed
+
+
+def _vanishes(override: Override) -> bool:
+    """Whether a number that was given, such as 1e-400, has become 0."""
+    return (
+        override.value() == 0.0
+        and isinstance(override.value(), float)
+        and Decimal(override.get_value_string()) != 0
+    )
 
 
 def _explain(config_name: str, overrides: list[str], error: Exception) -> MuonlabError:

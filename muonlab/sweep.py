@@ -5,7 +5,6 @@ import os
 # Read when torch loads OpenMP, so it must stand before any import of torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from muonlab.cli import Config, hydra_command
+from muonlab.cli import Config, hydra_command, parse_overrides
 from muonlab.command import run_command
 from muonlab.errors import MuonlabError, shown
 from muonlab.record.identity import run_identity
@@ -24,7 +23,6 @@ from muonlab.study.slots import check_spaces
 from muonlab.study.study import Study, overrides_for_runs
 
 REPORT = "report.txt"
-_RANGE = re.compile(r"^(\+{0,2}search\.optimizers\.\w+\.space\.\w+)=\s*([a-z]+\([^'\"]*\))\s*$")
 OWN = ("search", "study", "paths.studies")  # config keys that are the sweep's, not its runs'
 
 
@@ -42,7 +40,19 @@ def with_quoted_ranges(arguments: list[str]) -> list[str]:
 
     To Hydra, too, such a range stands for several values; but it is one value of this command.
     """
-    return [_RANGE.sub(r"\1='\2'", argument) for argument in arguments]
+    return [_with_quoted_range(argument) for argument in arguments]
+
+
+def _with_quoted_range(argument: str) -> str:
+    try:
+        override = parse_overrides([argument])[0]
+    except MuonlabError:  # a flag, or a mistake that is reported when all is composed
+        return argument
+    searched = override.key_or_group.startswith("search.optimizers.") and ".space." in override.key_or_group
+    if not searched or not override.is_sweep_override():
+        return argument
+    text = override.get_value_string().replace("'", r"\'")
+    return f"{override.get_key_element()}='{text}'"
 
 
 def make_study(design: Design, config: Config, overrides: list[str]) -> Study:
