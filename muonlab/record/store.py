@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from muonlab.errors import MuonlabError
 
@@ -35,7 +36,11 @@ ENVIRONMENT = {
 def store_uri(uri: str | None, folder: str | Path) -> str:
     """`uri`; else MLflow's own MLFLOW_TRACKING_URI (the place for an address with a password); else the
     SQLite store `mlflow.db` in `folder`."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(folder).absolute()}/mlflow.db"
+    path = str(Path(folder).absolute() / "mlflow.db")
+    if quote(path) != path:
+        # SQLAlchemy decodes the path, but MLflow makes its parent folder undecoded: without slashes that is the root.
+        path = "/" + quote(path[1:], safe="")
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{path}"
 
 
 def check_uri(uri: str, place: str = "the MLflow store") -> None:
@@ -124,8 +129,12 @@ def _scheme(uri: str) -> str:
 
 
 def _sqlite_path(tracking_uri: str) -> Path | None:
-    found = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?", tracking_uri)
-    return Path(found[1]) if found and found[1] != ":memory:" else None
+    if _scheme(tracking_uri) != "sqlite":
+        return None
+    from sqlalchemy import make_url
+
+    database = make_url(tracking_uri).database
+    return Path(database) if database and database != ":memory:" else None
 
 
 def _experiment_id(client: "MlflowClient", name: str, artifacts: str | None) -> str:
