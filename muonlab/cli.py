@@ -4,7 +4,9 @@ import re
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from decimal import Decimal
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -234,11 +236,14 @@ def _hydras_own(config_name: str, overrides: list[str]) -> int:
 
     compose_config(config_name, overrides)  # so that Hydra's own long messages are never seen
     command = hydra.main(config_path=str(project_folder("conf")), config_name=config_name, version_base="1.3")
+    code, page = 0, StringIO()  # Hydra takes a reader that leaves for a fault of its own
     try:
-        command(lambda config: None)()
+        with redirect_stdout(page):
+            command(lambda config: None)()
     except SystemExit as error:  # with 1, after a sentence, for a package that the config lacks
-        return 2 if error.code else 0
-    return 0
+        code = 2 if error.code else 0
+    print(page.getvalue(), end="")
+    return code
 
 
 def _run_job(job: Job, config_name: str, base: Sequence[str], overrides: list[str]) -> int:

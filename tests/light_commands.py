@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +88,13 @@ def sweep(held: list[Any]) -> int:
     return command.main()
 
 
-def models(held: list[Any]) -> None:
-    """Prints the counts."""
-    from muonlab.models.__main__ import main
+def whole(module: str) -> Callable[[list[Any]], Any]:
+    """A command that has no work to stop before."""
 
-    main()
+    def run(held: list[Any]) -> Any:
+        return import_module(module).main()
+
+    return run
 
 
 if __name__ == "__main__":
@@ -100,7 +104,10 @@ if __name__ == "__main__":
     from muonlab.study.design import searches
     from muonlab.train.config import read_config
 
-    COMMANDS = {"train": train, "sweep": sweep, "models": models}
+    COMMANDS = {"train": train, "sweep": sweep} | {
+        name: whole(f"muonlab.{name}") for name in ("worker", "experiment")
+    }
+    COMMANDS |= {name: whole(f"muonlab.{name}.__main__") for name in ("data", "models", "record")}
     # What a command prints is caught, and anything else must not get between the answers.
     answers, sys.stdout = sys.stdout.buffer, sys.stderr
     while True:

@@ -1,6 +1,5 @@
 """python -m muonlab.record FOLDER...: score recorded runs for spikes, old ones by today's definitions."""
 
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +11,7 @@ SHOWN = 20
 """Events printed for each run; the rest are counted."""
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Print a table of the runs, one line each, and below it the spikes of each."""
     parser = argument_parser("muonlab.record", __doc__.partition(": ")[2])
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders that hold run folders")
@@ -49,4 +48,4 @@ def _table(runs: list[Run]) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(sys.argv[1:]))
+    run_command(main)
