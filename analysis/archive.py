@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.frames import Frames, downsample
+from analysis.kept import read_table
 from muonlab.errors import MuonlabError
 
 IDENTITY = ["run", "condition", "arm", "level", "optimizer", "lr", "seed", "status", "step"]
@@ -103,12 +104,14 @@ def _write(steps: pd.DataFrame, path: Path) -> None:
 def load_frames(folder: Path) -> Frames:
     """What `save_frames` wrote, but for the events, which no figure draws; heads are empty where none were kept.
 
-    Raises MuonlabError where it wrote nothing.
+    Raises MuonlabError where it wrote nothing, and for tables that are damaged.
     """
     if not (folder / "runs.csv").exists():
         raise MuonlabError(f"no experiment in {folder}: it has no runs.csv")
-    runs = pd.read_csv(folder / "runs.csv")
-    steps = pd.read_parquet(folder / "steps.parquet")
+    runs = read_table(folder / "runs.csv")
+    steps = read_table(folder / "steps.parquet")
     kept = folder / "heads.parquet"
-    heads = pd.read_parquet(kept) if kept.exists() else pd.DataFrame()
+    heads = read_table(kept) if kept.exists() else pd.DataFrame()
+    if unknown := set(steps.get("run", ())) - set(runs.get("run", ())):
+        raise MuonlabError(f"the results in {folder} are damaged: runs.csv lacks {sorted(unknown)[0]}")
     return Frames(runs, steps, heads, pd.DataFrame())

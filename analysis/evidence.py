@@ -1,15 +1,14 @@
 """python -m analysis.evidence FOLDER: gather every experiment's answers there in FOLDER/README.md, a row a claim."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from analysis.frames import rows_of
+from analysis.kept import read_mapping, read_rows, read_table
 from analysis.tables import as_markdown
 from muonlab.command import argument_parser, run_command
 from muonlab.errors import MuonlabError
@@ -116,15 +115,14 @@ def write_evidence(folder: Path) -> Path:
 
 
 def _load(folder: Path) -> Experiment:
-    spec = yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8"))
-    made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
+    spec, made = read_mapping(folder / "experiment.yaml"), read_mapping(folder / "made.json")
     kept = folder / "verdict.json"
-    rows = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
+    rows = read_rows(kept) if kept.exists() else []
     answers = pd.DataFrame(rows).reindex(columns=COLUMNS).astype(object)
     answers = answers.where(answers.notna(), "").assign(experiment=folder.name)
     figures = [figure["name"] for figure in spec.get("figures", ())]
     table = folder / "runs.csv"
-    runs = len(pd.read_csv(table, usecols=["run"])) if table.exists() else 0
+    runs = len(read_table(table, ["run"])) if table.exists() else 0
     return Experiment(folder.name, spec, made, answers, figures, runs)
 
 

@@ -1,13 +1,10 @@
 """python -m analysis.redraw FOLDER: draw every figure of the experiments kept there from their tables alone."""
 
-import json
 from pathlib import Path
-
-import pandas as pd
-import yaml
 
 from analysis.archive import load_frames
 from analysis.compose import draw
+from analysis.kept import read_mapping, read_table
 from muonlab.command import argument_parser, run_command
 from muonlab.errors import MuonlabError
 
@@ -18,14 +15,13 @@ def redraw(folder: Path) -> list[Path]:
     A figure with `table` shows that CSV file of the folder, any other the kept runs. Raises MuonlabError for those that
     cannot be drawn, after all others were.
     """
-    spec = yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8"))
-    made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
+    spec, made = read_mapping(folder / "experiment.yaml"), read_mapping(folder / "made.json")
     paths, failed = [], []
     for figure in spec.get("figures", ()):
         figure = _with_windows(figure, spec.get("conditions", {}))
         table = figure.pop("table", None)
         try:
-            data = pd.read_csv(folder / table) if table else load_frames(folder)
+            data = read_table(folder / table) if table else load_frames(folder)
             paths.append(draw(figure, data, folder, made_by(made))["png"])
         except MuonlabError as error:
             failed.append(f"{figure['name']}: {error}")

@@ -111,6 +111,20 @@ def test_an_unknown_kind_of_figure_is_told(stacked, tmp_path):
         draw({"name": "x", "kind": "swich"}, stacked, tmp_path, "")
 
 
+@pytest.mark.parametrize("name", ["experiment.yaml", "made.json", "runs.csv", "steps.parquet"])
+@pytest.mark.parametrize("damage", [None, b"", b"\xff\xfe\x00", b"[]"])
+def test_damaged_results_are_one_sentence(stacked, tmp_path, name, damage):
+    save_frames(stacked, tmp_path)
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump({"figures": FIGURES[:1]}))
+    (tmp_path / "made.json").write_text("{}")
+    (tmp_path / name).unlink()
+    if damage is not None:
+        (tmp_path / name).write_bytes(damage)
+    with pytest.raises(MuonlabError, match=rf"damaged|no experiment in .*: it has no {name}") as caught:
+        redraw(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_folder_without_an_experiment_is_told(tmp_path):
     with pytest.raises(MuonlabError, match=r"it has no runs\.csv"):
         load_frames(tmp_path)
