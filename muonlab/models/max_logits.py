@@ -125,7 +125,9 @@ def logit_bounds(layer: LayerLogits) -> LogitRange:
     if layer.extremes is not None:
         return layer.extremes
     vectors = layer.vectors()
-    q, k = (at_least_fp32(torch.linalg.vector_norm(x, dim=-1)).amax((0, 2)) for x in vectors)
+    # Summed and kept in fp32 at least: a norm rounded to bf16 may lie 0.4 % below, and would be no bound.
+    wide = torch.promote_types(vectors[0].dtype, torch.float32)
+    q, k = (torch.linalg.vector_norm(x, dim=-1, dtype=wide).amax((0, 2)) for x in vectors)
     norms = q * k.repeat_interleave(len(q) // len(k)) * vectors[0].shape[-1] ** -0.5
     highest = norms if layer.log_sum_exp is None else torch.minimum(layer.log_sum_exp, norms)
     highest, lowest = highest + ROUNDING * (1 + highest.abs()), -norms - ROUNDING * (1 + norms)
