@@ -10,6 +10,7 @@ from pathlib import Path
 
 from muonlab.command import argument_parser, run_command, tell
 from muonlab.errors import MuonlabError
+from muonlab.record.files import check_folder
 from muonlab.settings.check import Count, check
 from muonlab.study.catalogue import experiment_names
 from muonlab.study.design import load_experiment
@@ -67,6 +68,8 @@ def make_study(experiment: str, overrides: list[str], studies: Path, workers: in
 def run_experiment(study: Study, results: Path) -> None:
     """Train what is missing of one experiment, judge and draw it into results/NAME, and renew results/README.md."""
     design = study.design
+    for folder, flag in ((results, "--results"), (study.folder, "--studies")):
+        check_folder(folder, flag)
     study.slots()  # a mistake is reported before anything heavy is imported
     print(f"{study.name}: about {design.minutes:g} minutes. {' '.join(design.question.split())}", flush=True)
 

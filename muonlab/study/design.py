@@ -10,9 +10,10 @@ import yaml
 from annotated_types import MinLen
 
 from muonlab.cli import compose_config, plain, project_folder
-from muonlab.errors import MuonlabError, unknown_name
-from muonlab.settings.check import Seed, Text, build, defaults
+from muonlab.errors import MuonlabError, shown, unknown_name
+from muonlab.settings.check import Seed, Text, build, check, defaults
 from muonlab.settings.search import SearchSettings
+from muonlab.study.reading import read_yaml
 
 Overrides = Sequence[str]
 Seeds = Annotated[Sequence[Seed], MinLen(1)]
@@ -163,7 +164,7 @@ def read_experiment(name: str) -> Design:
 def read_design(path: Path) -> Design:
     """The design in a file. Raises MuonlabError for one that is no YAML or says what it may not."""
     try:
-        return make_design(yaml.safe_load(path.read_text(encoding="utf-8")), path.name)
+        return make_design(read_yaml(path.read_text(encoding="utf-8")), path.name)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise MuonlabError(f"{path.name} is not YAML: {' '.join(str(error).split())}") from error
 
@@ -231,7 +232,7 @@ def _typed(name: str, changed: Mapping[str, Any]) -> dict[str, Any]:
 # ---------------------------------------------------------------------- checks
 def _check_questions(design: Design, where: str) -> None:
     conditions = {name: {"arms": design.arms_of(name)} for name in design.conditions}
-    figures = {figure.get("name") for figure in design.figures}
+    figures = {check(Text, figure.get("name"), f"a figure's name in {where}") for figure in design.figures}
     for claim in design.all_claims():
         from analysis.claims import check_claim  # imports pandas, which a sweep's mistakes need not wait for
 
@@ -239,11 +240,15 @@ def _check_questions(design: Design, where: str) -> None:
             check_claim(claim, conditions, sorted(design.tuning_conditions))
         except MuonlabError as error:
             raise MuonlabError(f"{where}: {error}") from error
+        except (AttributeError, TypeError, ValueError) as error:  # a list for a name, a number for a list
+            raise MuonlabError(
+                f"{where}: claim {shown(claim)} holds a value of a wrong type: {error}"
+            ) from error
         if "figure" in claim and claim["figure"] not in figures:
             raise unknown_name(f"figure of '{claim['claim']}' in {where}", claim["figure"], map(str, figures))
     for figure in design.figures:
         kind = f"condition of figure {figure.get('name')} in {where}"
-        _known(figure.get("conditions", ()), design.conditions, kind)
+        _known(check(Sequence[str], figure.get("conditions", ()), kind), design.conditions, kind)
 
 
 def _check_search(design: Design, name: str, section: Condition, where: str) -> None:

@@ -11,7 +11,15 @@ from analysis.compose import KINDS
 from muonlab.cli import compose_config, plain, project_folder
 from muonlab.errors import MuonlabError
 from muonlab.study.catalogue import experiment_names, with_catalogue
-from muonlab.study.design import Arm, at_scale, load_experiment, make_design, read_experiment, searches
+from muonlab.study.design import (
+    Arm,
+    at_scale,
+    load_experiment,
+    make_design,
+    read_design,
+    read_experiment,
+    searches,
+)
 from muonlab.study.slots import slots
 from muonlab.train.config import read_config
 
@@ -44,6 +52,22 @@ def design():
         "claims": [],
         "figures": [{"name": "f", "kind": "traces"}],
     }
+
+
+def test_a_file_is_read_as_it_is_written(design, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(design).replace("- 0.03", "- 3e-2"))
+    assert read_design(path).conditions["search"].vary == {"optimizer.lr": [0.01, 0.03]}
+    for text, said in (
+        (b"question: a\nquestion: b\n", "'question' stands twice"),
+        (b"\xff\xfe", "mine.yaml is not YAML"),
+        (b"a: [", "mine.yaml is not YAML"),
+        (b"", "must hold a mapping"),
+    ):
+        path.write_bytes(text)
+        with pytest.raises(MuonlabError, match=said) as caught:
+            read_design(path)
+        assert "\n" not in str(caught.value)
 
 
 def sample(made):
