@@ -76,7 +76,7 @@ def test_a_run_of_a_sweep_is_the_run_that_train_makes_of_the_same_settings(made,
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["search.trials=0"], "search.trials must be a whole number of at least 1, not 0"),
+        (["search.trials=0"], "search.trials must be a whole number of at least 1"),
         (["search.trials=2.5"], "search.trials must be a whole number"),
         (["search.workers=two"], "search.workers must be a whole number"),
         (["search.replicate_seeds=3"], "search.replicate_seeds must be a list"),
