@@ -10,6 +10,7 @@ from muonlab.settings.check import NonNegative, Positive, Share
 
 LARGEST = 10**9  # of a size; what is beyond is a slip of the pen
 Size = Annotated[int, Ge(1), Le(LARGEST)]
+Layers = Annotated[int, Ge(1), Le(10_000)]
 SizeOrNone = Annotated[int, Ge(0), Le(LARGEST)]  # 0: there is none
 
 Activation = Literal["gelu", "relu2", "swiglu"]
@@ -34,7 +35,7 @@ class DecoderSettings:
     vocab_size: Size | None = None
     context: Size = 64
     d_model: Size = 64
-    num_layers: Size = 6
+    num_layers: Layers = 6
     num_heads: Size = 2
     qk_norm: bool = False
     attention_soft_cap: NonNegative = 0.0
@@ -115,7 +116,7 @@ class MoESettings(DecoderSettings):
     """
 
     name: Literal["moe"] = "moe"
-    num_layers: Size = 4
+    num_layers: Layers = 4
     attention: AttentionKind = "mla"
     q_lora_rank: SizeOrNone = 0
     kv_lora_rank: Size = 32

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from annotated_types import MinLen
+from annotated_types import Ge, Le, MinLen
 
 from muonlab.errors import MuonlabError
 from muonlab.settings.check import Count, Seed
@@ -38,7 +38,7 @@ class SearchSettings:
     is a journal file in the study's folder.
     """
 
-    trials: Count
+    trials: Annotated[int, Ge(1), Le(10_000)]
     sampler: Literal["quasi_random", "tpe", "random", "cmaes", "gp"]
     seed: Seed
     replicate_seeds: Annotated[tuple[Seed, ...], MinLen(1)]

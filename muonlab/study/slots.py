@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 from muonlab.cli import parse_overrides
@@ -89,20 +90,23 @@ def slots(
         for arm, details in design.arms_of(condition).items():
             _refuse_chosen(condition, details.overrides, overrides)
             best = tuned[section.tuned_on][arm] if section.tuned_on and tuned is not None else None
-            configs: list[RunConfig] = []
+            identities: set[str] = set()
+            base = cache(partial(_settings, design, section, details, (), everywhere, compose))
             for level in levels_of(design, condition, arm, details) or [best or Level(None)]:
                 chosen = [
                     *(best.overrides if best is not None and best is not level else ()),
                     *level.overrides,
                 ]
                 _refuse_chosen(condition, chosen, everywhere)
-                if level.setting:  # of a search, which has dozens: a composition takes a tenth of a second
-                    config = _at(_settings(design, section, details, (), everywhere, compose), level.setting)
+                # The levels of a search differ in one section, and a composition takes a tenth of a second.
+                if level.setting:
+                    config = _at(base(), level.setting)
                 else:
                     config = _settings(design, section, details, chosen, everywhere, compose)
-                if config in configs and level.setting != {}:
-                    raise MuonlabError(f"level '{level}' of {condition}/{arm} is the same run as another")
-                configs.append(config)
+                if level.setting != {}:
+                    if config.identity in identities:
+                        raise MuonlabError(f"level '{level}' of {condition}/{arm} is the same run as another")
+                    identities.add(config.identity)
                 for position, seed in enumerate(design.seeds_of(condition)):
                     slot = Slot(condition, arm, level, seed, config.with_seed(seed), level.setting == {})
                     rounds.append((position, slot))
@@ -220,7 +224,12 @@ def _text(value: Any) -> str:
 
 def keys(overrides: Sequence[str]) -> set[str]:
     """The config keys that overrides set."""
-    return {override.key_or_group for override in parse_overrides(list(overrides))}
+    return set(map(_key, overrides))
+
+
+@cache
+def _key(override: str) -> str:
+    return parse_overrides([override])[0].key_or_group
 
 
 def _refuse_chosen(condition: str, chosen: Sequence[str], everywhere: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,13 @@ class Study:
 
     def slots(self, tuned: Mapping[str, Mapping[str, Level]] | None = None) -> list[Slot]:
         """Its runs; those of tuned conditions only once `tuned` says what their searches chose."""
+        return list(self._untuned if tuned is None else self._slots(tuned))
+
+    @cached_property
+    def _untuned(self) -> list[Slot]:
+        return self._slots(None)
+
+    def _slots(self, tuned: Mapping[str, Mapping[str, Level]] | None) -> list[Slot]:
         return [_tagged(slot) for slot in slots(self.design, self.compose, self.overrides, tuned)]
 
     def base(self) -> RunConfig:

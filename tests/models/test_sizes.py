@@ -34,7 +34,7 @@ from muonlab.settings.model import MODEL_SETTINGS, with_vocabulary
         ({"d_model": 10**12}, "model.d_model must be a whole number .* at most 1e[+]09, not 1000000000000"),
         ({"mlp_ratio": 1e-3}, "model.mlp_ratio=0.001 of model.d_model=64 leaves the MLP no hidden unit"),
         ({"num_head": 2}, "unknown model setting 'num_head'; did you mean 'num_heads'"),
-        ({"num_layers": 10**8}, "this nanogpt has .* GB of weights alone"),
+        ({"d_model": 10**8}, "this nanogpt has .* GB of weights alone"),
     ],
 )
 def test_a_wrong_nanogpt_is_one_sentence(values, message):
