@@ -20,7 +20,7 @@ from typing import Any
 @dataclass
 class Answer:
     """How a command that stops before its work ended: exit code, what it wrote, what its checked settings hold, for how
-    long it checked, and whether torch was imported."""
+    many seconds of the processor it checked, and whether torch was imported."""
 
     code: Any
     out: str
@@ -54,7 +54,7 @@ def answer(command: str, arguments: tuple[str, ...]) -> tuple[Any, ...]:
     held: list[Any] = []
     out, err = io.StringIO(), io.StringIO()
     sys.argv = [f"muonlab.{command}", *arguments]
-    started = time.monotonic()
+    started = time.process_time()
     with redirect_stdout(out), redirect_stderr(err):
         try:
             run_command(lambda: COMMANDS[command](held))
@@ -62,7 +62,7 @@ def answer(command: str, arguments: tuple[str, ...]) -> tuple[Any, ...]:
             code = end.code
         except Exception:
             code = traceback.format_exc()
-    seconds = time.monotonic() - started
+    seconds = time.process_time() - started
     return code, out.getvalue(), err.getvalue(), held, seconds, "torch" in sys.modules
 
 
