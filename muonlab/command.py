@@ -1,14 +1,71 @@
-"""How every command reads its flags and ends: exit codes, and a user's mistake in one sentence."""
+"""How every command reads its flags and ends: exit codes, signals, and a user's mistake in one sentence."""
 
 import io
 import os
+import signal
 import sys
+import threading
 from argparse import ArgumentParser
 from collections.abc import Callable
 from contextlib import suppress
+from types import FrameType
 from typing import NoReturn
 
 from muonlab.errors import MuonlabError
+
+# The signals that ask a command to stop, and the seconds that it has for it once it was asked twice.
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+GRACE = 10.0
+STOPPED = "stopped; rerun the same command to resume"
+
+
+class Interruption(KeyboardInterrupt):
+    """A signal of STOPPING asked this process to stop; `number` is the signal's."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+_asked: list[int] = []
+
+
+def listen() -> None:
+    """From now on the first signal of STOPPING raises Interruption in the main thread; further ones are counted.
+
+    So what stops in order is not torn out of it by an impatient second Ctrl-C; but GRACE seconds after that the process
+    ends, whatever it is at. A signal that is ignored, as SIGHUP under `nohup`, stays so.
+    """
+    for number in STOPPING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _on_signal)
+
+
+def times_asked() -> int:
+    """How often this process was asked to stop since it listens."""
+    return len(_asked)
+
+
+def leave_quietly(code: int) -> None:
+    """Let a signal that comes while Python ends do no more than end it, with `code`."""
+    for number in STOPPING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: os._exit(code))
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    _asked.append(number)
+    if len(_asked) == 1:
+        raise Interruption(number)
+    if len(_asked) == 2:
+        last = threading.Timer(GRACE, _end_now, [128 + number])
+        last.daemon = True
+        last.start()
+
+
+def _end_now(code: int) -> NoReturn:
+    tell(STOPPED)
+    os._exit(code)
 
 
 class SentenceParser(ArgumentParser):
@@ -25,7 +82,8 @@ def argument_parser(command: str, about: str) -> ArgumentParser:
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command's body and exit: 0 or what it returns; 2 with one sentence for a MuonlabError; 130 for Ctrl-C.
+    """Run a command's body and exit: 0 or what it returns; 2 with one sentence for a MuonlabError; 130 for Ctrl-C,
+    143 for SIGTERM and 129 for SIGHUP, with the sentence that the same command resumes.
 
     A reader that closes its pipe early (`| head -1`) ends the command in silence, letters that the terminal cannot show
     are replaced, and what the system refuses, such as a file on a full disk, is one sentence and 2.
@@ -38,6 +96,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
+        listen()
         code = main() or 0
         sys.stdout.flush()
     except MuonlabError as error:
@@ -51,9 +110,10 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         tell(f"the system refuses {error.filename or 'a file'}: {reason}")
         _close_output()
         code = 2
-    except KeyboardInterrupt:
-        tell("stopped; rerun the same command to resume")
-        code = 130
+    except KeyboardInterrupt as stop:
+        tell(STOPPED)
+        code = 128 + (stop.number if isinstance(stop, Interruption) else signal.SIGINT)
+    leave_quietly(code)
     sys.exit(code)
 
 

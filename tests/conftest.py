@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import signal
 import sys
 from pathlib import Path
 
@@ -20,6 +21,16 @@ from tiny_runs import TINY
 settings.register_profile("muonlab", deadline=None, derandomize=True)
 settings.register_profile("free", deadline=None, print_blob=True)
 settings.load_profile("muonlab")
+
+
+@pytest.fixture(autouse=True)
+def same_signals():
+    """A command that is run in this process leaves handlers behind."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
 
 
 @pytest.fixture
