@@ -12,9 +12,9 @@ from muonlab.errors import MuonlabError
 from muonlab.record.environment import Environment
 from muonlab.record.files import read_json
 from muonlab.record.identity import run_identity
-from muonlab.record.score import score_run
+from muonlab.record.score import SERIES, score_run
 from muonlab.record.state import FILE, read_state, writer_alive
-from muonlab.record.trace import read_trace
+from muonlab.record.stream import read_trace
 from muonlab.settings.check import check
 
 
@@ -77,7 +77,7 @@ class Run:
 
     @cached_property
     def _scored(self) -> tuple[pd.DataFrame, dict[str, float]]:
-        return score_run(read_trace(self.folder / "traces", "steps"))
+        return score_run(read_trace(self.folder / "traces", "steps", SERIES))
 
 
 def _whole(path: Path, kind: Any) -> Any:

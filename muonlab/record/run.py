@@ -14,7 +14,7 @@ Every file is written whole or not at all, so a run killed at any moment is stil
 import errno
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,13 +22,15 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from muonlab.errors import MuonlabError, unknown_name
+from muonlab.record.charts import chart_parts
 from muonlab.record.environment import Environment, collect_environment
 from muonlab.record.files import read_json, write_atomic, write_json
 from muonlab.record.identity import run_identity
 from muonlab.record.owner import Owner
-from muonlab.record.score import describe_spikes
+from muonlab.record.score import SERIES, describe_spikes
 from muonlab.record.state import FILE, read_state, writer_alive
-from muonlab.record.trace import TraceWriter, chart_rows, read_trace
+from muonlab.record.stream import read_trace
+from muonlab.record.trace import TraceWriter
 
 if TYPE_CHECKING:
     import torch
@@ -110,15 +112,13 @@ class RunRecord:
         """Remember one step's values, without waiting for the device (see TraceWriter.append)."""
         self._traces.append(step, scalars, heads, loads)
 
-    def flush(self) -> list[dict[str, float]]:
-        """Write what was appended to disk; returns it as rows for `MlflowRun.log_rows` (see chart_rows)."""
-        written = self._traces.flush()
-        return chart_rows(*written) if written else []
+    def flush(self) -> None:
+        """Write what was appended to disk."""
+        self._traces.flush()
 
-    def rows(self) -> list[dict[str, float]]:
-        """Everything on disk as rows for `MlflowRun.log_rows`, which skips what MLflow has already."""
-        folder = self.folder / "traces"
-        return chart_rows(read_trace(folder, "steps"), read_trace(folder, "max_logits"))
+    def rows(self, after: int = -1) -> Iterator[list[dict[str, float]]]:
+        """What is on disk of the steps after `after`, as lists of rows for `MlflowRun.log_rows` (see chart_parts)."""
+        return chart_parts(self.folder / "traces", after)
 
     def truncate(self, step: int) -> None:
         """Drop every row after `step`: -1 drops all. A resumed run computes them again."""
@@ -135,7 +135,9 @@ class RunRecord:
             raise unknown_name("final status", status, ends)
         self._traces.flush()
         self._traces.merge()
-        write_json(self.folder / "events.json", describe_spikes(read_trace(self.folder / "traces", "steps")))
+        write_json(
+            self.folder / "events.json", describe_spikes(read_trace(self.folder / "traces", "steps", SERIES))
+        )
         self._state |= {
             "status": status,
             "cause": cause,

@@ -8,9 +8,12 @@ import pyarrow as pa
 
 from muonlab.record.spikes import DEFINITIONS, SCORED, events_of, measure, score_of
 
+SERIES = tuple(sorted({column for columns in SCORED.values() for column in columns}))
+"""The columns of a `steps` trace that are scored."""
+
 
 def score_run(steps: pa.Table) -> tuple[pd.DataFrame, dict[str, float]]:
-    """Spike events and spike scores of a `steps` trace.
+    """Spike events and spike scores of a `steps` trace, which needs no other columns than SERIES.
 
     The events are those of `detect_spikes` with the column `series`, sorted by step; the scores are
     percentages by "<definition>/<column>", and by "olmo2_upward/<column>" without the drops. A step at which

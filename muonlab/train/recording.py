@@ -41,6 +41,7 @@ class Recording(L.Callback):
         self.weights_before: list[Tensor] = []
         self.latest: dict[str, Tensor] = {}
         self.metrics: dict[str, float] = {}
+        self.sent = -1  # the last step that MLflow was given
         self._random_state: Tensor | None = None
 
     # ------------------------------------------------------------------ one step
@@ -157,9 +158,16 @@ class Recording(L.Callback):
     # ------------------------------------------------------------------ keeping it
     def flush(self) -> None:
         """Write what is buffered to the record and to MLflow."""
-        rows = self.record.flush() if self.record is not None else []
+        if self.record is not None:
+            self.record.flush()
+            self._send(self.record)
+
+    def _send(self, record: RunRecord) -> None:
+        """Pass on to MLflow what is on disk and was not yet."""
         if self.mlflow_run is not None:
-            self.mlflow_run.log_rows(rows)
+            for rows in record.rows(after=self.sent):
+                self.mlflow_run.log_rows(rows)
+                self.sent = int(rows[-1]["step"])
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Final losses, while the model still is on its device, and a checkpoint of the last step."""
@@ -201,8 +209,7 @@ class Recording(L.Callback):
         """Rows written after the checkpoint are dropped: they will be computed again, to the same bits."""
         if self.record is not None:
             self.record.truncate(checkpoint["global_step"] - 1)
-            if self.mlflow_run is not None:  # what a kill kept from MLflow; it skips what it has
-                self.mlflow_run.log_rows(self.record.rows())
+            self._send(self.record)  # what a kill kept from MLflow; it skips what it has
         self.seconds_before = checkpoint["muonlab"]["seconds"]
         self._random_state = checkpoint["muonlab"]["random_state"]
 

@@ -84,5 +84,6 @@ def close_mlflow(config: RunConfig, record: RunRecord, status: str, cause: str) 
     store = open_store(config.tracking, Path(config.paths.runs))
     if store is not None and record.mlflow_run_id is not None:
         run = MlflowRun.start(*store, config.name, {}, {}, run_id=record.mlflow_run_id)
-        run.log_rows(record.rows())
+        for rows in record.rows():
+            run.log_rows(rows)
         run.finish(status, cause)

@@ -168,7 +168,8 @@ def test_the_data_is_an_input_of_the_run(store, begin):
 def test_a_resumed_run_goes_on_where_it_was(store, begin, record, append_steps):
     run = begin({"lr": 0.1})
     append_steps(record, range(20))
-    run.log_rows(record.flush())
+    record.flush()
+    run.log_rows(*record.rows())
     record.mlflow_run_id = run.run_id  # killed here, with a checkpoint of step 10
 
     record.truncate(9)
@@ -176,7 +177,9 @@ def test_a_resumed_run_goes_on_where_it_was(store, begin, record, append_steps):
     assert resumed.run_id == run.run_id
     append_steps(record, range(10, 30))
     # Computed again, steps 10 to 19 differ in the clock alone; MLflow would keep both.
-    resumed.log_rows(row | {"seconds": row["seconds"] + 100} for row in record.flush())
+    record.flush()
+    [rows] = record.rows(after=9)
+    resumed.log_rows(row | {"seconds": row["seconds"] + 100} for row in rows)
     resumed.finish("finished")
     assert [step for step, _ in points(store, resumed, "train/loss")] == list(range(30))
     kept = connect(store).get_run(run.run_id)
@@ -187,11 +190,12 @@ def test_a_resumed_run_goes_on_where_it_was(store, begin, record, append_steps):
 def test_what_a_killed_run_had_not_told_is_told_from_the_record(store, begin, record, append_steps):
     run = begin()
     append_steps(record, range(5))
-    run.log_rows(record.flush())
+    record.flush()
+    run.log_rows(*record.rows())
     append_steps(record, range(5, 10))
     record.flush()  # killed between the record and MLflow
     resumed = begin(run_id=run.run_id)
-    resumed.log_rows(record.rows())
+    resumed.log_rows(*record.rows())
     assert [step for step, _ in points(store, resumed, "train/loss")] == list(range(10))
 
 

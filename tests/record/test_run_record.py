@@ -175,14 +175,16 @@ def test_a_run_begun_on_another_host_cannot_be_judged_but_can_go_on(record):
     assert RunRecord.reopen(record.folder).status == "running"
 
 
-def test_flush_returns_the_new_rows_and_rows_all_of_them(record, append_steps):
+def test_rows_are_all_that_is_on_disk_after_a_step(record, append_steps):
     append_steps(record, range(2))
-    first = record.flush()
+    assert list(record.rows()) == []
+    record.flush()
     append_steps(record, range(2, 3))
-    second = record.flush()
-    assert [row["step"] for row in first + second] == [0, 1, 2]
-    assert record.rows() == first + second
-    assert record.flush() == []
+    record.flush()
+    [rows] = record.rows()
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert list(record.rows(after=1)) == [rows[2:]]
+    assert list(record.rows(after=2)) == []
 
 
 def test_the_same_steps_give_the_same_record(tmp_path, config, append_steps):

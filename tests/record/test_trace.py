@@ -9,12 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muonlab.errors import MuonlabError
-from muonlab.record import trace
-from muonlab.record.trace import HEADS, SCALARS, TraceWriter, chart_rows, empty_trace, read_trace
+from muonlab.record import stream
+from muonlab.record.charts import chart_parts
+from muonlab.record.parts import HEADS, SCALARS
+from muonlab.record.stream import read_trace
+from muonlab.record.trace import TraceWriter
 
 
 def frames(folder):
     return tuple(read_trace(folder, name).to_pandas() for name in ("steps", "max_logits"))
+
+
+def charted(folder):
+    return [row for rows in chart_parts(folder) for row in rows]
 
 
 def assert_identical(ours, theirs):
@@ -114,7 +121,8 @@ def test_a_chart_shows_no_bound_as_a_maximum(tmp_path):
     writer.append(0, {}, {"max_logit": logits, "exact": exact})
     writer.append(1, {}, {"max_logit": -logits, "exact": exact})
     writer.append(2, {}, {"max_logit": logits, "exact": torch.zeros(2, 2, dtype=torch.bool)})
-    assert chart_rows(*writer.flush()) == [
+    writer.flush()
+    assert charted(tmp_path) == [
         {"step": 0, "max_logit/layer_01": 7.0},  # layer 0's largest may be anything up to 5
         {"step": 1, "max_logit/layer_00": -1.0},
         {"step": 2},
@@ -243,7 +251,8 @@ def test_a_run_without_a_trace_has_empty_frames(tmp_path):
     steps, heads = frames(tmp_path / "traces")
     assert len(steps) == len(heads) == len(read_trace(tmp_path / "traces", "experts")) == 0
     assert steps.columns.tolist() == ["step", *SCALARS]
-    assert TraceWriter(tmp_path).flush() is None
+    TraceWriter(tmp_path).flush()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_chart_rows_reduce_heads_and_keep_what_was_measured(tmp_path):
@@ -254,7 +263,8 @@ def test_chart_rows_reduce_heads_and_keep_what_was_measured(tmp_path):
     )
     writer.append(1, {"lr": 0.1}, {"max_logit": torch.tensor([[math.nan, 9.0], [math.inf, 0.0]])})
     writer.append(2, {}, {"entropy": torch.tensor([[1.0, 3.0], [0.0, 1.0]])})
-    first, second, third = chart_rows(*writer.flush())
+    writer.flush()
+    first, second, third = charted(tmp_path)
     assert first == {
         "step": 0,
         "train_loss": 2.0,
@@ -267,8 +277,8 @@ def test_chart_rows_reduce_heads_and_keep_what_was_measured(tmp_path):
     assert third == {"step": 2, "entropy/layer_00": 2.0, "entropy/layer_01": 0.5}
 
 
-def test_chart_rows_need_neither_heads_nor_steps():
-    assert chart_rows(empty_trace("steps"), empty_trace("max_logits")) == []
+def test_chart_rows_need_neither_heads_nor_steps(tmp_path):
+    assert charted(tmp_path) == []
 
 
 def test_a_run_that_ends_while_it_is_read_is_read_again(tmp_path, append_steps, monkeypatch):
@@ -277,13 +287,13 @@ def test_a_run_that_ends_while_it_is_read_is_read_again(tmp_path, append_steps, 
         append_steps(writer, steps)
         writer.flush()
     before = frames(tmp_path)
-    list_files = trace._files
+    list_files = stream.trace_files
 
     def listed_before_the_merge(folder, name):
         found = list_files(folder, name)
-        monkeypatch.setattr(trace, "_files", list_files)
+        monkeypatch.setattr(stream, "trace_files", list_files)
         writer.merge()
         return found
 
-    monkeypatch.setattr(trace, "_files", listed_before_the_merge)
+    monkeypatch.setattr(stream, "trace_files", listed_before_the_merge)
     assert_identical(frames(tmp_path), before)

@@ -1,0 +1,220 @@
+"""The Parquet files of a run's traces: what they hold, how they are written, and which are whole.
+
+Three traces: `steps`, one row a step, one column a scalar; `max_logits`, one row per step, layer and head;
+`experts`, one row per step, layer that has experts, and expert. While a run lasts, each is a list of numbered parts
+(`steps-0001.parquet`); when it ended, one file (`steps.parquet`). A null means "not measured at this step", a NaN
+"measured, and not a number".
+
+Row groups hold whole steps in ascending order and the footer says which, so a trace is read, cut and merged a row group
+at a time, however long it is.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from muonlab.errors import MuonlabError
+from muonlab.record.files import write_atomic
+
+SCALARS = (
+    "tokens",
+    "flops",
+    "seconds",
+    "train_loss",
+    "lr",
+    "grad_norm",
+    "probe_loss",
+    "val_loss",
+)
+"""Columns that every `steps` frame has, first and in this order, measured or not."""
+HEADS = {
+    "max_logit": "value",
+    "max_logit_abs": "value_abs",
+    "exact": "exact",
+    "gamma": "gamma",
+    "entropy": "entropy",
+    "one_hot": "one_hot",
+}
+"""What may be recorded per layer and head, and its column in `max_logits`. `exact` is bool: whether both values are the
+maxima themselves, or both upper bounds; they are exact wherever nothing else was said."""
+KEYS = {"steps": ("step",), "max_logits": ("step", "layer", "head"), "experts": ("step", "layer", "expert")}
+"""The columns that identify a row of each trace."""
+COLUMNS = {"steps": SCALARS, "max_logits": tuple(HEADS.values()), "experts": ("load",)}
+"""The other columns that every frame of a trace has, first and in this order, measured or not."""
+ROWS = 1 << 16
+"""Rows of a row group; those of one step where that has more."""
+
+
+class TornTrace(MuonlabError):
+    """A file that is no whole trace: cut, overwritten, or with other columns."""
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """The rows of one file from step `first` to step `last`."""
+
+    index: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class TraceFile:
+    """One file of the trace `name` (one of KEYS), by its footer."""
+
+    path: Path
+    name: str
+    columns: tuple[str, ...]
+    groups: tuple[RowGroup, ...]
+
+    @classmethod
+    def read(cls, path: Path, name: str) -> "TraceFile":
+        """Read the footer. Raises TornTrace for a file that is no such trace, and FileNotFoundError."""
+        with _judged(path):
+            footer = pq.read_metadata(path)
+            schema = footer.schema.to_arrow_schema()
+            for key in KEYS[name]:
+                if key not in schema.names:
+                    raise pa.ArrowInvalid(f"it has no column {key}")
+            for field in schema:
+                if field.type not in (column_type(name, field.name), pa.null()):
+                    raise pa.ArrowInvalid(f"its column {field.name} is {field.type}")
+            groups = []
+            for index in range(footer.num_row_groups):
+                group = footer.row_group(index)
+                steps = group.column(schema.names.index("step")).statistics
+                if group.num_rows and not (steps and steps.has_min_max):
+                    raise pa.ArrowInvalid("it does not say which steps it has")
+                if group.num_rows:
+                    groups.append(RowGroup(index, steps.min, steps.max))
+        return cls(path, name, tuple(schema.names), tuple(groups))
+
+    def rows(self, group: RowGroup, schema: pa.Schema) -> pa.Table:
+        """The rows of a group with the columns of `schema`, null where the file has no such column.
+
+        Raises TornTrace where they cannot be read, and FileNotFoundError if the file is another one by now.
+        """
+        held = [name for name in schema.names if name in self.columns]
+        with _judged(self.path), pq.ParquetFile(self.path, page_checksum_verification=True) as file:
+            if group.index >= file.num_row_groups:
+                raise FileNotFoundError(self.path)
+            table = file.read_row_group(group.index, held, use_threads=False)
+            if any(table[key].null_count for key in KEYS[self.name]):
+                raise pa.ArrowInvalid("it has rows without a place")
+            nulls = pa.nulls(len(table))
+            columns = [table[name] if name in held else nulls for name in schema.names]
+            return pa.table(
+                [pc.cast(c, t) for c, t in zip(columns, schema.types, strict=True)], schema=schema
+            )
+
+
+def column_type(name: str, column: str) -> pa.DataType:
+    """The type of a column of the trace `name`."""
+    if column in KEYS[name]:
+        return pa.int64()
+    return pa.bool_() if (name, column) == ("max_logits", "exact") else pa.float64()
+
+
+def schema_of(name: str, files: Iterable[TraceFile], columns: Sequence[str] | None = None) -> pa.Schema:
+    """The columns of a trace in order: its keys, then COLUMNS, then whatever else its files have, sorted; of the
+    others than the keys only those in `columns`, unless that is None."""
+    always = [*KEYS[name], *COLUMNS[name]]
+    others = sorted({column for file in files for column in file.columns} - set(always))
+    chosen = [c for c in (*always, *others) if columns is None or c in columns or c in KEYS[name]]
+    return pa.schema([(column, column_type(name, column)) for column in chosen])
+
+
+def trace_files(folder: Path, name: str) -> list[Path]:
+    """The files of a trace in the order in which they were written."""
+    # The parts are listed first: a merge writes the whole file before it removes them.
+    parts = [path for _, path in sorted(numbered_parts(folder, name).items())]
+    whole = folder / f"{name}.parquet"
+    return [whole, *parts] if whole.exists() else parts
+
+
+def numbered_parts(folder: Path, name: str) -> dict[int, Path]:
+    """The parts of a trace by their numbers."""
+    numbered = [(path.stem.removeprefix(f"{name}-"), path) for path in folder.glob(f"{name}-*.parquet")]
+    return {int(number): path for number, path in numbered if number.isdecimal()}
+
+
+def write_trace(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+    """Write tables in ascending order of steps as one file, whose bytes depend on the rows alone."""
+
+    def write(temporary: Path) -> None:
+        with pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer:
+            for table in regrouped(tables):
+                writer.write_table(table, row_group_size=len(table))
+
+    write_atomic(path, write)
+
+
+def regrouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows, as many whole steps at a time as ROWS rows hold, and no fewer than one step."""
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        if sum(map(len, held)) > ROWS:
+            whole = pa.concat_tables(held).combine_chunks()
+            while len(whole) > ROWS:
+                # The step that no longer fits, or where the first one ends, which may go on in the next table.
+                place = first_row(whole, whole["step"][ROWS].as_py())
+                place = place or first_row(whole, whole["step"][0].as_py() + 1)
+                if place == len(whole):
+                    break
+                yield whole.slice(0, place).combine_chunks()
+                whole = whole.slice(place)
+            held = [whole]
+    if held:
+        yield pa.concat_tables(held).combine_chunks()
+
+
+def first_row(table: pa.Table, step: int) -> int:
+    """The place of the first row at or after `step`."""
+    return int(np.searchsorted(table["step"].to_numpy(), step))
+
+
+def set_aside_torn(folder: Path) -> list[Path]:
+    """Read every file of the traces to its end, rename those that are damaged to `<name>.torn`, and return their new
+    paths. The rows in them are then missing (see `whole_until`); nothing is deleted."""
+    aside = []
+    for name in KEYS:
+        for path in trace_files(folder, name):
+            try:
+                file = TraceFile.read(path, name)
+                for group in file.groups:
+                    file.rows(group, schema_of(name, [file]))
+            except TornTrace:
+                aside.append(path.rename(_free(path.with_name(f"{path.name}.torn"))))
+    return aside
+
+
+def _free(path: Path) -> Path:
+    """`path`, with a number behind it where there is such a file."""
+    number = 1
+    while (free := path if number == 1 else path.with_name(f"{path.name}-{number}")).exists():
+        number += 1
+    return free
+
+
+@contextmanager
+def _judged(path: Path) -> Iterator[None]:
+    """Tells a damaged file from one that is not there or cannot be read just now."""
+    try:
+        yield
+    except (FileNotFoundError, MemoryError):
+        raise
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise MuonlabError(f"cannot read {path}: {os.strerror(error.errno)}") from error
+        why = " ".join(str(error).split())
+        raise TornTrace(
+            f"the trace {path} is damaged: {why}; a run that is over is trained again with force=true"
+        ) from error

@@ -1,0 +1,116 @@
+"""Reading the traces in order of steps, a few row groups at a time."""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from muonlab.errors import MuonlabError
+from muonlab.record.parts import KEYS, TraceFile, first_row, regrouped, schema_of, trace_files
+
+TRIES = 10
+"""Times that a trace may change between two tables that are read from it: a run changes it once, at its end."""
+
+
+def stream_trace(
+    folder: Path, name: str, columns: Sequence[str] | None = None, after: int = -1
+) -> Iterator[pa.Table]:
+    """The rows of the trace `name` (one of KEYS) after a step, sorted by its keys, each row once: where one was
+    written twice, every column has its last measured value.
+
+    In tables of whole steps with at most ROWS rows, or one step; the memory does not grow with the length. The columns
+    are the keys, then those in `columns` (None: all), in the order of `schema_of`. A run that ends meanwhile, whose
+    parts are merged, is read on from its one file. Raises TornTrace at a file that is damaged.
+    """
+    return regrouped(_stream(folder, name, columns, after))
+
+
+def read_trace(folder: Path, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """All of `stream_trace` as one table; without rows where the run has no such trace."""
+    pieces = list(stream_trace(folder, name, columns))
+    return pa.concat_tables(pieces or [schema_of(name, [], columns).empty_table()]).combine_chunks()
+
+
+def whole_until(folder: Path) -> int:
+    """The last step up to which, from step 0 on, no step is missing in any trace that the run has; -1: there is none.
+
+    A trace whose files were all set aside as torn is one that it has. Raises TornTrace at a file that is damaged.
+    """
+    ends = []
+    for name in KEYS:
+        if trace_files(folder, name) or any(folder.glob(f"{name}*.parquet.torn*")):
+            end = -1
+            for table in stream_trace(folder, name, ()):
+                steps = np.unique(table["step"].to_numpy())
+                whole = int(np.argmin(np.append(steps == np.arange(end + 1, end + 1 + len(steps)), False)))
+                end += whole
+                if whole < len(steps):
+                    break
+            ends.append(end)
+    return min(ends, default=-1)
+
+
+def _stream(folder: Path, name: str, columns: Sequence[str] | None, after: int) -> Iterator[pa.Table]:
+    tries = 0
+    while True:
+        try:
+            for table in _stream_files(folder, name, columns, after):
+                yield table
+                after, tries = table["step"][-1].as_py(), 0
+            return
+        except FileNotFoundError:
+            tries += 1
+            if tries == TRIES:
+                raise MuonlabError(
+                    f"the trace {name} in {folder} changes whenever it is read; try again"
+                ) from None
+
+
+def _stream_files(folder: Path, name: str, columns: Sequence[str] | None, after: int) -> Iterator[pa.Table]:
+    """Rows wait until no row group that is still to be read begins before their step."""
+    files = [TraceFile.read(path, name) for path in trace_files(folder, name)]
+    schema = schema_of(name, files, columns)
+    groups = [
+        (order, group) for order, file in enumerate(files) for group in file.groups if group.last > after
+    ]
+    waiting: list[tuple[int, pa.Table]] = []
+    for order, group in sorted(groups, key=lambda item: (item[1].first, item[0])):
+        begin = max(group.first, after + 1)
+        ready, waiting = _split(waiting, begin)
+        if ready:
+            yield _joined(ready, name)
+        waiting += _split([(order, files[order].rows(group, schema))], begin)[1]
+    if waiting:
+        yield _joined(waiting, name)
+
+
+def _split(
+    waiting: list[tuple[int, pa.Table]], step: int
+) -> tuple[list[tuple[int, pa.Table]], list[tuple[int, pa.Table]]]:
+    """What is before a step, and what is not."""
+    before, rest = [], []
+    for order, table in waiting:
+        place = first_row(table, step)
+        before += [(order, table.slice(0, place))] if place else []
+        rest += [(order, table.slice(place))] if place < len(table) else []
+    return before, rest
+
+
+def _joined(waiting: list[tuple[int, pa.Table]], name: str) -> pa.Table:
+    """One sorted table; of a row that was written twice, what was measured last."""
+    tables = [table for _, table in sorted(waiting, key=lambda item: item[0])]
+    table = pa.concat_tables(tables)
+    ends = [(part["step"][0].as_py(), part["step"][-1].as_py()) for part in tables]
+    if any(first <= last for (_, last), (first, _) in pairwise(ends)):
+        keys, columns = list(KEYS[name]), table.column_names
+        values = [column for column in columns if column not in keys]
+        table = table.group_by(keys, use_threads=False).aggregate([(column, "last") for column in values])
+        table = table.select([*keys, *(f"{column}_last" for column in values)]).rename_columns(columns)
+        table = table.sort_by([(key, "ascending") for key in keys])
+    if "exact" in table.column_names:  # records from before there were bounds do not say it
+        place = table.column_names.index("exact")
+        table = table.set_column(place, "exact", pc.fill_null(table["exact"], True))
+    return table
