@@ -1,6 +1,6 @@
 """The AdamW rule, for what is not orthogonalised: PyTorch's own functional AdamW."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -8,6 +8,10 @@ from torch.optim.adamw import adamw
 
 from muonlab.errors import MuonlabError
 from muonlab.optim.checks import check_number
+from muonlab.optim.sharded import local_part
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _FUSED = ("cpu", "cuda")
 # What the state of every updated parameter holds.
@@ -51,20 +55,25 @@ def init_state(param: Tensor, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def update(
-    params: list[Tensor], grads: list[Tensor], states: list[dict[str, Any]], groups: list[dict[str, Any]]
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[dict[str, Any]],
+    groups: list[dict[str, Any]],
+    process_group: "ProcessGroup | None",
 ) -> None:
     """One step, in place: Loshchilov & Hutter, arXiv 1711.05101, with the decay lr * weight_decay of PyTorch.
 
     All parameters share a device, a dtype and the settings of groups[0]. Where a scheduler has written a
-    `momentum` into the group, as it does if others of the optimizer's groups have one, that is the first beta.
+    `momentum` into the group, as it does if others of the optimizer's groups have one, that is the first beta. Entries
+    do not depend on each other, so every rank updates what it holds and needs no other.
     """
     settings = groups[0]
     beta1, beta2 = settings["betas"]
     adamw(
-        params,
-        grads,
-        [state["exp_avg"] for state in states],
-        [state["exp_avg_sq"] for state in states],
+        [local_part(param) for param in params],
+        [local_part(grad) for grad in grads],
+        [local_part(state["exp_avg"]) for state in states],
+        [local_part(state["exp_avg_sq"]) for state in states],
         max_exp_avg_sqs=[],
         state_steps=[state["step"] for state in states],
         fused=params[0].device.type in _FUSED,

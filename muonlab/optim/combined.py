@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,12 +21,18 @@ from muonlab.optim.checks import check_choice, check_number, plain_value
 from muonlab.optim.qk_clip import QKClip
 from muonlab.optim.routing import Route
 from muonlab.optim.saved_state import check_buffers, check_entries, check_groups, check_top
+from muonlab.optim.sharded import local_part, spread_like
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 RULES = {"muon": muon_rule, "adamw": adamw_rule}
 # What a group may hold besides settings: what it is, and what torch's schedulers write into it.
 _DESCRIPTION = ("params", "param_names", "rule", "name", "reasons")
 _SCHEDULED = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
 _NOT_SETTINGS = (*_DESCRIPTION, *_SCHEDULED, "peak_lr", "lr_scale")
+# Buffers of the parameter's shape, which are sharded where it is.
+_SPREAD = ("momentum_buffer", "exp_avg", "exp_avg_sq")
 # In what groups that are updated together may differ.
 _VIEW_SETTINGS = ("row_blocks", "col_blocks", "flatten")
 
@@ -49,6 +55,12 @@ class CombinedOptimizer(torch.optim.Optimizer):
     defaults: for every rule that groups may have, the settings that a group does not give.
     clip: a QKClip that acts after every update, or None.
 
+    process_group: an attribute, None at first: then this process orthogonalises every matrix. Set it to the ranks of
+    torch.distributed that hold the same parameters and are given equal gradients, as under DDP
+    (`torch.distributed.group.WORLD`), and each orthogonalises its share of the matrices and gets the results of the
+    others. All of them must then take the same steps. Copies and pickles begin with None. Parameters that FSDP2 has
+    sharded bring their ranks along; their buffers are sharded too, and NorMuon's second moments whole on every rank.
+
     Every scheduler of torch works. `OneCycleLR` and `CyclicLR` cycle the momentum of muon groups and the first
     beta of adamw groups alike: a `momentum` that they write into an adamw group beside muon groups stands for
     its first beta. A single number that they are given for lr or momentum goes to all groups; a list has one
@@ -62,6 +74,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
         for name, settings in self._rule_defaults.items():
             _prepare(name, settings)
         self.clip = clip
+        self.process_group: ProcessGroup | None = None
         self.steps_done = 0
         super().__init__(params, dict(self._rule_defaults[rule]))
 
@@ -170,7 +183,8 @@ class CombinedOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict()` returned exactly, also into parameters of another dtype.
 
-        Buffers keep at least fp32, whatever the parameters. A state saved without a clip loads into an
+        Buffers keep at least fp32, whatever the parameters. Whole buffers load into sharded parameters, where every
+        rank keeps its rows. A state saved without a clip loads into an
         optimizer with one, whose history then begins empty, and the other way round. Raises MuonlabError, and
         changes nothing, for a state that is incomplete or of other groups, parameters, shapes or rules.
         """
@@ -224,10 +238,11 @@ class CombinedOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_rule", "_rule_defaults", "clip", "steps_done")
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+        state = {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+        return {**state, "process_group": None}  # which no other process could use
 
     def _buckets(self) -> list[_Bucket]:
-        """Parameters that have gradients, together where device, dtype, rule and settings are the same."""
+        """Parameters that have gradients, together where device, dtype, rule, settings and ranks are the same."""
         buckets: dict[tuple, _Bucket] = defaultdict(_Bucket)
         # an adamw group has a momentum where a scheduler wrote one
         shared = {
@@ -246,7 +261,8 @@ class CombinedOptimizer(torch.optim.Optimizer):
                     )
                 if not param.is_floating_point():
                     raise _not_real(param, _names(group)[i])
-                bucket = buckets[param.device, param.dtype, group["rule"], settings]
+                spread = getattr(param, "device_mesh", None)
+                bucket = buckets[param.device, param.dtype, group["rule"], settings, spread]
                 bucket.params.append(param)
                 bucket.grads.append(grad)
                 bucket.groups.append(group)
@@ -264,9 +280,9 @@ class CombinedOptimizer(torch.optim.Optimizer):
                 self.state[param] = _like(param, self.state[param])
         grads = [grad.to(dtype) for grad in bucket.grads]  # themselves where they are of it already
         work = params if params[0].dtype is dtype else [param.to(dtype) for param in params]
-        rule.update(work, grads, [self.state[p] for p in params], bucket.groups)
+        rule.update(work, grads, [self.state[p] for p in params], bucket.groups, self.process_group)
         if work is not params:
-            torch._foreach_copy_(params, work)
+            torch._foreach_copy_(list(map(local_part, params)), list(map(local_part, work)))
 
     def _momentum_of(self, param: Tensor) -> Tensor | None:
         state = self.state.get(param, {})
@@ -303,13 +319,14 @@ def _state_dtype(param: Tensor) -> torch.dtype:
 
 
 def _like(param: Tensor, state: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a parameter's state on its device and in `_state_dtype`; AdamW's count of steps stays fp32."""
-    return {
+    """A copy of a parameter's state where the parameter is, in `_state_dtype`; AdamW's count of steps stays fp32."""
+    copied = {
         name: value.to(param.device, value.dtype if name == "step" else _state_dtype(param), copy=True)
         if isinstance(value, Tensor)
         else value
         for name, value in state.items()
     }
+    return copied | {name: spread_like(param, copied[name]) for name in _SPREAD if name in copied}
 
 
 def _names(group: dict[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from muonlab.optim.checks import plain_value
+from muonlab.optim.sharded import local_part
 
 MOMENTUM_KINDS = ("ema", "heavy_ball", "ema_corrected")
 
@@ -29,9 +30,10 @@ def momentum_directions(
 ) -> Sequence[Tensor]:
     """Advance every state's `momentum_buffer` and return the directions, in the gradients' shapes.
 
-    Never writes to a gradient. Without Nesterov the directions are the buffers themselves: read only.
+    The gradients of sharded parameters are those of the rows that are here. Never writes to a gradient. Without
+    Nesterov the directions are the buffers themselves: read only.
     """
-    buffers = [state["momentum_buffer"] for state in states]
+    buffers = [local_part(state["momentum_buffer"]) for state in states]
     if kind == "heavy_ball":
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, grads)

@@ -1,7 +1,8 @@
 """The Muon rule: momentum, orthogonalisation, scale, decay. The settings are explained at `Muon`."""
 
 from collections import defaultdict
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,9 +14,14 @@ from muonlab.optim.matrix_view import MatrixView
 from muonlab.optim.momentum import MOMENTUM_KINDS, momentum_directions
 from muonlab.optim.newton_schulz import WORK_DTYPES, orthogonalise
 from muonlab.optim.normuon import equilibrate_rows, normalise_neurons, renormalise, second_moment_shape
+from muonlab.optim.ownership import Ranks
 from muonlab.optim.scale_rules import SCALE_RULES
 from muonlab.optim.schedules import SCHEDULES, Coefficients, Row, Schedule, resolve_schedule
+from muonlab.optim.sharded import check_placement, local_part
 from muonlab.optim.weight_decay import WEIGHT_DECAY_KINDS, decay, decay_share
+
+if TYPE_CHECKING:  # a torch without distributed has no such class
+    from torch.distributed import ProcessGroup
 
 NS_DTYPES = tuple(str(dtype).removeprefix("torch.") for dtype in WORK_DTYPES)
 # What the state of every updated parameter holds.
@@ -52,11 +58,8 @@ def prepare(group: dict[str, Any]) -> None:
 
 
 def check_parameter(param: Tensor, name: str, group: dict[str, Any]) -> None:
-    """Raise MuonlabError if the parameter has no such view as matrices, or only a shard of them is here."""
-    if hasattr(param, "placements"):
-        raise MuonlabError(
-            f"{name} is sharded (DTensor); Muon needs whole matrices on every rank, as under DDP"
-        )
+    """Raise MuonlabError if the parameter has no such view as matrices, or is spread over ranks in an unknown way."""
+    check_placement(param, name)
     _view(group).check(param.shape, name)
 
 
@@ -78,19 +81,26 @@ def init_state(param: Tensor, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def update(
-    params: list[Tensor], grads: list[Tensor], states: list[dict[str, Any]], groups: list[dict[str, Any]]
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[dict[str, Any]],
+    groups: list[dict[str, Any]],
+    process_group: "ProcessGroup | None",
 ) -> None:
     """One step, in place, for parameters of one device and dtype whose groups differ in their views only.
 
     Matrices of one shape, or of one and its transpose, go through together. What a class of shapes needs is
-    freed before the next begins, so the extra memory is that of the largest class.
+    freed before the next begins, so the extra memory is that of the largest class. Ranks that share the work
+    share all classes at once, since a few matrices of one shape could not be dealt out evenly; they keep the
+    directions of all, as much memory as the momentum.
     """
     view_of = {id(group): _view(group) for group in groups}
     views = [view_of[id(group)] for group in groups]
+    ranks = Ranks.of(params, process_group)
     classes: dict[frozenset, list[int]] = defaultdict(list)
     for i, (param, view) in enumerate(zip(params, views, strict=True)):
-        shapes = frozenset(frozenset(block[-2:]) for block in view.block_shapes(param.shape))
-        classes[shapes].append(i)
+        shapes = () if ranks else (frozenset(block[-2:]) for block in view.block_shapes(param.shape))
+        classes[frozenset(shapes)].append(i)
     for members in classes.values():
         _update_class(
             [params[i] for i in members],
@@ -98,6 +108,7 @@ def update(
             [states[i] for i in members],
             [views[i] for i in members],
             groups[0],
+            ranks,
         )
 
 
@@ -107,16 +118,67 @@ def _update_class(
     states: list[dict[str, Any]],
     views: list[MatrixView],
     settings: dict[str, Any],
+    ranks: Ranks | None,
 ) -> None:
+    here = [local_part(param) for param in params]
     # M <- average of gradients; D <- M or its look-ahead
     directions = momentum_directions(
-        grads, states, settings["momentum_kind"], settings["momentum"], settings["nesterov"]
+        [local_part(grad) for grad in grads],
+        states,
+        settings["momentum_kind"],
+        settings["momentum"],
+        settings["nesterov"],
     )
-    blocks = [view.split(direction) for view, direction in zip(views, directions, strict=True)]
-    owners = [(i, f"second_moment_{j}") for i, own in enumerate(blocks) for j in range(len(own))]
 
     # O <- scale(rows, cols) * NewtonSchulz(D)
-    stacks = [stack for own in blocks for stack in own]
+    scale = SCALE_RULES[settings["scale_rule"]]
+    scales = [
+        [scale(*block[-2:]) for block in view.block_shapes(param.shape)]
+        for param, view in zip(params, views, strict=True)
+    ]
+    length, common = settings["lr"], {factor for own in scales for factor in own}
+    if alike := len(common) == 1:  # one factor for all goes into the length, not into every entry
+        length = length * common.pop()
+    with_moments = settings["normuon_beta2"] is not None
+    if with_moments:
+        for param, view, state, direction in zip(params, views, states, directions, strict=True):
+            _ensure_moments(state, view, param.shape, direction)
+
+    def transform(stacks: list[Tensor], moments: list[Tensor]) -> list[Tensor]:
+        return _transform(stacks, moments, settings, None if alike else scale)
+
+    if ranks is not None:
+        shapes = [param.shape for param in params]
+        updates = ranks.updates(shapes, directions, views, states, transform, with_moments)
+    else:
+        blocks = [view.split(direction) for view, direction in zip(views, directions, strict=True)]
+        owners = [(i, f"second_moment_{j}") for i, own in enumerate(blocks) for j in range(len(own))]
+        moments = [states[i][name] for i, name in owners] if with_moments else []
+        rest = iter(transform([stack for own in blocks for stack in own], moments))
+        updates = [
+            view.join([next(rest) for _ in own], param.shape)
+            for view, own, param in zip(views, blocks, params, strict=True)
+        ]
+
+    # W <- (1 - share) W - lr O
+    if settings["weight_decay"]:
+        kind, strength = settings["weight_decay_kind"], settings["weight_decay"]
+        # shape_scaled, which alone looks at the scale, has blocks of one shape
+        shares = [decay_share(kind, strength, settings["lr"], settings["peak_lr"], own[0]) for own in scales]
+        decay(here, updates, shares, settings["cautious"])
+    if isinstance(length, Tensor):
+        torch._foreach_sub_(here, torch._foreach_mul(updates, length))
+    else:
+        torch._foreach_add_(here, updates, alpha=-length)
+
+
+def _transform(
+    stacks: list[Tensor],
+    moments: list[Tensor],
+    settings: dict[str, Any],
+    scale: Callable[[int, int], float] | None,
+) -> list[Tensor]:
+    """The updates of stacks (..., rows, cols) of whole matrices; without a scale they are left to be scaled."""
     if settings["equilibrate_rows"]:
         stacks = [equilibrate_rows(stack) for stack in stacks]
     dtype = None if settings["ns_dtype"] is None else getattr(torch, settings["ns_dtype"])
@@ -129,41 +191,19 @@ def _update_class(
         stacks = [renormalise(stack) for stack in stacks]
     if settings["normuon_beta2"] is not None:
         stacks = [
-            _normalise(stack, states[i], name, settings["normuon_beta2"])
-            for stack, (i, name) in zip(stacks, owners, strict=True)
+            normalise_neurons(stack, moment, settings["normuon_beta2"])
+            for stack, moment in zip(stacks, moments, strict=True)
         ]
-    scales = [SCALE_RULES[settings["scale_rule"]](*stack.shape[-2:]) for stack in stacks]
-    length = settings["lr"]
-    if len(set(scales)) == 1:  # one factor for all goes into the length, not into every entry
-        length = length * scales[0]
-    else:
-        torch._foreach_mul_(stacks, scales)
-    rest = iter(stacks)
-    updates = [
-        view.join([next(rest) for _ in own], param.shape)
-        for view, own, param in zip(views, blocks, params, strict=True)
-    ]
-
-    # W <- (1 - share) W - lr O
-    if settings["weight_decay"]:
-        scale_of = {i: scale for (i, _), scale in zip(owners, scales, strict=True)}
-        kind, strength = settings["weight_decay_kind"], settings["weight_decay"]
-        shares = [
-            decay_share(kind, strength, settings["lr"], settings["peak_lr"], scale_of[i])
-            for i in range(len(params))
-        ]
-        decay(params, updates, shares, settings["cautious"])
-    if isinstance(length, Tensor):
-        torch._foreach_sub_(params, torch._foreach_mul(updates, length))
-    else:
-        torch._foreach_add_(params, updates, alpha=-length)
+    if scale is not None:
+        torch._foreach_mul_(stacks, [scale(*stack.shape[-2:]) for stack in stacks])
+    return stacks
 
 
-def _normalise(update: Tensor, state: dict[str, Any], name: str, beta2: float) -> Tensor:
-    """NorMuon's step, with its second moment kept under `name`."""
-    if name not in state:
-        state[name] = update.new_zeros(second_moment_shape(update.shape))
-    return normalise_neurons(update, state[name], beta2)
+def _ensure_moments(state: dict[str, Any], view: MatrixView, shape: torch.Size, like: Tensor) -> None:
+    """Zero second moments for NorMuon where there are none yet: whole on every rank, since they are small."""
+    for j, block in enumerate(view.block_shapes(shape)):
+        if f"second_moment_{j}" not in state:
+            state[f"second_moment_{j}"] = like.new_zeros(second_moment_shape(block))
 
 
 def _plain_schedule(schedule: Coefficients) -> str | tuple[Row, ...]:

@@ -268,14 +268,14 @@ def test_a_sparse_gradient_is_refused_by_name():
         optimizer.step()
 
 
-def test_a_sharded_parameter_is_refused_by_name():
+def test_a_parameter_sharded_by_columns_is_refused_by_name():
     import torch.distributed as dist
     from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        param = nn.Parameter(distribute_tensor(torch.zeros(4, 4), init_device_mesh("cpu", (1,)), [Shard(0)]))
-        with pytest.raises(MuonlabError, match=r"layers\.0\.weight is sharded \(DTensor\)"):
+        param = nn.Parameter(distribute_tensor(torch.zeros(4, 4), init_device_mesh("cpu", (1,)), [Shard(1)]))
+        with pytest.raises(MuonlabError, match=r"layers\.0\.weight is spread over ranks as"):
             Muon([("layers.0.weight", param)])
     finally:
         dist.destroy_process_group()

@@ -1,0 +1,290 @@
+"""Ranks that share the orthogonalisation: each works on its own matrices, and everybody gets the results.
+
+Where every rank holds all parameters and equal gradients (DDP), the results go to all in one gather. Where each rank
+holds some rows of every parameter (FSDP2), one exchange brings the rows of a matrix to its owner and another brings
+the result back, so a parameter is never whole on a rank that does not own it. Either way each matrix is computed once,
+and all ranks hold the same bits.
+"""
+
+import heapq
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from muonlab.optim.matrix_view import MatrixView
+from muonlab.optim.sharded import is_sharded
+
+# From stacks (..., rows, cols), and the second moments of each or none, to their updates.
+Transform = Callable[[list[Tensor], list[Tensor]], list[Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Whole matrices of one parameter that lie together: its rows from `start` to `stop` along dim 0, seen as `view`.
+
+    `moments` names the second moments of its matrices in the parameter's state, `part` what of each is theirs.
+    """
+
+    param: int
+    start: int
+    stop: int
+    view: MatrixView
+    moments: tuple[str, ...]
+    part: slice | None
+    owner: int = 0
+
+    def moments_in(self, state: dict[str, Any]) -> list[Tensor]:
+        """Views of the second moments, to be written to."""
+        return [state[name] if self.part is None else state[name][self.part] for name in self.moments]
+
+
+def rows_held(rows: int, rank: int, world: int) -> tuple[int, int]:
+    """First and last + 1 of the rows that a rank holds of `rows` in all, as torch.chunk and DTensor cut them."""
+    size = -(-rows // world)
+    return min(rank * size, rows), min((rank + 1) * size, rows)
+
+
+def cut_into_runs(param: int, shape: torch.Size, view: MatrixView, most: int) -> list[Run]:
+    """A parameter as at most `most` runs of whole matrices (unequal row blocks: one run a block).
+
+    A stack is cut between its matrices, equal row blocks between blocks, in both cases where FSDP2 would cut if the
+    number of ranks divides theirs. Anything else is one run.
+    """
+    names = tuple(f"second_moment_{i}" for i in range(len(view.block_shapes(shape))))
+    if len(shape) == 3 and not view.flatten:
+        pieces = [rows_held(shape[0], i, most) for i in range(most)]
+        return [Run(param, a, b, view, names, slice(a, b)) for a, b in pieces if a < b]
+    if isinstance(view.row_blocks, tuple):
+        ends = [sum(view.row_blocks[: i + 1]) for i in range(len(view.row_blocks))]
+        one = replace(view, row_blocks=1)
+        return [
+            Run(param, end - size, end, one, (name,), None)
+            for end, size, name in zip(ends, view.row_blocks, names, strict=True)
+        ]
+    if view.row_blocks > 1:
+        height = shape[0] // view.row_blocks
+        pieces = [rows_held(view.row_blocks, i, most) for i in range(most)]
+        return [
+            Run(param, a * height, b * height, replace(view, row_blocks=b - a), names, slice(a, b))
+            for a, b in pieces
+            if a < b
+        ]
+    return [Run(param, 0, shape[0], view, names, None)]
+
+
+def work(shape: torch.Size, view: MatrixView) -> int:
+    """Multiplications of a Newton-Schulz step on all matrices of a parameter, up to a common factor (backend.cost)."""
+    total = 0
+    for *stack, rows, cols in view.block_shapes(shape):
+        n, m = min(rows, cols), max(rows, cols)
+        total += math.prod(stack) * n * n * (2 * m + n)
+    return total
+
+
+@lru_cache(maxsize=64)
+def deal(
+    shapes: tuple[torch.Size, ...], views: tuple[MatrixView, ...], world: int, sharded: bool
+) -> tuple[Run, ...]:
+    """All runs of these parameters with an owner each, the same on every rank.
+
+    A run that lies whole on one rank is that rank's. The others go, the largest first, to the rank with the least work
+    so far, which is within a third of the best that is possible (Graham, 1969).
+    """
+    load = [0] * world
+    settled, open_runs = [], []
+    for i, (shape, view) in enumerate(zip(shapes, views, strict=True)):
+        for run in cut_into_runs(i, shape, view, world):
+            cost = work(_shape(run, shape), run.view)
+            at = run.start // -(-shape[0] // world)
+            if sharded and run.stop <= rows_held(shape[0], at, world)[1]:
+                settled.append(replace(run, owner=at))
+                load[at] += cost
+            else:
+                open_runs.append((cost, run))
+    waiting = [(amount, rank) for rank, amount in enumerate(load)]
+    heapq.heapify(waiting)
+    for cost, run in sorted(open_runs, key=lambda item: -item[0]):
+        amount, rank = heapq.heappop(waiting)
+        settled.append(replace(run, owner=rank))
+        heapq.heappush(waiting, (amount + cost, rank))
+    return tuple(sorted(settled, key=lambda run: (run.param, run.start)))
+
+
+def _shape(run: Run, shape: torch.Size) -> torch.Size:
+    return torch.Size((run.stop - run.start, *shape[1:]))
+
+
+class Ranks:
+    """The ranks of `group`, which update the same parameters; `sharded`: each holds some rows of every one."""
+
+    def __init__(self, group: dist.ProcessGroup | None, sharded: bool):
+        self.group, self.sharded = group, sharded
+        self.rank, self.world = dist.get_rank(group), dist.get_world_size(group)
+
+    @classmethod
+    def of(cls, params: Sequence[Tensor], process_group: dist.ProcessGroup | None) -> "Ranks | None":
+        """Those that share the work on these parameters, sharded all or none; None where this process does all."""
+        sharded = is_sharded(params[0])
+        if sharded:
+            process_group = params[0].device_mesh.get_group()  # type: ignore[attr-defined]
+        elif process_group is None:
+            return None
+        ranks = cls(process_group, sharded)
+        return ranks if ranks.world > 1 else None
+
+    def updates(
+        self,
+        shapes: Sequence[torch.Size],
+        directions: Sequence[Tensor],
+        views: Sequence[MatrixView],
+        states: Sequence[dict[str, Any]],
+        transform: Transform,
+        with_moments: bool,
+    ) -> list[Tensor]:
+        """What `transform` makes of the directions, one tensor a parameter: whole, or this rank's rows of it.
+
+        shapes: of the whole parameters. directions: what this rank holds of each. `transform` sees whole matrices
+        alone, and only those that this rank owns; second moments that it advances are the same on every rank after it.
+        """
+        runs = deal(tuple(shapes), tuple(views), self.world, self.sharded)
+        mine = [run for run in runs if run.owner == self.rank]
+        inputs = self._collect(runs, mine, shapes, directions)
+        stacks = [run.view.split(x) for run, x in zip(mine, inputs, strict=True)]
+        moments = {run: run.moments_in(states[run.param]) if with_moments else [] for run in runs}
+        transformed = iter(transform(_chain(stacks), _chain(moments[run] for run in mine)))
+        results = [
+            run.view.join([next(transformed) for _ in own], x.shape)
+            for run, own, x in zip(mine, stacks, inputs, strict=True)
+        ]
+        if with_moments:
+            self._spread_moments(runs, moments, directions[0])
+        if self.sharded:
+            return self._give_back(runs, mine, shapes, results, directions[0])
+        sizes = [
+            [_shape(run, shapes[run.param]).numel() for run in runs if run.owner == k] for k in self._all
+        ]
+        places = [iter(values) for values in self._to_all(results, sizes, directions[0])]
+        parts: list[list[Tensor]] = [[] for _ in shapes]
+        for run in runs:
+            parts[run.param].append(next(places[run.owner]).view(_shape(run, shapes[run.param])))
+        return [own[0] if len(own) == 1 else torch.cat(own) for own in parts]
+
+    def _spread_moments(self, runs: Sequence[Run], moments: dict[Run, list[Tensor]], like: Tensor) -> None:
+        """Give every rank the second moments that their owners have advanced."""
+        targets = [_chain(moments[run] for run in runs if run.owner == k) for k in self._all]
+        sizes = [[moment.numel() for moment in own] for own in targets]
+        for own, values in zip(targets, self._to_all(targets[self.rank], sizes, like), strict=True):
+            for target, value in zip(own, values, strict=True):
+                target.copy_(value.view(target.shape))
+
+    @property
+    def _all(self) -> range:
+        return range(self.world)
+
+    def _collect(
+        self,
+        runs: Sequence[Run],
+        mine: Sequence[Run],
+        shapes: Sequence[torch.Size],
+        directions: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """The directions of this rank's runs, whole."""
+        if not self.sharded:
+            return [directions[run.param][run.start : run.stop] for run in mine]
+        sent = [
+            [self._rows(run, shapes, self.rank, directions[run.param]) for run in runs if run.owner == k]
+            for k in self._all
+        ]
+        sizes = [[self._count(run, shapes, k) for run in mine] for k in self._all]
+        received = self._exchange(sent, sizes, directions[0])
+        return [
+            torch.cat([received[k][i] for k in self._all]).view(_shape(run, shapes[run.param]))
+            for i, run in enumerate(mine)
+        ]
+
+    def _give_back(
+        self,
+        runs: Sequence[Run],
+        mine: Sequence[Run],
+        shapes: Sequence[torch.Size],
+        results: Sequence[Tensor],
+        like: Tensor,
+    ) -> list[Tensor]:
+        """Every rank's rows of all results."""
+        sent = [
+            [self._rows(run, shapes, k, result, run.start) for run, result in zip(mine, results, strict=True)]
+            for k in self._all
+        ]
+        sizes = [[self._count(run, shapes, self.rank) for run in runs if run.owner == k] for k in self._all]
+        places = [iter(values) for values in self._exchange(sent, sizes, like)]
+        parts: list[list[Tensor]] = [[] for _ in shapes]
+        for run in runs:
+            parts[run.param].append(next(places[run.owner]))
+        own = [rows_held(shape[0], self.rank, self.world) for shape in shapes]
+        return [
+            torch.cat(part).view(stop - start, *shape[1:])
+            for part, shape, (start, stop) in zip(parts, shapes, own, strict=True)
+        ]
+
+    def _overlap(self, run: Run, shapes: Sequence[torch.Size], rank: int) -> tuple[int, int]:
+        """The rows of a run that a rank holds, counted from the parameter's first; none: (start, start)."""
+        start, stop = rows_held(shapes[run.param][0], rank, self.world)
+        start = min(max(start, run.start), run.stop)
+        return start, max(start, min(stop, run.stop))
+
+    def _count(self, run: Run, shapes: Sequence[torch.Size], rank: int) -> int:
+        start, stop = self._overlap(run, shapes, rank)
+        return (stop - start) * shapes[run.param][1:].numel()
+
+    def _rows(
+        self, run: Run, shapes: Sequence[torch.Size], rank: int, held: Tensor, first: int | None = None
+    ) -> Tensor:
+        """The rows of a run that `rank` holds, out of `held`, whose first row is the parameter's row `first`."""
+        start, stop = self._overlap(run, shapes, rank)
+        if first is None:
+            first = rows_held(shapes[run.param][0], self.rank, self.world)[0]
+        return held[start - first : stop - first] if start < stop else held[:0]
+
+    def _exchange(
+        self, sent: Sequence[Sequence[Tensor]], sizes: Sequence[Sequence[int]], like: Tensor
+    ) -> list[list[Tensor]]:
+        """Send `sent[k]` to rank k; from each rank flat tensors of the sizes that are known for it."""
+        outgoing = _flat(_chain(sent), like)
+        lengths = [sum(tensor.numel() for tensor in tensors) for tensors in sent]
+        incoming = like.new_empty(sum(map(sum, sizes)))
+        dist.all_to_all_single(incoming, outgoing, [sum(own) for own in sizes], lengths, group=self.group)
+        return _parted(incoming, sizes)
+
+    def _to_all(
+        self, sent: Sequence[Tensor], sizes: Sequence[Sequence[int]], like: Tensor
+    ) -> list[list[Tensor]]:
+        """Send these to all; from each rank flat tensors of the sizes that are known for it."""
+        longest = max(map(sum, sizes))
+        outgoing = like.new_zeros(longest)
+        flat = _flat(sent, like)
+        outgoing[: flat.numel()] = flat
+        incoming = like.new_empty(self.world * longest)
+        dist.all_gather(list(incoming.chunk(self.world)), outgoing, group=self.group)
+        return [
+            list(incoming[k * longest :][: sum(own)].split(list(own))) if own else []
+            for k, own in enumerate(sizes)
+        ]
+
+
+def _chain(lists: Iterable[Sequence[Tensor]]) -> list[Tensor]:
+    return [tensor for own in lists for tensor in own]
+
+
+def _flat(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors]) if tensors else like.new_empty(0)
+
+
+def _parted(flat: Tensor, sizes: Sequence[Sequence[int]]) -> list[list[Tensor]]:
+    parts = iter(flat.split([size for own in sizes for size in own]))
+    return [[next(parts) for _ in own] for own in sizes]
