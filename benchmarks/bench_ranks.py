@@ -52,8 +52,6 @@ def run_rank(rank: int, ranks: int, width: int, layers: int, store: str) -> None
 
 
 if __name__ == "__main__":
-    ranks, width, layers = (
-        int(given) for given in [*sys.argv[1:], *["2", "384", "6"][len(sys.argv) - 1 :]]
-    )
+    ranks, width, layers = (int(given) for given in [*sys.argv[1:], *["2", "384", "6"][len(sys.argv) - 1 :]])
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(run_rank, (ranks, width, layers, f"{folder}/store"), nprocs=ranks)

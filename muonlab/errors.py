@@ -1,4 +1,4 @@
-"""A mistake of the user is reported in one sentence: what is wrong, what was given, what is allowed."""
+"""What a command reports in one sentence: a mistake of the user, or what the machine around it refused."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,6 +9,13 @@ LONGEST = 200  # characters of what was given that a sentence repeats
 
 class MuonlabError(Exception):
     """A mistake in what the user asked for; commands print its text alone and exit with code 2."""
+
+
+class EnvironmentFault(MuonlabError):
+    """What the machine, the disk, a store or another process refused, and may grant later.
+
+    It says nothing about the settings of a run: a study never counts it as a result, and tries again.
+    """
 
 
 def shown(value: object) -> str:

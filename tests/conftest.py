@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -50,3 +51,21 @@ def tiny(tmp_path):
         return read_config(plain(compose_config("train", [*TINY, *paths, *overrides])))
 
     return compose
+
+
+PREPARE = """
+import os, sys
+from muonlab.record import prepare_store
+assert "mlflow" not in sys.modules
+prepare_store(f"sqlite:///{sys.argv[1]}/mlflow.db", "template", sys.argv[1])
+assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+"""
+
+
+@pytest.fixture(scope="session")
+def first_store(tmp_path_factory):
+    """A store made by a process of its own, and what that printed. Making one takes seconds, copying does not."""
+    folder = tmp_path_factory.mktemp("store")
+    command = [sys.executable, "-c", PREPARE, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return folder / "mlflow.db", done.stdout + done.stderr

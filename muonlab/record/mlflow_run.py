@@ -3,18 +3,20 @@
 import json
 import math
 import re
+import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muonlab.errors import MuonlabError, unknown_name
-from muonlab.record.store import connect, in_one_sentence, without_password
+from muonlab.record.mlflow_link import FILE, Link
+from muonlab.record.store import connect, in_one_sentence
+from muonlab.settings.address import without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, Run
 
 TERMINAL = {
     "finished": "FINISHED",
@@ -55,25 +57,39 @@ PARAMS_PER_REQUEST = 100
 LONGEST_KEY = 250
 LONGEST_PARAM = 6000
 LONGEST_DIGEST = 36
+MOST_PENDING = 20_000
+"""Points kept in memory while the store fails; beyond them they are read from the record again."""
+UNSHOWN = re.compile(rf"checkpoints$|lease-|\.|{re.escape(FILE)}")
+"""Files and folders of a record that are no results: not logged as artifacts."""
 
 
 class MlflowRun:
-    """Writes one run.
+    """Writes one run, which the mlflow.json of a folder names.
 
     Only MlflowClient is used, which keeps no global state, so any number of runs may be open in a process.
-    After `start`, a store that fails is reported as a warning and tried again at the next call: the record on
-    disk is complete without it.
+    After `start`, a store that fails is reported in one warning and tried again by later calls: the record on disk is
+    complete without it, and mlflow.json says whether MLflow is.
+
+    What is charted is a function of the record alone: the time of a point is that of its step, and which steps of a
+    thinned column are shown follows from the steps at which it was measured. The store keeps the last step of every
+    metric, in the transaction that adds its points, so that each is charted once, whenever and wherever a kill struck.
     """
 
-    def __init__(self, client: "MlflowClient", tracking_uri: str, run_id: str, started_ms: int, logged: int):
-        self.run_id = run_id
-        self._client = client
-        self._uri = tracking_uri
-        self._started_ms = self._timestamp_ms = started_ms
-        self._resumed_after = self._last_step = logged
-        self._charted: dict[str, int] = {}
+    def __init__(self, client: "MlflowClient", tracking_uri: str, run: "Run", link: Link, folder: Path):
+        self.run_id: str = run.info.run_id
+        self._client, self._uri, self._link, self._folder = client, tracking_uri, link, folder
+        self._charted: dict[str, int] = {metric.key: metric.step for metric in run.data.to_proto().metrics}
+        self._nonfinite = self._told_nonfinite = run.data.tags.get("muonlab.nonfinite", "")
+        self._last: Mapping[str, float] = {"step": self.first_step}
         self._pending: list[Metric] = []
-        self._nonfinite = ""
+        self._whole = True  # whether the store took all that is not a point
+        self._behind = self._warned = False
+        self._retry_at = 0.0
+
+    @property
+    def first_step(self) -> int:
+        """The step of the first row that the store may lack something of; 0 where it has none."""
+        return max(self._charted.values(), default=0)
 
     @classmethod
     def start(
@@ -83,119 +99,138 @@ class MlflowRun:
         name: str,
         params: Mapping[str, Any],
         tags: Mapping[str, Any],
+        folder: Path,
         parent_run_id: str | None = None,
-        run_id: str | None = None,
     ) -> "MlflowRun":
-        """Open a run in an experiment that `prepare_store` made.
+        """Open the run of `folder` in an experiment that `prepare_store` made.
 
-        `params` may be nested; they are logged flat, `optimizer.lr`. `run_id` goes on with that run: its
-        parameters stay, differing ones are listed in the tag `muonlab.params_changed`, and steps that it has
-        are not logged again; a run that the store no longer has is begun anew. Raises MuonlabError if the
-        store cannot be used.
+        `params` may be nested; they are logged flat, `optimizer.lr`. A folder that has a run goes on with it: its
+        parameters stay, differing ones are listed in the tag `muonlab.params_changed`, and points that it has are not
+        logged again; a run that the store no longer has is begun anew. Raises EnvironmentFault if the store refuses,
+        MuonlabError if it cannot be used.
         """
         flat = dict(_flatten(params))
+        link = Link.of(folder)
         with in_one_sentence(tracking_uri):
             client = connect(tracking_uri)
-            held = _existing(client, run_id) if run_id else None
+            place = client.get_experiment_by_name(experiment)
+            if place is None:
+                raise MuonlabError(f"there is no MLflow experiment '{experiment}'; prepare_store makes it")
+            held = _existing(client, link.run_id) if link.run_id else None
+            held = held or link.find(client, place.experiment_id, folder)
+            ours = link.tags(folder)
             if held is None:
-                found = client.get_experiment_by_name(experiment)
-                if found is None:
-                    raise MuonlabError(
-                        f"there is no MLflow experiment '{experiment}'; prepare_store makes it"
-                    )
-                parent = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
-                held = client.create_run(found.experiment_id, run_name=name, tags=parent)
-            else:
+                if parent_run_id:
+                    ours["mlflow.parentRunId"] = parent_run_id
+                held = client.create_run(place.experiment_id, link.begun_ms, run_name=name, tags=ours)
+            elif held.info.status != "RUNNING":
                 client.update_run(held.info.run_id, status="RUNNING")
-            logged = int(held.data.tags.get("muonlab.logged_step", -1))
-            run = cls(client, tracking_uri, held.info.run_id, held.info.start_time, logged)
-            run._describe(flat, held.data.params, {**tags, "muonlab.status": "running"})
+            link = link.keep(folder, run_id=held.info.run_id, complete=False)
+            run = cls(client, tracking_uri, held, link, folder)
+            run._describe(flat, held.data.params, {**tags, **ours, "muonlab.status": "running"})
         return run
 
     def log_dataset(self, name: str, digest: str) -> None:
         """Say which data the run read: `name`, and the first 36 characters of its `digest`."""
-        with self._survive():
-            from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.entities import Dataset, DatasetInput, InputTag
 
-            data = Dataset(name=name, digest=digest[:LONGEST_DIGEST], source_type="local", source=name)
-            entry = DatasetInput(dataset=data, tags=[InputTag(key="mlflow.data.context", value="train")])
-            self._client.log_inputs(self.run_id, datasets=[entry])
+        data = Dataset(name=name, digest=digest[:LONGEST_DIGEST], source_type="local", source=name)
+        entry = DatasetInput(dataset=data, tags=[InputTag(key="mlflow.data.context", value="train")])
+        self._whole &= self._survives(lambda: self._client.log_inputs(self.run_id, datasets=[entry]))
 
     def log_rows(self, rows: Iterable[Mapping[str, float]]) -> None:
-        """Chart rows of `RunRecord.flush` or `rows`: a `step` and the values measured at it.
+        """Chart rows of the record that will not change any more, in the order of their steps: a `step` and the values
+        measured at it (see chart_rows). What was charted already is left out.
 
         Values that are not finite are logged as they are (MLflow draws infinity at 1.8e308), counted in the
         metric `nonfinite`, and the first one is named in the tag `muonlab.nonfinite`.
         """
         for row in rows:
-            if row["step"] > self._resumed_after:
+            self._last = dict(row)
+            if not self._behind:
                 self._pending.extend(self._metrics(row))
-        with self._survive():
-            self._send()
+            if len(self._pending) >= METRICS_PER_REQUEST:
+                self._try_to_send()
+        self._try_to_send()
 
     def log_folder(self, path: str | Path) -> None:
-        """Log the record's files as artifacts; checkpoints stay where they are."""
-        root = Path(path)
-        with self._survive():
-            for file in sorted(root.rglob("*")):
-                place = file.relative_to(root)
-                hidden = any(part.startswith(".") for part in place.parts)
-                if file.is_file() and not hidden and place.parts[0] != "checkpoints":
-                    folder = place.parent.as_posix() if len(place.parts) > 1 else None
-                    self._client.log_artifact(self.run_id, str(file), folder)
+        """Log the record's files as artifacts, but for checkpoints, which stay where they are."""
+        self._whole &= self._survives(lambda: self._log_files(Path(path)))
 
     def finish(self, status: str, cause: str = "", metrics: Mapping[str, float] | None = None) -> None:
-        """End the run with one of our final statuses; `metrics` are charted as `final/<name>`."""
+        """End the run with one of our final statuses; `metrics` are charted as `final/<name>`.
+
+        mlflow.json then says that MLflow is complete, unless the store refused anything.
+        """
         if status not in TERMINAL:
             raise unknown_name("final status", status, TERMINAL)
         final = {f"final/{name}": float(value) for name, value in (metrics or {}).items()}
-        self._pending.extend(self._entities(final, max(self._last_step, 0)))
-        with self._survive():
-            self._send()
-            for key, value in (("muonlab.status", status), ("muonlab.cause", cause)):
-                if value:
-                    self._client.set_tag(self.run_id, key, value)
-            self._client.set_terminated(self.run_id, TERMINAL[status])
+        self._pending.extend(self._entities(final, self._last, final))
+        self._survives(lambda: self._end(status, cause))
 
-    def discard(self) -> None:
-        """Delete a run that was begun in vain."""
-        with self._survive():
-            self._client.delete_run(self.run_id)
+    def _end(self, status: str, cause: str) -> None:
+        self._send()
+        self._tag({"muonlab.status": status, "muonlab.cause": cause})
+        self._client.set_terminated(self.run_id, TERMINAL[status])
+        if self._whole and not self._behind:
+            self._link = self._link.keep(self._folder, complete=True)
+
+    def _log_files(self, root: Path) -> None:
+        for file in sorted(root.rglob("*")):
+            place = file.relative_to(root)
+            if file.is_file() and not any(UNSHOWN.match(part) for part in place.parts):
+                folder = place.parent.as_posix() if len(place.parts) > 1 else None
+                self._client.log_artifact(self.run_id, str(file), folder)
 
     def _metrics(self, row: Mapping[str, float]) -> "list[Metric]":
-        step = int(row["step"])
-        if "seconds" in row and math.isfinite(row["seconds"]):
-            self._timestamp_ms = self._started_ms + round(1000 * row["seconds"])
-        self._last_step = max(self._last_step, step)
-        values = {}
+        step, values = int(row["step"]), {}
         for column, value in row.items():
-            due = step >= self._charted.get(column, -THINNED) + THINNED or not math.isfinite(value)
-            if column != "step" and (due or column.partition("/")[0] in EVERY_STEP):
+            if column == "step":
+                continue
+            last = self._charted.get(metric_key(column), -1)
+            # Of a thinned column the first value in each window of steps is shown.
+            due = step // THINNED > last // THINNED or column.partition("/")[0] in EVERY_STEP
+            if step > last and (due or not math.isfinite(value)):
                 values[metric_key(column)] = value
-                self._charted[column] = step
-        return self._entities(values, step)
+        return self._entities(values, row, {metric_key(column): value for column, value in row.items()})
 
-    def _entities(self, values: dict[str, float], step: int) -> "list[Metric]":
+    def _entities(
+        self, values: dict[str, float], row: Mapping[str, float], measured: Mapping[str, float]
+    ) -> "list[Metric]":
+        """The points of a row that the store has not, at the time at which the step ended."""
         from mlflow.entities import Metric
 
-        odd = [key for key, value in values.items() if not math.isfinite(value)]
+        step, seconds = int(row["step"]), row.get("seconds", 0.0)
+        odd = [key for key, value in measured.items() if not math.isfinite(value)]
         if odd:
-            self._nonfinite = self._nonfinite or f"{odd[0]} = {values[odd[0]]} at step {step}"
+            self._nonfinite = self._nonfinite or f"{odd[0]} = {measured[odd[0]]} at step {step}"
             values = {**values, "nonfinite": float(len(odd))}
-        return [Metric(key, float(value), self._timestamp_ms, step) for key, value in values.items()]
+        at = self._link.begun_ms + (round(1000 * seconds) if math.isfinite(seconds) else 0)
+        new = {key: value for key, value in values.items() if step > self._charted.get(key, -1)}
+        self._charted |= dict.fromkeys(new, step)
+        return [Metric(key, float(value), at, step) for key, value in new.items()]
+
+    def _try_to_send(self) -> None:
+        """Send what is pending, unless the store has just failed: then after ten times as long as that took."""
+        begun = time.monotonic()
+        if begun >= self._retry_at and not self._survives(self._send):
+            self._retry_at = time.monotonic() + 10 * (time.monotonic() - begun)
+        if len(self._pending) > MOST_PENDING:
+            self._pending, self._behind = [], True
 
     def _send(self) -> None:
-        from mlflow.entities import RunTag
-
         while self._pending:
             batch = self._pending[:METRICS_PER_REQUEST]
-            # A batch may end inside a step, of which MLflow then has not everything.
-            whole = self._last_step if len(batch) == len(self._pending) else batch[-1].step - 1
-            tags = [RunTag("muonlab.logged_step", str(whole))]
-            if self._nonfinite:
-                tags.append(RunTag("muonlab.nonfinite", self._nonfinite))
-            self._client.log_batch(self.run_id, metrics=batch, tags=tags)
-            del self._pending[:METRICS_PER_REQUEST]
+            self._client.log_batch(self.run_id, metrics=batch)
+            del self._pending[: len(batch)]
+        if self._nonfinite and self._nonfinite != self._told_nonfinite:
+            self._tag({"muonlab.nonfinite": self._nonfinite})
+            self._told_nonfinite = self._nonfinite
+
+    def _tag(self, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def _describe(self, params: dict[str, str], held: dict[str, str], tags: dict[str, Any]) -> None:
         """Log the parameters that are new and the tags; tell the ones that differ from those held."""
@@ -213,13 +248,20 @@ class MlflowRun:
             self.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items() if value is not None]
         )
 
-    @contextmanager
-    def _survive(self) -> Iterator[None]:
+    def _survives(self, action: Callable[[], object]) -> bool:
+        """Whether the store took what `action` gives it; the first refusal is a warning."""
         try:
             with in_one_sentence(self._uri):
-                yield
+                action()
         except MuonlabError as error:
-            warnings.warn(f"{error}; the run goes on, recorded in its folder", stacklevel=3)
+            if not self._warned:
+                text = (
+                    f"{error}; the run goes on, recorded in its folder, and the next command completes MLflow"
+                )
+                warnings.warn(text, stacklevel=3)
+            self._warned = True
+            return False
+        return True
 
 
 def metric_key(column: str) -> str:

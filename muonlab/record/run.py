@@ -24,7 +24,7 @@ import yaml
 from muonlab.errors import MuonlabError, unknown_name
 from muonlab.record.charts import chart_parts
 from muonlab.record.environment import Environment, collect_environment
-from muonlab.record.files import read_json, write_atomic, write_json
+from muonlab.record.files import write_atomic, write_json
 from muonlab.record.identity import run_identity
 from muonlab.record.owner import Owner
 from muonlab.record.score import SERIES, describe_spikes
@@ -145,16 +145,6 @@ class RunRecord:
         }
         self._state["sessions"][-1]["ended"] = _now()
         self._write_state()
-
-    @property
-    def mlflow_run_id(self) -> str | None:
-        """The MLflow run that shows this one, if it has one."""
-        held = read_json(self.folder / "mlflow.json")
-        return held["run_id"] if held else None
-
-    @mlflow_run_id.setter
-    def mlflow_run_id(self, run_id: str) -> None:
-        write_json(self.folder / "mlflow.json", {"run_id": run_id})
 
     def _open_session(self) -> None:
         self._state["sessions"].append(Owner.this().values() | {"started": _now()})

@@ -1,18 +1,28 @@
 """The MLflow store: made once, safe for several and for forked processes, quiet, never a place to hang."""
 
-import fcntl
 import logging
 import os
 import re
 import sqlite3
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
-from muonlab.errors import MuonlabError
+from muonlab.command import tell
+from muonlab.errors import EnvironmentFault, MuonlabError
+from muonlab.record.database import (
+    make_database,
+    only_process,
+    set_aside,
+    sqlite_path,
+    sqlite_url,
+    tables,
+    wait_until_free,
+)
+from muonlab.settings.address import without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,15 +42,27 @@ ENVIRONMENT = {
 }
 """MLflow's settings where they matter to us; the user's environment goes first."""
 
+QUIET = {
+    # Progress of migrations, and old ways in which MLflow calls its own dependencies: nothing to act on here.
+    "mlflow": logging.WARNING,
+    "alembic": logging.WARNING,
+    # These print tracebacks and retries of what is raised, and becomes a sentence, all the same.
+    "mlflow.store.db.utils": logging.CRITICAL,
+    "urllib3.connectionpool": logging.ERROR,
+}
+
+# What PostgreSQL and servers answer to a wrong name or password, which waiting does not mend.
+WRONG = re.compile(
+    r"password|authentication|role .* does not exist|database .* does not exist|permission denied|40[13]\b"
+    r"|not a database|malformed|readonly|read-only|unable to open|Invalid|Could not parse|Can't load plugin",
+)
+MIGRATION_LOCK = 0x6D756F6E  # a number of ours among PostgreSQL's advisory locks
+
 
 def store_uri(uri: str | None, folder: str | Path) -> str:
     """`uri`; else MLflow's own MLFLOW_TRACKING_URI (the place for an address with a password); else the
     SQLite store `mlflow.db` in `folder`."""
-    path = str(Path(folder).absolute() / "mlflow.db")
-    if quote(path) != path:
-        # SQLAlchemy decodes the path, but MLflow makes its parent folder undecoded: without slashes that is the root.
-        path = "/" + quote(path[1:], safe="")
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{path}"
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_url(Path(folder) / "mlflow.db")
 
 
 def check_uri(uri: str, place: str = "the MLflow store") -> None:
@@ -52,22 +74,40 @@ def check_uri(uri: str, place: str = "the MLflow store") -> None:
         )
 
 
+def with_driver(url: str) -> str:
+    """A database's URL with the driver that is installed for PostgreSQL, where it names none. Raises MuonlabError where
+    that is missing."""
+    scheme, sign, rest = url.partition("://")
+    if scheme not in ("postgresql", "postgresql+psycopg", "postgresql+psycopg2"):
+        return url
+    named = scheme.partition("+")[2]
+    for driver in [named] if named else ["psycopg", "psycopg2"]:
+        if find_spec(driver):
+            return f"postgresql+{driver}{sign}{rest}"
+    raise MuonlabError(
+        f"{without_password(url)} needs the Python package {named or 'psycopg'}, which is not installed;"
+        " pip install 'muonlab[postgres]'"
+    )
+
+
 def prepare_store(tracking_uri: str, experiment: str, artifact_root: str | Path) -> str:
     """Make the store and the experiment, unless they exist, and return the experiment's id.
 
-    Call it before workers start, or from all of them: a new SQLite file crashes when several processes
-    migrate it at once, so the first one does it under a file lock, and switches it to write-ahead logging, in
-    which readers and writers do not wait for each other. Artifacts go to `artifact_root`/<experiment>, except
-    under an MLflow server, which keeps them itself. Raises MuonlabError for a store that cannot be used or
-    reached.
+    Call it before workers start, or from all of them: one process makes a new database, and the others wait. An SQLite
+    file is filled beside its place and moved into it, so that a kill costs nothing, and uses write-ahead logging, in
+    which readers and writers do not wait for each other; one that an older kill left half made is set aside. Artifacts
+    go to `artifact_root`/<experiment>, except under an MLflow server, which keeps them itself. Raises MuonlabError for
+    an address that is wrong, and EnvironmentFault for a store that cannot be reached or stays locked.
     """
     check_uri(tracking_uri)
     artifacts = None
     if not _scheme(tracking_uri).startswith(("http", "databricks")):
         artifacts = (Path(artifact_root).absolute() / re.sub(r"[^\w.-]+", "-", experiment)).as_uri()
-    with in_one_sentence(tracking_uri), _only_process(tracking_uri):
-        client = connect(tracking_uri)
-        return _experiment_id(client, experiment, artifacts)
+    path = sqlite_path(tracking_uri)
+    with in_one_sentence(tracking_uri), only_process(path) if path else _only_migration(tracking_uri):
+        if path is not None:
+            _make_file(path, tracking_uri)
+        return _experiment_id(connect(tracking_uri), experiment, artifacts)
 
 
 def connect(tracking_uri: str) -> "MlflowClient":
@@ -76,65 +116,116 @@ def connect(tracking_uri: str) -> "MlflowClient":
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    # Progress of migrations, and old ways in which MLflow calls its own dependencies: nothing to act on here.
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name, level in QUIET.items():
+        logging.getLogger(name).setLevel(level)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"mlflow\.")
-    return MlflowClient(tracking_uri)
+    return MlflowClient(with_driver(tracking_uri))
 
 
 @contextmanager
 def in_one_sentence(tracking_uri: str) -> Iterator[None]:
-    """Turns whatever a store raises (of MLflow, SQLAlchemy, requests, the system) into one sentence."""
+    """Turns whatever a store raises (of MLflow, SQLAlchemy, requests, the system) into one sentence: an
+    EnvironmentFault, or another MuonlabError where the address or the database is wrong."""
     try:
         yield
     except MuonlabError:
         raise
     except Exception as error:
-        # The innermost cause has the reason ("Connection refused"); the outer ones tell of retries.
-        cause: BaseException = error
-        while inner := cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__):
-            cause = inner
-        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-        if isinstance(cause, ModuleNotFoundError):
-            reason = f"its driver, the Python package {cause.name}, is not installed"
-        raise MuonlabError(
-            f"cannot use the MLflow store {without_password(tracking_uri)}: {reason}"
-        ) from error
+        raise store_fault(f"the MLflow store {without_password(tracking_uri)}", error) from error
 
 
-def without_password(uri: str) -> str:
-    """`uri` fit to be shown."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)
+def store_fault(store: str, error: BaseException) -> MuonlabError:
+    """The sentence for what a store raised; `store` is what to call it."""
+    # The innermost cause has the reason ("Connection refused"); the outer ones tell of retries.
+    cause = error
+    while inner := cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__):
+        cause = inner
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    reason = without_password(lines[0].strip().removesuffix(":"))
+    if isinstance(cause, ModuleNotFoundError):
+        return MuonlabError(
+            f"cannot use {store}: its driver, the Python package {cause.name}, is not installed"
+        )
+    if re.search("no password supplied|fe_sendauth", str(cause)):
+        return MuonlabError(f"cannot use {store}: {reason}; {PASSWORDS}")
+    kind = MuonlabError if WRONG.search(" ".join(lines)) else EnvironmentFault
+    return kind(f"cannot use {store}: {reason}")
+
+
+PASSWORDS = (
+    "a password may stand in $PGPASSWORD or ~/.pgpass, or within the whole address in $MLFLOW_TRACKING_URI for MLflow"
+    " and $MUONLAB_STORAGE for the queue"
+)
+
+
+def holds_run(tracking_uri: str, run_id: str) -> bool | None:
+    """Whether an SQLite store has a run, without importing MLflow; None for other stores, which only MLflow can ask."""
+    path = sqlite_path(tracking_uri)
+    if path is None:
+        return None
+    with in_one_sentence(tracking_uri):
+        if "runs" not in tables(path):
+            return False
+        with closing(sqlite3.connect(path, timeout=20)) as connection:
+            query = "SELECT 1 FROM runs WHERE run_uuid = ? AND lifecycle_stage = 'active'"
+            return connection.execute(query, (run_id,)).fetchone() is not None
+
+
+def _make_file(path: Path, tracking_uri: str) -> None:
+    """Make the database of an SQLite store, in the place of one that a kill left half made."""
+    wait_until_free(path)
+    make_database(path, _migrated)
+    try:
+        connect(tracking_uri)
+    except Exception:
+        if not _half_made(path):
+            raise
+        aside = set_aside(path, "half-made")
+        tell(
+            f"{path} was left half made by a command that was killed; it is now {aside.name}, and a new one is made"
+        )
+        make_database(path, _migrated)
+
+
+def _migrated(new: Path) -> None:
+    with closing(sqlite3.connect(new)) as connection:
+        # Persists in the file. Set before the first migration, which then waits for the disk less often.
+        connection.execute("PRAGMA journal_mode=WAL")
+    connect(sqlite_url(new)).search_experiments()
+
+
+def _half_made(path: Path) -> bool:
+    """Whether a database that MLflow refuses has MLflow's tables, and not one run to lose."""
+    try:
+        made = tables(path)
+        if not made & {"experiments", "alembic_version"}:
+            return False
+        with closing(sqlite3.connect(path)) as connection:
+            return "runs" not in made or connection.execute("SELECT 1 FROM runs").fetchone() is None
+    except sqlite3.Error:
+        return False
 
 
 @contextmanager
-def _only_process(tracking_uri: str) -> Iterator[None]:
-    path = _sqlite_path(tracking_uri)
-    if path is None:
+def _only_migration(tracking_uri: str) -> Iterator[None]:
+    """Hold PostgreSQL's lock for those that make its tables. Also finds out at once, where MLflow takes 90 s, whether
+    the server can be reached."""
+    if _scheme(tracking_uri) != "postgresql":
         yield
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{path}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        # Persists in the file. Set before the first migration, which then waits for the disk less often.
-        with sqlite3.connect(path) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
-        connection.close()
-        yield
+    from sqlalchemy import create_engine, text
+    from sqlalchemy.pool import NullPool
+
+    engine = create_engine(
+        with_driver(tracking_uri), poolclass=NullPool, connect_args={"connect_timeout": 10}
+    )
+    with engine.connect() as connection:
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": MIGRATION_LOCK})
+        yield  # closing the connection ends the lock, however the process ends
 
 
 def _scheme(uri: str) -> str:
     return uri.partition(":")[0].partition("+")[0]
-
-
-def _sqlite_path(tracking_uri: str) -> Path | None:
-    if _scheme(tracking_uri) != "sqlite":
-        return None
-    from sqlalchemy import make_url
-
-    database = make_url(tracking_uri).database
-    return Path(database) if database and database != ":memory:" else None
 
 
 def _experiment_id(client: "MlflowClient", name: str, artifacts: str | None) -> str:

@@ -110,7 +110,7 @@ def _train(config: RunConfig, folder: Path, on_step: Callable[[int], None] | Non
         # A server that cannot be reached is reported before anything is recorded.
         store = open_store(config.tracking, Path(config.paths.runs))
         record = _open_record(folder, config, module, environment)
-        mlflow_run = open_mlflow(store, config, record, environment) if store else None
+        mlflow_run = open_mlflow(store, config, folder, environment) if store else None
         if checkpoint is None:
             record.truncate(-1)
     recording = Recording(record, mlflow_run, on_step)

@@ -1,12 +1,18 @@
-"""Opens the MLflow run that shows a record."""
+"""Opens the MLflow run that shows a record, and completes one that was left behind."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from muonlab.record import RunRecord
+from muonlab.errors import EnvironmentFault, MuonlabError
+from muonlab.record.charts import chart_parts
+from muonlab.record.database import only_process
 from muonlab.record.environment import Environment
+from muonlab.record.load import load_run
+from muonlab.record.mlflow_link import FILE, Link
 from muonlab.record.mlflow_run import MlflowRun
-from muonlab.record.store import prepare_store, store_uri
+from muonlab.record.state import read_state
+from muonlab.record.store import holds_run, prepare_store, store_uri
 from muonlab.train.config import RunConfig, TrackingSettings
 
 # Sections that say how a run is computed; where it is kept is not a parameter.
@@ -25,39 +31,28 @@ def open_store(tracking: TrackingSettings, runs: Path) -> tuple[str, str] | None
 def open_study_run(
     tracking: TrackingSettings, runs: Path, name: str, folder: Path, params: Mapping[str, object]
 ) -> MlflowRun | None:
-    """The parent run of a study, the same one every time: its id is kept in the study's folder."""
+    """The parent run of a study, the same one every time and for everybody that opens it."""
     store = open_store(tracking, runs)
     if store is None:
         return None
-    kept, tags = folder / "mlflow_run_id", {"study": name, "role": "study"}
-    run_id = kept.read_text() if kept.exists() else None
-    run = MlflowRun.start(*store, name, params, tags, run_id=run_id)
-    if run_id is not None:
-        kept.write_text(run.run_id)
-        return run
-    try:
-        with kept.open("x") as file:
-            file.write(run.run_id)
-    except FileExistsError:  # another process opened the study in the same moment
-        run.discard()
-        return MlflowRun.start(*store, name, params, tags, run_id=kept.read_text())
-    return run
+    with only_process(folder / FILE):
+        return MlflowRun.start(*store, name, params, {"study": name, "role": "study"}, folder)
 
 
 def open_mlflow(
-    store: tuple[str, str], config: RunConfig, record: RunRecord, environment: Environment
+    store: tuple[str, str], config: RunConfig, folder: Path, environment: Environment
 ) -> MlflowRun:
-    """The MLflow run of a record in the store that `open_store` gave, begun or gone on with.
+    """The MLflow run of the record in `folder`, in the store that `open_store` gave, begun or gone on with.
 
     The tags repeat what nesting shows (study, trial, role, seed), since a table sorted by a metric has no nesting.
-    Raises MuonlabError for a tracking server that cannot be used.
+    Raises EnvironmentFault for a store that cannot be reached.
     """
     tracking, values = config.tracking, config.as_dict()
     tags = {
         "optimizer": config.optimizer.name,
         "model": config.model.name,
         "seed": config.seed,
-        "folder": record.folder.absolute(),
+        "folder": folder.absolute(),
         "mlflow.source.git.commit": environment.commit,
         "dirty": environment.dirty,
         "host": environment.host,
@@ -71,19 +66,54 @@ def open_mlflow(
         config.name,
         {key: values[key] for key in PARAMETERS},
         {key: str(value) for key, value in tags.items() if value is not None},
+        folder,
         parent_run_id=tracking.parent_run_id,
-        run_id=record.mlflow_run_id,
     )
-    record.mlflow_run_id = run.run_id
     run.log_dataset(str(environment.data["name"]), str(environment.data["digest"]))
     return run
 
 
-def close_mlflow(config: RunConfig, record: RunRecord, status: str, cause: str) -> None:
-    """End the MLflow run of a record whose own process was killed."""
+def reconcile_mlflow(config: RunConfig, folder: Path) -> bool:
+    """Complete the MLflow run of a record that nobody writes any more: its points, files and end, from the record.
+
+    For a run whose store failed or was lost, or whose process was killed. Whether there was anything to do; where
+    mlflow.json says that MLflow is complete, that costs next to nothing. Raises MuonlabError as `open_store` does, and
+    for a record that cannot be read.
+    """
+    if config.tracking.name == "none" or not (folder / "config.yaml").exists() or shown_whole(config, folder):
+        return False
+    run = load_run(folder)
+    if run.status == "running":
+        return False
     store = open_store(config.tracking, Path(config.paths.runs))
-    if store is not None and record.mlflow_run_id is not None:
-        run = MlflowRun.start(*store, config.name, {}, {}, run_id=record.mlflow_run_id)
-        for rows in record.rows():
-            run.log_rows(rows)
-        run.finish(status, cause)
+    assert store is not None
+    mlflow_run = open_mlflow(store, config, folder, run.environment)
+    for rows in _settled_rows(folder, after=mlflow_run.first_step - 1):
+        mlflow_run.log_rows(rows)
+    mlflow_run.log_folder(folder)
+    mlflow_run.finish(run.status, run.cause, run.metrics)
+    return True
+
+
+def shown_whole(config: RunConfig, folder: Path) -> bool:
+    """Whether mlflow.json says that MLflow has everything, and an SQLite store still has the run."""
+    try:
+        link = Link.read(folder)
+    except EnvironmentFault:
+        raise
+    except MuonlabError:  # damaged: it is found again when it is opened
+        return False
+    if link is None or link.run_id is None or not link.complete:
+        return False
+    return holds_run(store_uri(config.tracking.uri, config.paths.runs), link.run_id) is not False
+
+
+def _settled_rows(folder: Path, after: int) -> Iterator[list[dict[str, float]]]:
+    """The rows after a step that will not be computed again: all of a record that was ended, and of one that was killed
+    those before its last checkpoint."""
+    state = read_state(folder)
+    killed = state is None or state["status"] == "running"
+    steps = [path.stem.partition("-")[2] for path in (folder / "checkpoints").glob("step-*.ckpt")]
+    end = max((int(step) for step in steps if step.isdecimal()), default=0) if killed else math.inf
+    for rows in chart_parts(folder / "traces", after):
+        yield [row for row in rows if row["step"] < end]

@@ -1,21 +1,35 @@
+import itertools
+import json
 import math
+import os
+import warnings
 
 import pytest
 
 from muonlab.errors import MuonlabError
 from muonlab.record import MlflowRun
-from muonlab.record.mlflow_run import METRICS_PER_REQUEST, THINNED, metric_key
+from muonlab.record import mlflow_run as module
+from muonlab.record.mlflow_link import Link
+from muonlab.record.mlflow_run import METRICS_PER_REQUEST, metric_key
 from muonlab.record.store import connect
 
 
 @pytest.fixture
-def begin(store):
-    """Starts a run in the experiment "lab"."""
+def begin(store, tmp_path):
+    """Starts a run in the experiment "lab", of a folder of its own or of the one given."""
+    numbers = itertools.count()
 
-    def start(params=None, tags=None, **settings):
-        return MlflowRun.start(store, "lab", "muon-lr1e-2-s1", params or {}, tags or {}, **settings)
+    def start(params=None, tags=None, folder=None, **settings):
+        folder = folder or tmp_path / f"shown-{next(numbers)}"
+        folder.mkdir(exist_ok=True)
+        return MlflowRun.start(store, "lab", "muon-lr1e-2-s1", params or {}, tags or {}, folder, **settings)
 
     return start
+
+
+def refuse(*arguments, **settings):
+    """What a store does that is gone."""
+    raise ConnectionError("gone")
 
 
 def points(store, run, key):
@@ -81,11 +95,14 @@ def test_every_step_of_a_loss_is_charted_and_the_rest_thinned(store, begin):
     ]
     for row in rows[12::12]:
         row["entropy/layer_00"] = 3.0  # measured rarely: never thinned
+    rows[15]["lr"] = math.inf  # never thinned either
     run.log_rows(rows[:20])
     run.log_rows(rows[20:])
     assert points(store, run, "train/loss") == [(s, s) for s in range(35)]
     assert points(store, run, "attn/max_logit/layer_00") == [(s, 2 * s) for s in range(35)]
-    assert points(store, run, "optim/lr") == [(s, 0.5) for s in range(0, 35, THINNED)]
+    rates = points(store, run, "optim/lr")
+    assert [step for step, _ in rates] == [0, 10, 15, 20, 30]
+    assert {value for step, value in rates if step != 15} == {0.5}
     assert points(store, run, "attn/entropy/layer_00") == [(12, 3.0), (24, 3.0)]
     # The clock of a point is that of its step, not of the flush.
     history = connect(store).get_metric_history(run.run_id, "train/loss")
@@ -101,7 +118,7 @@ def test_more_rows_than_a_request_holds_arrive(store, begin):
         == len(points(store, run, "optim/grad_norm"))
         == METRICS_PER_REQUEST
     )
-    assert connect(store).get_run(run.run_id).data.tags["muonlab.logged_step"] == str(METRICS_PER_REQUEST - 1)
+    assert run.first_step == METRICS_PER_REQUEST - 1
 
 
 def test_what_is_not_finite_is_flagged(store, begin):
@@ -166,15 +183,17 @@ def test_the_data_is_an_input_of_the_run(store, begin):
 
 
 def test_a_resumed_run_goes_on_where_it_was(store, begin, record, append_steps):
-    run = begin({"lr": 0.1})
+    run = begin({"lr": 0.1}, folder=record.folder)
     append_steps(record, range(20))
     record.flush()
-    run.log_rows(*record.rows())
-    record.mlflow_run_id = run.run_id  # killed here, with a checkpoint of step 10
+    run.log_rows(
+        *record.rows()
+    )  # killed here; the checkpoint of step 20 is torn, the one before is of step 10
 
     record.truncate(9)
-    resumed = begin({"lr": 0.1}, run_id=record.mlflow_run_id)
+    resumed = begin({"lr": 0.1}, folder=record.folder)
     assert resumed.run_id == run.run_id
+    assert resumed.first_step == 19
     append_steps(record, range(10, 30))
     # Computed again, steps 10 to 19 differ in the clock alone; MLflow would keep both.
     record.flush()
@@ -187,19 +206,36 @@ def test_a_resumed_run_goes_on_where_it_was(store, begin, record, append_steps):
     assert "muonlab.params_changed" not in kept.data.tags
 
 
+@pytest.mark.parametrize("stop", [3, 10, 11, 15, 19, 20])
+def test_a_resumed_run_shows_the_steps_that_an_undisturbed_one_shows(store, begin, stop):
+    rows = [{"step": s, "train_loss": 1.0 * s, "lr": 0.5, "seconds": 0.25 * s} for s in range(35)]
+    for row in rows[::4]:
+        row["weight_rms/muon"] = 2.0
+    rows[13]["lr"] = math.nan
+    whole, cut = begin(), begin()
+    whole.log_rows(rows)
+    cut.log_rows(rows[:stop])
+    resumed = begin(folder=cut._folder)
+    resumed.log_rows(rows)
+    for key in ("train/loss", "optim/lr", "optim/weight_rms/muon", "nonfinite"):
+        steps = [[step for step, _ in points(store, run, key)] for run in (whole, resumed)]
+        assert steps[0] == steps[1]
+        assert steps[0]
+
+
 def test_what_a_killed_run_had_not_told_is_told_from_the_record(store, begin, record, append_steps):
-    run = begin()
+    run = begin(folder=record.folder)
     append_steps(record, range(5))
     record.flush()
     run.log_rows(*record.rows())
     append_steps(record, range(5, 10))
     record.flush()  # killed between the record and MLflow
-    resumed = begin(run_id=run.run_id)
+    resumed = begin(folder=record.folder)
     resumed.log_rows(*record.rows())
     assert [step for step, _ in points(store, resumed, "train/loss")] == list(range(10))
 
 
-def test_a_kill_between_two_requests_loses_nothing(store, begin, monkeypatch):
+def test_a_kill_between_two_requests_doubles_and_loses_nothing(store, begin, monkeypatch):
     run = begin()
     rows = [{"step": s, "train_loss": 1.0, "grad_norm": 2.0, "val_loss": 3.0} for s in range(400)]
     send, sent = run._client.log_batch, []
@@ -212,30 +248,123 @@ def test_a_kill_between_two_requests_loses_nothing(store, begin, monkeypatch):
     monkeypatch.setattr(run._client, "log_batch", first_only)
     with pytest.warns(UserWarning, match="killed"):
         run.log_rows(rows)
-    # 1,000 metrics end within step 333.
-    assert connect(store).get_run(run.run_id).data.tags["muonlab.logged_step"] == "332"
-    resumed = begin(run_id=run.run_id)
-    resumed.log_rows(rows)
+    resumed = begin(folder=run._folder)
+    assert resumed.first_step == 333  # 1,000 points end within that step
+    resumed.log_rows({**row, "seconds": 9.0} for row in rows)
     for key in ("train/loss", "optim/grad_norm", "val/loss"):
-        assert {step for step, _ in points(store, resumed, key)} == set(range(400))
+        assert [step for step, _ in points(store, resumed, key)] == list(range(400))
+
+
+def test_what_a_store_took_without_an_answer_is_not_doubled(store, begin, monkeypatch):
+    """The connection broke after the store had committed: the same points are sent again."""
+    run = begin()
+    send, sent = run._client.log_batch, []
+
+    def take_and_fail(*arguments, **settings):
+        sent.append(send(*arguments, **settings))
+        if len(sent) == 1:
+            raise ConnectionError("no answer")
+
+    monkeypatch.setattr(run._client, "log_batch", take_and_fail)
+    rows = [{"step": s, "train_loss": 1.0, "lr": math.nan, "seconds": 0.5 * s} for s in range(20)]
+    with pytest.warns(UserWarning, match="no answer"):
+        run.log_rows(rows)
+    run.log_rows([])
+    run.finish("finished", metrics={"val_loss": 2.5})
+    for key in ("train/loss", "optim/lr", "nonfinite"):
+        assert [step for step, _ in points(store, run, key)] == list(range(20))
+    assert Link.read(run._folder).complete
+
+
+def test_a_run_that_was_killed_before_its_id_was_kept_is_found_again(store, begin, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def kill(*arguments, **settings):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Link, "keep", kill)
+        with pytest.raises(Killed):
+            begin(folder=tmp_path / "run")
+    assert Link.read(tmp_path / "run").run_id is None
+    run = begin(folder=tmp_path / "run")
+    client = connect(store)
+    every = client.search_runs([client.get_experiment_by_name("lab").experiment_id])
+    assert [each.info.run_id for each in every] == [run.run_id]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 40])
+def test_a_torn_mlflow_json_is_set_aside_and_its_run_found_again(store, begin, tmp_path, cut):
+    begin()  # of another folder
+    run = begin(folder=tmp_path / "run")
+    run.log_rows([{"step": 0, "train_loss": 1.0}])
+    file = tmp_path / "run" / "mlflow.json"
+    os.truncate(file, cut)
+    resumed = begin(folder=tmp_path / "run")
+    assert resumed.run_id == run.run_id
+    assert json.loads(file.read_text())["run_id"] == run.run_id
+    assert (tmp_path / "run" / "mlflow.json.torn").stat().st_size == cut
+    resumed.log_rows([{"step": step, "train_loss": 1.0} for step in range(2)])
+    assert [step for step, _ in points(store, run, "train/loss")] == [0, 1]
+
+
+def test_a_run_is_complete_once_the_store_has_all_of_it(begin, record, monkeypatch):
+    run = begin(folder=record.folder)
+    assert not Link.read(record.folder).complete
+    with monkeypatch.context() as broken:
+        broken.setattr(run._client, "log_artifact", refuse)
+        with pytest.warns(UserWarning, match="gone"):
+            run.log_folder(record.folder)
+    run.finish("finished")
+    assert not Link.read(record.folder).complete
+    again = begin(folder=record.folder)
+    again.log_folder(record.folder)
+    again.finish("finished")
+    assert Link.read(record.folder).complete
+    begin(folder=record.folder)
+    assert not Link.read(record.folder).complete
+
+
+def test_a_store_that_is_gone_for_long_is_told_once_and_costs_no_memory(store, begin, monkeypatch):
+    monkeypatch.setattr(module, "MOST_PENDING", 50)
+    run = begin()
+    rows = [{"step": s, "train_loss": 1.0, "seconds": 0.5 * s} for s in range(100)]
+    with monkeypatch.context() as broken, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        broken.setattr(run._client, "log_batch", refuse)
+        for begun in range(0, 100, 10):
+            run.log_rows(rows[begun : begun + 10])
+    assert [str(each.message).count("gone; the run goes on") for each in caught] == [1]
+    assert len(run._pending) == 0
+    run.finish("finished")
+    assert not Link.read(run._folder).complete
+    resumed = begin(folder=run._folder)
+    resumed.log_rows(rows)
+    resumed.finish("finished")
+    assert [step for step, _ in points(store, run, "train/loss")] == list(range(100))
 
 
 def test_parameters_that_differ_on_resume_are_a_tag_not_an_end(store, begin):
     run = begin({"optimizer": {"lr": 0.1, "tau": 30}})
-    begin({"optimizer": {"lr": 0.2, "tau": 30}, "new": 1}, run_id=run.run_id)
+    begin({"optimizer": {"lr": 0.2, "tau": 30}, "new": 1}, folder=run._folder)
     kept = connect(store).get_run(run.run_id)
     assert kept.data.tags["muonlab.params_changed"] == "optimizer.lr: 0.1 -> 0.2"
     assert kept.data.params == {"optimizer.lr": "0.1", "optimizer.tau": "30", "new": "1"}
 
 
 @pytest.mark.parametrize("lost", ["never was", "deleted"])
-def test_a_run_that_the_store_has_lost_begins_anew(store, begin, lost):
-    run_id = "0" * 32
+def test_a_run_that_the_store_has_lost_begins_anew_with_the_same_clock(store, begin, lost):
+    first = begin()
+    client = connect(store)
     if lost == "deleted":
-        run_id = begin().run_id
-        connect(store).delete_run(run_id)
-    run = begin(run_id=run_id)
-    assert run.run_id != run_id
+        client.delete_run(first.run_id)
+    else:
+        client.delete_run(first.run_id)
+        Link.read(first._folder).keep(first._folder, run_id="0" * 32)
+    run = begin(folder=first._folder)
+    assert run.run_id not in (first.run_id, "0" * 32)
+    assert client.get_run(run.run_id).info.start_time == client.get_run(first.run_id).info.start_time
     run.log_rows([{"step": 0, "train_loss": 1.0}])
     assert points(store, run, "train/loss") == [(0, 1.0)]
 
@@ -244,19 +373,14 @@ def test_a_store_that_fails_does_not_end_the_training_and_catches_up(store, begi
     run = begin()
     run.log_rows([{"step": 0, "train_loss": 1.0}])
     with monkeypatch.context() as broken:
-
-        def refuse(*arguments, **settings):
-            raise ConnectionError("the disk is full")
-
         broken.setattr(run._client, "log_batch", refuse)
-        with pytest.warns(
-            UserWarning, match=r"cannot use the MLflow store .*: the disk is full; the run goes on"
-        ):
+        with pytest.warns(UserWarning, match=r"cannot use the MLflow store .*: gone; the run goes on"):
             run.log_rows([{"step": 1, "train_loss": 1.0}])
     run.log_rows([{"step": 2, "train_loss": 1.0}])
+    run.finish("finished")
     assert [step for step, _ in points(store, run, "train/loss")] == [0, 1, 2]
 
 
-def test_an_experiment_that_nobody_prepared_is_told(store):
+def test_an_experiment_that_nobody_prepared_is_told(store, tmp_path):
     with pytest.raises(MuonlabError, match="no MLflow experiment 'other'"):
-        MlflowRun.start(store, "other", "name", {}, {})
+        MlflowRun.start(store, "other", "name", {}, {}, tmp_path)

@@ -26,8 +26,9 @@ def prepare(index, folder):
     prepare_store(store_uri(None, folder), "lab", folder / "artifacts")
 
 
-def log_some(index, uri):
-    run = MlflowRun.start(uri, "lab", f"run {index}", {"index": index}, {})
+def log_some(index, uri, folder):
+    (folder / str(index)).mkdir()
+    run = MlflowRun.start(uri, "lab", f"run {index}", {"index": index}, {}, folder / str(index))
     for begin in range(0, 60, 10):
         run.log_rows([{"step": step, "train_loss": float(step)} for step in range(begin, begin + 10)])
     run.finish("finished")
@@ -58,10 +59,10 @@ def test_processes_that_begin_together_make_one_store(store, tmp_path):
     assert sorted(experiment.name for experiment in client.search_experiments()) == ["Default", "lab"]
 
 
-def test_forked_processes_log_beside_their_parent(store):
-    parent = MlflowRun.start(store, "lab", "parent", {}, {})
+def test_forked_processes_log_beside_their_parent(store, tmp_path):
+    parent = MlflowRun.start(store, "lab", "parent", {}, {}, tmp_path)
     parent.log_rows([{"step": 0, "train_loss": 1.0}])
-    assert in_processes(3, log_some, store) == [0, 0, 0]
+    assert in_processes(3, log_some, store, tmp_path) == [0, 0, 0]
     parent.log_rows([{"step": 1, "train_loss": 1.0}])
     client = connect(store)
     runs = client.search_runs([client.get_experiment_by_name("lab").experiment_id])

@@ -198,9 +198,3 @@ def test_the_same_steps_give_the_same_record(tmp_path, config, append_steps):
         pd.testing.assert_frame_equal(*(getattr(run, frame) for run in runs), check_exact=True)
     one, two = (run.folder / "traces" / "steps.parquet" for run in runs)
     assert one.read_bytes() == two.read_bytes()
-
-
-def test_the_mlflow_run_is_remembered(record):
-    assert record.mlflow_run_id is None
-    record.mlflow_run_id = "abc"
-    assert RunRecord.reopen(record.folder).mlflow_run_id == "abc"

@@ -19,7 +19,7 @@ from analysis.evidence import COLUMNS, write_evidence
 from analysis.redraw import redraw
 from muonlab.errors import MuonlabError
 from muonlab.record import load_run
-from muonlab.record.mlflow_run import MlflowRun
+from muonlab.record.mlflow_link import Link
 from muonlab.record.owner import Owner
 from muonlab.record.store import connect, store_uri
 from muonlab.study.judging import ANSWER_COLUMNS, answers_text, figure_of, judge
@@ -30,7 +30,7 @@ from muonlab.study.study import load_study
 from muonlab.study.tuning import best_levels
 from muonlab.train.config import TrackingSettings
 from muonlab.train.run import run_folder, train
-from muonlab.train.tracking import open_study_run
+from muonlab.train.tracking import open_store, open_study_run
 from muonlab.worker import main as worker
 
 ADAMW = {"overrides": ["optimizer=adamw"], "vary": {"optimizer.lr": [1e-3, 1e-9]}}
@@ -294,22 +294,26 @@ def test_a_run_that_outlived_its_worker_is_waited_for_and_not_failed(study, tmp_
     assert (attempt.state, attempt.status) == ("COMPLETE", "finished")
 
 
-def test_two_openers_at_once_make_one_study_run_in_mlflow(tmp_path, monkeypatch):
-    """Whoever writes the id first has the study's run; the other takes it and deletes its own."""
+def open_at_once(barrier, tracking, runs, folder):
+    barrier.wait()
+    open_study_run(tracking, runs, "s", folder, {})
+
+
+def test_two_openers_at_once_make_one_study_run_in_mlflow(tmp_path):
     tracking = TrackingSettings(name="mlflow", uri=None, experiment="e")
+    open_store(tracking, tmp_path)
     folder = tmp_path / "study"
     folder.mkdir()
-    whole, rivals = MlflowRun.start, []
-
-    def start(*arguments, **keywords):
-        if not rivals:
-            rivals.append(None)
-            rivals[0] = open_study_run(tracking, tmp_path, "s", folder, {})
-        return whole(*arguments, **keywords)
-
-    monkeypatch.setattr(MlflowRun, "start", start)
-    late = open_study_run(tracking, tmp_path, "s", folder, {})
-    assert late.run_id == rivals[0].run_id == (folder / "mlflow_run_id").read_text()
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(2)
+    openers = [
+        context.Process(target=open_at_once, args=(barrier, tracking, tmp_path, folder)) for _ in range(2)
+    ]
+    for opener in openers:
+        opener.start()
+    for opener in openers:
+        opener.join(60)
+        assert opener.exitcode == 0
     client = connect(store_uri(None, tmp_path))
     experiment = client.get_experiment_by_name("e").experiment_id
-    assert [run.info.run_id for run in client.search_runs([experiment])] == [late.run_id]
+    assert [run.info.run_id for run in client.search_runs([experiment])] == [Link.read(folder).run_id]

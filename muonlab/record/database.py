@@ -1,0 +1,137 @@
+"""SQLite files that several processes share: made whole beside their place, waited for while locked."""
+
+import fcntl
+import os
+import sqlite3
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from datetime import datetime
+from pathlib import Path
+from urllib.parse import quote
+
+from muonlab.command import tell
+from muonlab.errors import EnvironmentFault
+
+PATIENCE = 90.0  # seconds for which a command waits while another process holds a database
+SILENCE = 3.0  # seconds of them after which it says so
+ASIDE = ("", "-wal", "-shm", "-journal")  # a database is these files together
+
+
+def sqlite_url(path: str | Path) -> str:
+    """The URL of a database file, whatever its folders are called."""
+    name = str(Path(path).absolute())
+    if quote(name) != name:
+        # SQLAlchemy decodes the path, but MLflow makes its parent folder undecoded: without slashes that is the root.
+        name = "/" + quote(name[1:], safe="")
+    return f"sqlite:///{name}"
+
+
+def sqlite_path(url: str) -> Path | None:
+    """The file of an SQLite URL; None for every other database, and for one in memory."""
+    if url.partition(":")[0].partition("+")[0] != "sqlite":
+        return None
+    from sqlalchemy import make_url
+
+    database = make_url(url).database
+    return Path(database) if database and database != ":memory:" else None
+
+
+def tables(path: Path) -> set[str]:
+    """The names of a database's tables; none where there is no file. Raises sqlite3.DatabaseError for another file."""
+    if not path.exists():
+        return set()
+    with closing(sqlite3.connect(path, timeout=PATIENCE)) as connection:
+        return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+
+def make_database(path: Path, make: Callable[[Path], object]) -> None:
+    """Unless `path` is a database with tables, let `make` fill one beside it, and move that into its place.
+
+    Call it under `only_process(path)`. A kill at any moment leaves no half database: what it leaves beside the place is
+    removed by the next call.
+    """
+    for left in path.parent.glob(f".{path.name}.*.new*"):
+        left.unlink(missing_ok=True)
+    if tables(path):
+        return
+    new = path.with_name(
+        f".{path.name}.{uuid.uuid4().hex[:8]}.new"
+    )  # MLflow remembers which ones it has filled
+    try:
+        make(new)
+        with closing(sqlite3.connect(new)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        for suffix in ASIDE[
+            1:
+        ]:  # of a database that somebody removed: SQLite would replay it into the new one
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
+        os.replace(new, path)
+    finally:
+        for suffix in ASIDE:
+            Path(f"{new}{suffix}").unlink(missing_ok=True)
+
+
+def set_aside(path: Path, why: str) -> Path:
+    """Move a database out of the way, with what belongs to it; where it is now."""
+    aside = path.with_name(f"{path.name}.{why}-{datetime.now():%Y%m%d-%H%M%S-%f}")
+    for suffix in reversed(ASIDE):
+        if (part := Path(f"{path}{suffix}")).exists():
+            os.replace(part, f"{aside}{suffix}")
+    return aside
+
+
+@contextmanager
+def only_process(path: Path) -> Iterator[None]:
+    """Hold the lock that belongs to a database file. Raises EnvironmentFault if another process keeps it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(f"{path}.lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise EnvironmentFault(f"cannot write {path.parent}: {error.strerror}") from error
+    try:
+        _wait(path, lambda: _locks(descriptor))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def wait_until_free(path: Path) -> None:
+    """Wait, and say so, while another process locks a database. Raises EnvironmentFault after PATIENCE seconds."""
+    if path.exists():
+        _wait(path, lambda: _writable(path))
+
+
+def _locks(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _writable(path: Path) -> bool:
+    with closing(sqlite3.connect(path, timeout=0.2, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise
+            return False
+    return True
+
+
+def _wait(path: Path, ready: Callable[[], bool]) -> None:
+    begun, said = time.monotonic(), False
+    while not ready():
+        waited = time.monotonic() - begun
+        if waited > PATIENCE:
+            raise EnvironmentFault(
+                f"{path} has been locked by another process for {waited:.0f} s; rerun the command once it is free"
+            )
+        if waited > SILENCE and not said:
+            tell(f"waiting for {path}, which another process has locked ...")
+            said = True
+        time.sleep(0.1)
