@@ -24,7 +24,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data smoke sweep ablation evidence figures report ui test regression lint clean bench-optim bench-step \
+.PHONY: help setup data smoke sweep ablation evidence figures report ui test regression chaos lint clean bench-optim bench-step \
   gpu-check parity
 
 # Settings are refused, not ignored, where a target takes none.
@@ -79,6 +79,9 @@ test: setup  ## the test suite
 
 regression: setup  ## the losses to the bit, the committed answers and the figures to the byte (minutes)
 	@$(RUN) -m pytest tests/regression $(ARGS)
+
+chaos: setup  ## 500 faults injected into studies of 24 tiny runs, which must come out as if there were none (an hour)
+	@PYTHONPATH=tests $(RUN) -m chaos $(ARGS)
 
 lint: setup  ## ruff and mypy
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m mypy

@@ -86,6 +86,7 @@ def test_what_the_packages_import_is_declared():
 def test_what_the_benchmarks_and_tests_import_is_declared():
     known = NEEDED | OPTIONAL | names(lines("benchmarks/parity-requirements.txt"))
     helpers = {path.stem for path in (ROOT / "tests").rglob("*.py")}
+    helpers |= {path.parent.name for path in (ROOT / "tests").rglob("__init__.py")}
     undeclared = {
         module: str(path.relative_to(ROOT))
         for (module, _), path in third_party("benchmarks", "tests").items()

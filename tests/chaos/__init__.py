@@ -1,0 +1,1 @@
+"""Studies under a fault injector: `make chaos`, or `python -m chaos` with tests/ on the path."""
