@@ -8,11 +8,12 @@ if TYPE_CHECKING:
     from muonlab.record.identity import run_identity
     from muonlab.record.load import Run, load_run
     from muonlab.record.mlflow_run import MlflowRun
-    from muonlab.record.run import STATUSES, RunRecord
+    from muonlab.record.run import OVER, STATUSES, RunRecord
     from muonlab.record.spikes import detect_spikes, spike_score
     from muonlab.record.store import prepare_store, store_uri
 
 __all__ = [
+    "OVER",
     "STATUSES",
     "MlflowRun",
     "Run",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "OVER": "run",
     "STATUSES": "run",
     "MlflowRun": "mlflow_run",
     "Run": "load",

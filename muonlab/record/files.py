@@ -2,11 +2,16 @@
 
 import json
 import os
+import re
+import shutil
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from muonlab.errors import MuonlabError
+from muonlab.errors import EnvironmentFault, MuonlabError
+from muonlab.record.owner import machine, process_start
 
 
 def check_folder(path: Path, place: str) -> None:
@@ -22,16 +27,54 @@ def check_folder(path: Path, place: str) -> None:
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` on a temporary path and move the result to `path`, so that no reader and no kill -9 ever
-    leaves half a file there. Raises MuonlabError where the folder cannot be written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Call `write` on a temporary path and move the result to `path`, so that no reader and no kill -9 ever leaves
+    half a file there. Raises EnvironmentFault where the folder cannot be written, or the disk is full."""
+    temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
-        raise MuonlabError(f"cannot write {path}: {error.strerror or error}") from error
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise EnvironmentFault(f"cannot write {path}: {error.strerror or error}") from error
+        raise
+
+
+def temporary_path(path: Path) -> Path:
+    """A hidden path beside `path` that no other process takes; its name says which process it belongs to."""
+    return path.with_name(f".{path.name}.{_process(os.getpid())}.{uuid.uuid4().hex[:6]}.tmp")
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> list[Path]:
+    """Remove the temporary files and folders of `name` in `folder` that killed processes of this machine left; which
+    these were."""
+    left = []
+    for path in folder.glob(f".{name}.tmp"):
+        owner = re.search(r"\.(\w+)-(\d+)-(\d+)\.\w+\.tmp$", path.name)
+        if owner is None or owner[1] != _machine() or process_start(int(owner[2])) == int(owner[3]):
+            continue
+        with suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            left.append(path)
+    return left
+
+
+def set_aside(path: Path) -> Path:
+    """Rename `path` to the first free of `<name>.torn`, `<name>.torn-2`, ...; the new path."""
+    new, number = path.with_name(f"{path.name}.torn"), 2
+    while new.exists():
+        new, number = path.with_name(f"{path.name}.torn-{number}"), number + 1
+    return path.rename(new)
+
+
+def _process(pid: int) -> str:
+    return f"{_machine()}-{pid}-{process_start(pid) or 0}"
+
+
+def _machine() -> str:
+    return uuid.uuid5(uuid.NAMESPACE_OID, machine() or "").hex[:8]
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -47,6 +90,6 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise MuonlabError(f"cannot read {path}: {error.strerror}") from error
+        raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:  # no JSON, or no UTF-8
         raise MuonlabError(f"{path} is not JSON: {error}") from error

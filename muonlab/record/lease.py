@@ -1,6 +1,6 @@
 """Who writes a run's folder: a lease that its holder renews, and that ends when it is no longer renewed.
 
-The lease is a file in the folder, `lease-000001`, which only one process can create. Its content says who holds it; its
+The lease is a file in the folder, `.lease-000001`, which only one process can create. It says who holds it, and its
 modification time is the heartbeat. Nobody compares clocks of two machines: an observer watches with its own clock
 whether the time *changes*. Where the holder is on the observer's machine, its process number answers at once. Whoever
 takes a lease that ended creates the next number and removes the lower ones, by which a holder that was only asleep
@@ -22,7 +22,7 @@ from muonlab.record.owner import Owner
 
 # Heartbeats after which a holder that gave no sign is taken for dead.
 SILENCE = 3
-PATTERN = "lease-[0-9]*"
+PATTERN = ".lease-[0-9]*"
 
 
 class LeaseLost(EnvironmentFault):
@@ -131,7 +131,7 @@ class Lease:
     @classmethod
     def _create(cls, folder: Path, number: int) -> "Lease | None":
         token, every = uuid.uuid4().hex, beat_seconds()
-        path = folder / f"lease-{number:06d}"
+        path = folder / f".lease-{number:06d}"
         text = json.dumps({"token": token, "every": every, **Owner.this().values()})
         try:
             with path.open("x", encoding="utf-8") as file:

@@ -36,8 +36,9 @@ class Run:
         # Infinities and NaN are kept as text, since JSON has no numbers for them.
         metrics = state["metrics"].items()
         self.metrics: dict[str, float] = {k: float(v) if isinstance(v, str) else v for k, v in metrics}
-        if self.status == "running" and writer_alive(state) is False:
-            self.status, self.cause = "interrupted", f"process {state['sessions'][-1]['pid']} was killed"
+        if self.status == "running" and writer_alive(folder) is False:
+            last = state["sessions"][-1]
+            self.status, self.cause = "interrupted", f"process {last['pid']} on {last['host']} was killed"
 
     @property
     def identity(self) -> str:
@@ -103,8 +104,8 @@ def _config(path: Path) -> Mapping[str, Any]:
 def load_run(folder: str | Path) -> Run:
     """Read the run recorded in `folder`.
 
-    A run whose process died without ending it is `interrupted`; one begun on another host stays `running`,
-    since nothing here can tell. Raises MuonlabError if `folder` holds no run.
+    A run whose process died without ending it is `interrupted`; one whose process was on another machine and left its
+    lease stays `running`, since nothing here can tell. Raises MuonlabError if `folder` holds no run.
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from muonlab.errors import MuonlabError
-from muonlab.record.files import write_atomic
+from muonlab.record.files import set_aside, write_atomic
 
 SCALARS = (
     "tokens",
@@ -192,16 +192,8 @@ def set_aside_torn(folder: Path) -> list[Path]:
                 for group in file.groups:
                     file.rows(group, schema_of(name, [file]))
             except TornTrace:
-                aside.append(path.rename(_free(path.with_name(f"{path.name}.torn"))))
+                aside.append(set_aside(path))
     return aside
-
-
-def _free(path: Path) -> Path:
-    """`path`, with a number behind it where there is such a file."""
-    number = 1
-    while (free := path if number == 1 else path.with_name(f"{path.name}-{number}")).exists():
-        number += 1
-    return free
 
 
 @contextmanager

@@ -7,6 +7,7 @@
     traces/              full-resolution traces (Parquet): parts while it runs, one file of each when it ended
     events.json          loss spikes, with the definitions that found them
     mlflow.json          the MLflow run that shows the same
+    .lease-000001        who is writing it, while it is written
 
 Every file is written whole or not at all, so a run killed at any moment is still a record.
 """
@@ -21,14 +22,16 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from muonlab.errors import MuonlabError, unknown_name
+from muonlab.errors import EnvironmentFault, MuonlabError, unknown_name
 from muonlab.record.charts import chart_parts
 from muonlab.record.environment import Environment, collect_environment
-from muonlab.record.files import write_atomic, write_json
+from muonlab.record.files import temporary_path, write_atomic, write_json
 from muonlab.record.identity import run_identity
+from muonlab.record.lease import Lease
+from muonlab.record.mend import is_run, set_aside_torn
 from muonlab.record.owner import Owner
 from muonlab.record.score import SERIES, describe_spikes
-from muonlab.record.state import FILE, read_state, writer_alive
+from muonlab.record.state import FILE, read_state
 from muonlab.record.stream import read_trace
 from muonlab.record.trace import TraceWriter
 
@@ -36,13 +39,21 @@ if TYPE_CHECKING:
     import torch
 
 STATUSES = ("running", "finished", "diverged", "pruned", "out-of-memory", "failed", "interrupted")
+OVER = ("finished", "diverged", "out-of-memory")
+"""After these there is nothing left to do: they are outcomes of the settings, which a second try would have too."""
 
 
 class RunRecord:
-    """The one writer of a run's folder. Made by `create` or `reopen`, ended by `finish`."""
+    """The one writer of a run's folder, which holds its lease. Made by `create` or `reopen`, ended by `finish`, and
+    then closed: only `close` gives the lease back, so that MLflow can be written to under it.
 
-    def __init__(self, folder: Path):
+    Where another process has taken the lease over, every method that writes raises LeaseLost and writes nothing.
+    """
+
+    def __init__(self, folder: Path, lease: Lease):
         self.folder = folder
+        self.lease = lease
+        self.torn: list[Path] = []
         self._traces = TraceWriter(folder / "traces")
         self._state: dict[str, Any] = read_state(folder) or {"sessions": []}
 
@@ -58,44 +69,83 @@ class RunRecord:
 
         `environment` None means: look here and now. The folder appears with everything in it, so that no kill
         leaves half a record and only one of two processes can begin the same run. Raises MuonlabError if it
-        cannot be written or holds something already.
+        holds something already, EnvironmentFault if it cannot be written.
         """
         folder = Path(folder)
         if (folder / "config.yaml").exists():
             _refuse_other_run(folder, config)
             raise MuonlabError(f"{folder} holds this run already; reopen it or move it away")
-        new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-        text = yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
-        write_atomic(new / "config.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
-        write_json(new / "environment.json", (environment or collect_environment()).values())
-        write_json(new / "routing.json", [dict(route) for route in routing])
-        cls(new)._open_session()
+        new = temporary_path(folder)
         try:
-            os.replace(new, folder)
+            new.mkdir(parents=True)
         except OSError as error:
-            shutil.rmtree(new)
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise MuonlabError(f"cannot write {folder}: {error.strerror}") from error
-            held = "this run already" if (folder / "config.yaml").exists() else "files that are no run"
-            raise MuonlabError(f"{folder} holds {held}; choose another folder") from error
-        return cls(folder)
+            raise _refusal(folder, error) from error
+        record = cls(new, Lease.take(new))
+        try:
+            record.describe(config, routing, environment)
+            record._open_session()
+            os.replace(new, folder)
+        except BaseException as error:
+            record.close()
+            shutil.rmtree(new, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise _refusal(folder, error) from error
+            raise
+        record.lease.moved(folder)
+        return cls(folder, record.lease)
 
     @classmethod
-    def reopen(cls, folder: str | Path, config: Mapping[str, Any] | None = None) -> "RunRecord":
+    def reopen(
+        cls,
+        folder: str | Path,
+        config: Mapping[str, Any] | None = None,
+        routing: Sequence[Mapping[str, Any]] | None = None,
+        environment: Environment | None = None,
+    ) -> "RunRecord":
         """Go on with a run that was interrupted; follow with `truncate` to the step of its checkpoint.
 
-        Raises MuonlabError if there is no run, if `config` is given and is another run's, or if a process
-        that still runs is writing it.
+        Files that cannot be read are set aside (`torn` names them) and written again from `config`, `routing` and
+        `environment` where they are given. Raises MuonlabError if there is no run, or if `config` is another run's;
+        EnvironmentFault if another process is writing it.
         """
         folder = Path(folder)
-        if not (folder / "config.yaml").exists():
+        if not is_run(folder):
             raise MuonlabError(f"no run in {folder}: it has no config.yaml")
-        if config is not None:
-            _refuse_other_run(folder, config)
-        refuse_live_writer(folder)
-        record = cls(folder)
-        record._open_session()
+        lease = Lease.take(folder)
+        try:
+            torn = set_aside_torn(folder)
+            if (folder / "config.yaml").exists() and config is not None:
+                _refuse_other_run(folder, config)
+            elif config is None and not (folder / "config.yaml").exists():
+                raise MuonlabError(f"no run in {folder}: it has no config.yaml")
+            record = cls(folder, lease)
+            record.torn = torn
+            if config is not None and routing is not None:
+                record.describe(config, routing, environment)
+            record._open_session()
+        except BaseException:
+            lease.release()
+            raise
         return record
+
+    def describe(
+        self,
+        config: Mapping[str, Any],
+        routing: Sequence[Mapping[str, Any]],
+        environment: Environment | None = None,
+    ) -> None:
+        """Write what is missing of config.yaml, environment.json and routing.json."""
+        text = yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
+        if not (self.folder / "config.yaml").exists():
+            write_atomic(self.folder / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
+        if not (self.folder / "environment.json").exists():
+            write_json(self.folder / "environment.json", (environment or collect_environment()).values())
+        if not (self.folder / "routing.json").exists():
+            write_json(self.folder / "routing.json", [dict(route) for route in routing])
+
+    def close(self) -> None:
+        """Give the lease back. A run that was not ended is interrupted, and can be reopened."""
+        self.lease.release()
 
     @property
     def status(self) -> str:
@@ -114,6 +164,7 @@ class RunRecord:
 
     def flush(self) -> None:
         """Write what was appended to disk."""
+        self.lease.check()
         self._traces.flush()
 
     def rows(self, after: int = -1) -> Iterator[list[dict[str, float]]]:
@@ -122,6 +173,7 @@ class RunRecord:
 
     def truncate(self, step: int) -> None:
         """Drop every row after `step`: -1 drops all. A resumed run computes them again."""
+        self.lease.check()
         self._traces.truncate(step)
 
     def finish(self, status: str, cause: str = "", metrics: Mapping[str, float] | None = None) -> None:
@@ -133,6 +185,7 @@ class RunRecord:
         ends = STATUSES[1:]
         if status not in ends:
             raise unknown_name("final status", status, ends)
+        self.lease.check()
         self._traces.flush()
         self._traces.merge()
         write_json(
@@ -147,7 +200,10 @@ class RunRecord:
         self._write_state()
 
     def _open_session(self) -> None:
-        self._state["sessions"].append(Owner.this().values() | {"started": _now()})
+        session = Owner.this().values() | {"started": _now()}
+        if self.torn:
+            session["torn"] = [path.name for path in self.torn]
+        self._state["sessions"].append(session)
         self._state |= {"status": "running", "cause": "", "metrics": {}}
         self._write_state()
 
@@ -164,14 +220,12 @@ def _refuse_other_run(folder: Path, config: Mapping[str, Any]) -> None:
         raise MuonlabError(f"{folder} holds another run ({theirs}, not {ours}); choose another folder")
 
 
-def refuse_live_writer(folder: Path) -> None:
-    """Raises MuonlabError if a process that still runs is writing the run in `folder`."""
-    state = read_state(folder)
-    if not state or state["status"] != "running":
-        return
-    pid = state["sessions"][-1]["pid"]
-    if pid != os.getpid() and writer_alive(state):
-        raise MuonlabError(f"{folder} is being written by process {pid}")
+def _refusal(folder: Path, error: OSError) -> MuonlabError:
+    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+        return EnvironmentFault(f"cannot write {folder}: {error.strerror or error}")
+    if (folder / "config.yaml").exists():
+        return EnvironmentFault(f"{folder} was begun by another process in the same moment")
+    return MuonlabError(f"{folder} holds files that are no run; choose another folder")
 
 
 def _plain(value: Any) -> Any:

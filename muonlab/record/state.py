@@ -8,7 +8,7 @@ from annotated_types import MinLen
 
 from muonlab.errors import MuonlabError
 from muonlab.record.files import read_json
-from muonlab.record.owner import Owner
+from muonlab.record.lease import held
 from muonlab.settings.check import Text, check
 
 FILE = "status.json"
@@ -37,6 +37,8 @@ def read_state(folder: Path) -> dict[str, Any] | None:
     return state
 
 
-def writer_alive(state: Mapping[str, Any]) -> bool | None:
-    """Whether the process that opened the record last still runs; None if that was on another host."""
-    return Owner.read(state["sessions"][-1]).alive
+def writer_alive(folder: Path) -> bool | None:
+    """Whether a process is writing the run in `folder`; None if one on another machine was, of which nothing is known
+    here."""
+    lease = held(folder)
+    return lease.alive() if lease else False

@@ -38,8 +38,7 @@ def finished_run(config: RunConfig) -> Path | None:
 
 def being_written(folder: Path) -> bool:
     """Whether a process that may still live is writing the run in `folder`."""
-    state = read_state(folder)
-    return state is not None and state["status"] == "running" and writer_alive(state) is not False
+    return writer_alive(folder) is not False
 
 
 def objective(run: Run) -> float:

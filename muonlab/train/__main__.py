@@ -10,11 +10,12 @@ from muonlab.cli import Config, hydra_command
 from muonlab.command import run_command
 from muonlab.train.config import read_config
 
-EXIT_CODES = {"finished": 0, "diverged": 3, "out-of-memory": 4, "interrupted": 130}
+EXIT_CODES = {"finished": 0, "diverged": 3, "out-of-memory": 4}
 
 
 def main() -> int:
-    """Exit code: 0 finished, 2 a mistake in the command, 3 diverged, 4 out of memory, 130 interrupted."""
+    """Exit code: 0 finished, 2 a mistake in the command or a refusal of the machine, 3 diverged, 4 too large for this
+    machine's memory, 128 + the number of the signal that interrupted it (130: Ctrl-C)."""
     return hydra_command("train", one_run)
 
 
@@ -24,16 +25,17 @@ def one_run(values: Config, overrides: list[str]) -> int:
     from muonlab.train.run import first_rank, train
 
     outcome = train(config)
+    code = 128 + outcome.signal if outcome.status == "interrupted" else EXIT_CODES[outcome.status]
     if not first_rank():
-        return EXIT_CODES[outcome.status]
+        return code
     ending = f"{outcome.status}: {outcome.cause}" if outcome.cause else outcome.status
     if not outcome.trained:
         ending += " (earlier; force=true trains it again)"
     elif outcome.status == "interrupted":
         ending += "; rerun the same command to resume"
-    print(ending, file=sys.stderr if EXIT_CODES[outcome.status] else sys.stdout)
+    print(ending, file=sys.stderr if code else sys.stdout)
     print(f"run: {outcome.folder}", flush=True)
-    return EXIT_CODES[outcome.status]
+    return code
 
 
 if __name__ == "__main__":

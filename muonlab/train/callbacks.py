@@ -11,7 +11,10 @@ from typing import Any
 import lightning as L
 from tqdm import tqdm
 
-from muonlab.train.recording import Recording, checkpoint_path
+from muonlab.train.checkpoints import Checkpoints, at_end
+from muonlab.train.recording import Recording
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Diverged(Exception):
@@ -19,17 +22,30 @@ class Diverged(Exception):
 
 
 class Interrupted(Exception):
-    """The user or the machine asked the run to stop; it stopped between two steps."""
+    """The user or the machine asked the run to stop, with the signal `number`; it stopped between two steps."""
+
+    def __init__(self, text: str, number: int = signal.SIGINT):
+        super().__init__(text)
+        self.number = number
 
 
 class Health(L.Callback):
-    """Stops a run whose loss is not finite.
+    """Stops a run whose weights are not finite when it begins, or whose loss is not finite.
 
-    On the CPU every step is looked at; on a GPU every 25th, because a look makes the host wait for the device.
+    On the CPU every step is looked at; on a GPU every 25th, because a look makes the host wait for the device. What the
+    last update broke shows in the final metrics.
     """
 
     def __init__(self, recording: Recording):
         self.recording = recording
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Raises Diverged for weights that are lost before the first step."""
+        if trainer.global_step:
+            return
+        for name, parameter in module.named_parameters():
+            if not bool(parameter.detach().isfinite().all()):
+                raise Diverged(f"{name} is not finite before the first step")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -43,30 +59,51 @@ class Health(L.Callback):
 
 
 class StopBetweenSteps(L.Callback):
-    """Ctrl-C and SIGTERM end the run after the current step, with a checkpoint; a second Ctrl-C ends it at once."""
+    """Signals that ask a run to stop end it after the current step, with a checkpoint; a second Ctrl-C at once.
 
-    def __init__(self) -> None:
-        self.asked: str = ""
+    They are SIGINT (Ctrl-C), SIGTERM, SIGHUP (the terminal is gone) and SIGUSR1, by which batch systems announce the
+    end. A run that has done its last step ends as it would have. In force from `install` to `restore`.
+    """
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
+        self.asked = 0
         self._old: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def install(self) -> None:
         """Take over the signals, where this is the main thread of a process."""
         if threading.current_thread() is threading.main_thread():
-            self._old = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+            for number in SIGNALS:
+                if (old := signal.getsignal(number)) is not signal.SIG_IGN:  # as SIGHUP is under nohup
+                    signal.signal(number, self._ask)
+                    self._old.setdefault(number, old)
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Take over from Lightning, whose own handlers end a run without a checkpoint; stop here if asked before."""
+        self.install()
+        if self.asked:
+            raise Interrupted(f"{self._name} before step {trainer.global_step}", self.asked)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        if self.asked == name == "SIGINT":
-            raise KeyboardInterrupt
-        self.asked = self.asked or name
+        again = self.asked == number == signal.SIGINT
+        self.asked = self.asked or number
+        if again:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            # Not KeyboardInterrupt, for which Lightning exits by itself.
+            raise Interrupted(f"{self._name} within a step", self.asked)
+
+    @property
+    def _name(self) -> str:
+        return signal.Signals(self.asked).name
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save and leave, if asked and if a whole optimizer step is done."""
-        if self.asked and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            trainer.save_checkpoint(checkpoint_path(trainer))
-            raise Interrupted(f"{self.asked} after step {trainer.global_step - 1}")
+        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if self.asked and whole and not at_end(trainer):
+            self.checkpoints.save(trainer)
+            raise Interrupted(f"{self._name} after step {trainer.global_step - 1}", self.asked)
 
     def restore(self) -> None:
         """Give the signals back."""

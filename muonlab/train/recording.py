@@ -3,22 +3,20 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from muonlab.data import bits_per_byte
-from muonlab.record import RunRecord
+from muonlab.record import OVER, RunRecord
 from muonlab.record.mlflow_run import MlflowRun
 from muonlab.train.module import LanguageModel, MixtureOfExperts
 
 
 class Recording(L.Callback):
-    """Appends one row a step to the record and passes the rows on to MLflow at every flush.
+    """Appends one row a step to the record and passes the rows on to MLflow behind every checkpoint.
 
     Row `step` (from 0) holds the loss, gradient norm, learning rate and max logits of that step's forward and
     backward, and the clip factors applied after its update; at their cadence `probe_loss`, `val_loss` and the
@@ -156,21 +154,8 @@ class Recording(L.Callback):
         return sizes | {f"weight_rms/{g}": (torch.stack(weight[g]).sum() / count[g]).sqrt() for g in count}
 
     # ------------------------------------------------------------------ keeping it
-    def flush(self) -> None:
-        """Write what is buffered to the record and to MLflow."""
-        if self.record is not None:
-            self.record.flush()
-            self._send(self.record)
-
-    def _send(self, record: RunRecord) -> None:
-        """Pass on to MLflow what is on disk and was not yet."""
-        if self.mlflow_run is not None:
-            for rows in record.rows(after=self.sent):
-                self.mlflow_run.log_rows(rows)
-                self.sent = int(rows[-1]["step"])
-
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Final losses, while the model still is on its device, and a checkpoint of the last step."""
+        """Final metrics, while the model still is on its device; the checkpoint of the last step keeps them."""
         assert isinstance(module, LanguageModel)
         val_loss, probe_loss = module.validate().item(), module.probe().loss
         self.metrics = {
@@ -178,29 +163,17 @@ class Recording(L.Callback):
             "val_bits_per_byte": bits_per_byte(val_loss, module.data.bytes_per_token),
             "probe_loss": probe_loss.item(),
         }
-        path = checkpoint_path(trainer)
-        # All ranks save or none: the first one's file may appear before another looks for it.
-        if not trainer.strategy.broadcast(path.exists()):
-            trainer.save_checkpoint(path, weights_only=False)
-
-    def finish(self, status: str, cause: str) -> None:
-        """End the record and the MLflow run, whatever happened."""
-        self.flush()
-        metrics = self.metrics if status == "finished" else {}
-        if self.record is not None:
-            self.record.finish(status, cause, metrics)
-            if self.mlflow_run is not None:
-                self.mlflow_run.log_folder(self.record.folder)
-                self.mlflow_run.finish(status, cause, metrics)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """A checkpoint and the record on disk always agree: both hold the steps before `global_step`."""
-        self.flush()
+        if self.record is not None:
+            self.record.flush()
         checkpoint["muonlab"] = {
             "seconds": self.seconds_before + time.monotonic() - self.started,
             "random_state": torch.get_rng_state(),
+            "metrics": self.metrics,
         }
 
     def on_load_checkpoint(
@@ -209,14 +182,26 @@ class Recording(L.Callback):
         """Rows written after the checkpoint are dropped: they will be computed again, to the same bits."""
         if self.record is not None:
             self.record.truncate(checkpoint["global_step"] - 1)
-            self._send(self.record)  # what a kill kept from MLflow; it skips what it has
-        self.seconds_before = checkpoint["muonlab"]["seconds"]
-        self._random_state = checkpoint["muonlab"]["random_state"]
+            self.send()  # what a kill kept from MLflow; it skips what it has
+        kept = checkpoint["muonlab"]
+        self.seconds_before, self._random_state = kept["seconds"], kept["random_state"]
+        self.metrics = kept.get("metrics", {})
 
+    def send(self) -> None:
+        """Pass the rows on disk on to MLflow: those that a checkpoint covers, which no resume computes again."""
+        if self.record is not None and self.mlflow_run is not None:
+            for rows in self.record.rows(after=self.sent):
+                self.mlflow_run.log_rows(rows)
+                self.sent = int(rows[-1]["step"])
 
-def checkpoint_path(trainer: L.Trainer) -> Path:
-    """Where the checkpoint of the steps done so far lies."""
-    callback = trainer.checkpoint_callback
-    assert isinstance(callback, ModelCheckpoint)
-    assert callback.dirpath is not None
-    return Path(callback.dirpath) / f"step-{trainer.global_step:08d}.ckpt"
+    def finish(self, status: str, cause: str) -> None:
+        """End the record and the MLflow run, whatever happened."""
+        if self.record is None:
+            return
+        metrics = self.metrics if status == "finished" else {}
+        self.record.finish(status, cause, metrics)
+        if self.mlflow_run is not None:
+            if status in OVER:
+                self.send()
+            self.mlflow_run.log_folder(self.record.folder)
+            self.mlflow_run.finish(status, cause, metrics)

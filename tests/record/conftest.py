@@ -21,9 +21,11 @@ def config():
 
 @pytest.fixture
 def record(tmp_path, config):
-    return RunRecord.create(
+    record = RunRecord.create(
         tmp_path / "run", config, [{"name": "w", "shape": [3, 4]}], Environment(host="here")
     )
+    yield record
+    record.close()
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,7 @@ def test_a_lease_is_refused_while_its_process_lives_and_taken_at_once_when_it_is
         process.kill()
         process.communicate()
     lease = Lease.take(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["lease-000002"]
+    assert [path.name for path in tmp_path.iterdir()] == [".lease-000002"]
     lease.release()
     assert not list(tmp_path.iterdir())
 
@@ -119,7 +119,7 @@ def test_of_many_that_come_at_once_one_takes_a_dead_lease(tmp_path, monkeypatch)
     for round_ in range(10):
         folder = tmp_path / str(round_)
         folder.mkdir()
-        (folder / "lease-000003").write_text(json.dumps({"token": "x", "every": 0.05, **dead}))
+        (folder / ".lease-000003").write_text(json.dumps({"token": "x", "every": 0.05, **dead}))
         taken, start = [], threading.Barrier(8)
 
         def take(folder=folder, taken=taken, start=start):
@@ -134,7 +134,7 @@ def test_of_many_that_come_at_once_one_takes_a_dead_lease(tmp_path, monkeypatch)
             thread.join()
         [lease] = taken
         lease.check()
-        assert [path.name for path in folder.iterdir()] == ["lease-000004"]
+        assert [path.name for path in folder.iterdir()] == [".lease-000004"]
         lease.release()
 
 
@@ -148,9 +148,9 @@ def test_containers_with_equal_names_and_process_numbers_are_different_machines(
 
 
 def test_a_lease_that_was_killed_while_it_was_made_is_silent(tmp_path):
-    (tmp_path / "lease-000001").write_text("")
+    (tmp_path / ".lease-000001").write_text("")
     lease = Lease.take(tmp_path)
-    assert lease.path.name == "lease-000002"
+    assert lease.path.name == ".lease-000002"
     lease.release()
 
 

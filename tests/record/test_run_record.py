@@ -2,6 +2,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -9,9 +10,10 @@ import pandas as pd
 import pytest
 import torch
 
-from muonlab.errors import MuonlabError
+from muonlab.errors import EnvironmentFault, MuonlabError
 from muonlab.record import RunRecord, load_run
 from muonlab.record.environment import Environment
+from muonlab.record.lease import LeaseLost
 from muonlab.record.owner import process_start
 
 WRITER = """
@@ -106,6 +108,7 @@ def test_a_second_record_in_the_folder_is_refused(record, config):
     another = r"holds another run \([0-9a-f]{10}, not [0-9a-f]{10}\)"
     with pytest.raises(MuonlabError, match=another):
         RunRecord.create(record.folder, other, [], {})
+    record.close()
     with pytest.raises(MuonlabError, match=another):
         RunRecord.reopen(record.folder, other)
     assert [path.name for path in record.folder.parent.iterdir()] == ["run"]
@@ -143,7 +146,8 @@ def test_a_killed_run_is_interrupted_and_goes_on(writer, tmp_path):
     writer.send_signal(signal.SIGKILL)
     writer.wait()
     run = load_run(folder)
-    assert (run.status, run.cause) == ("interrupted", f"process {writer.pid} was killed")
+    assert run.status == "interrupted"
+    assert run.cause == f"process {writer.pid} on {socket.gethostname()} was killed"
     assert run.steps["train_loss"].tolist() == [5.0, 4.0, 3.0, 2.0]
 
     record = RunRecord.reopen(folder, {"seed": 1})
@@ -160,19 +164,38 @@ def test_a_killed_run_is_interrupted_and_goes_on(writer, tmp_path):
 
 
 def test_another_process_with_the_number_of_a_killed_one_is_not_it(record):
-    state = json.loads((record.folder / "status.json").read_text())
+    lease = json.loads(record.lease.path.read_text())
     # Process 1 runs, but did not start when the writer did.
-    state["sessions"][-1] |= {"pid": 1, "pid_started": (process_start(1) or 0) + 1}
-    (record.folder / "status.json").write_text(json.dumps(state))
+    lease |= {"pid": 1, "pid_started": (process_start(1) or 0) + 1}
+    record.lease.path.write_text(json.dumps(lease))
     assert load_run(record.folder).status == "interrupted"
 
 
-def test_a_run_begun_on_another_host_cannot_be_judged_but_can_go_on(record):
-    state = json.loads((record.folder / "status.json").read_text())
-    state["sessions"][-1] |= {"host": "elsewhere", "pid": 2**22 + 1}
-    (record.folder / "status.json").write_text(json.dumps(state))
+def test_a_run_of_another_machine_runs_until_its_heart_stops(record, monkeypatch):
+    monkeypatch.setenv("MUONLAB_BEAT", "0.05")
+    lease = json.loads(record.lease.path.read_text())
+    record.lease.path.write_text(json.dumps(lease | {"machine": "another", "every": 0.05}))
     assert load_run(record.folder).status == "running"
-    assert RunRecord.reopen(record.folder).status == "running"
+    again = RunRecord.reopen(record.folder)  # the record's own thread beats every 10 s, which is silence here
+    assert again.status == "running"
+    for write in (record.flush, lambda: record.truncate(-1), lambda: record.finish("finished")):
+        with pytest.raises(LeaseLost, match="taken over by another process"):
+            write()
+    again.finish("finished")
+    again.close()
+
+
+def test_a_run_belongs_to_its_record_until_that_is_closed(record):
+    with pytest.raises(EnvironmentFault, match="is being written by process"):
+        RunRecord.reopen(record.folder)
+    record.close()
+    assert load_run(record.folder).status == "interrupted"
+    record = RunRecord.reopen(record.folder)
+    record.finish("finished")
+    with pytest.raises(EnvironmentFault, match="is being written by process"):
+        RunRecord.reopen(record.folder)
+    record.close()
+    assert not list(record.folder.glob(".lease*"))
 
 
 def test_rows_are_all_that_is_on_disk_after_a_step(record, append_steps):

@@ -10,7 +10,7 @@ from optuna.trial import Trial, TrialState
 from tiny_designs import PUBLISHED, search
 
 from muonlab.errors import MuonlabError
-from muonlab.record.owner import Owner
+from muonlab.record.owner import Owner, machine
 from muonlab.study.queue import Queue, open_storage
 from muonlab.study.space import suggest
 
@@ -36,7 +36,7 @@ def opened(study, tmp_path):
 @pytest.fixture
 def dies(monkeypatch):
     """dies() makes the owner of every attempt so far a process that is gone, and this one another."""
-    gone = Owner(socket.gethostname(), 2**22 + 1, 1)
+    gone = Owner(socket.gethostname(), 2**22 + 1, 1, machine())
 
     def die():
         monkeypatch.setattr(Owner, "alive", property(lambda owner: owner != gone))

@@ -20,7 +20,7 @@ from analysis.redraw import redraw
 from muonlab.errors import MuonlabError
 from muonlab.record import load_run
 from muonlab.record.mlflow_link import Link
-from muonlab.record.owner import Owner
+from muonlab.record.owner import Owner, machine
 from muonlab.record.store import connect, store_uri
 from muonlab.study.judging import ANSWER_COLUMNS, answers_text, figure_of, judge
 from muonlab.study.queue import Queue, open_storage
@@ -275,7 +275,7 @@ def test_a_run_that_outlived_its_worker_is_waited_for_and_not_failed(study, tmp_
     folder = run_folder(slot.config)
     made.save()
     with monkeypatch.context() as patch:  # its worker took the slot, and is gone
-        gone = Owner(socket.gethostname(), 2**22 + 1, 1)
+        gone = Owner(socket.gethostname(), 2**22 + 1, 1, machine())
         patch.setattr(Owner, "this", classmethod(lambda cls: gone))
         patch.setattr(Owner, "alive", property(lambda owner: True))
         assert Queue(open_storage(None, made.folder), made.name, made.design).claim(slot)

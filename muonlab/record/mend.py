@@ -1,0 +1,60 @@
+"""Brings a damaged record back to where its run can go on: nothing is deleted, what is torn is set aside."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from muonlab.errors import EnvironmentFault, MuonlabError
+from muonlab.record.environment import Environment
+from muonlab.record.files import remove_leftovers, set_aside
+from muonlab.record.parts import set_aside_torn as set_aside_torn_traces
+from muonlab.record.state import FILE, read_state
+
+SMALL = ("config.yaml", "environment.json", "routing.json", FILE, "mlflow.json", "events.json")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether there is a run in `folder`, be it a damaged one."""
+    return any((folder / name).exists() for name in SMALL)
+
+
+def set_aside_torn(folder: Path) -> list[Path]:
+    """Rename the files of a record that cannot be read to `*.torn`, and remove what killed processes left.
+
+    To be called by the holder of the lease. What is set aside can be written again: the config and the routing are
+    those of the run's command, the environment is today's, the state is that of an interrupted run, and the traces are
+    computed again from the checkpoint before their first hole (see stream.whole_until). Raises
+    EnvironmentFault for a file that the system refuses, which proves nothing.
+    """
+    for place in (folder, folder / "traces", folder / "checkpoints"):
+        remove_leftovers(place)
+    small = [set_aside(folder / name) for name in SMALL if (folder / name).exists() and _torn(folder / name)]
+    return small + set_aside_torn_traces(folder / "traces")
+
+
+def _torn(path: Path) -> bool:
+    read: dict[str, Callable[[Path], Any]] = {
+        "config.yaml": lambda path: dict(yaml.safe_load(_text(path))),
+        "environment.json": lambda path: Environment.read(dict(json.loads(_text(path)))),
+        "routing.json": lambda path: [dict(route) for route in json.loads(_text(path))],
+        FILE: lambda path: read_state(path.parent),
+        "mlflow.json": lambda path: json.loads(_text(path))["run_id"],
+        "events.json": lambda path: json.loads(_text(path)),
+    }
+    try:
+        read[path.name](path)
+    except EnvironmentFault:
+        raise
+    except (MuonlabError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
+        return True
+    return False
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from error

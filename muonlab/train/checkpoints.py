@@ -1,0 +1,131 @@
+"""Checkpoints: written whole, two kept, and judged by what they hold when a run goes on."""
+
+import io
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+from muonlab.errors import EnvironmentFault
+from muonlab.record.files import set_aside, write_atomic
+from muonlab.train.recording import Recording
+
+# The last one, and the one before it should the last turn out torn.
+KEPT = 2
+# What every checkpoint of ours has: Lightning's, and the state of the recording.
+CONTENT = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step", "muonlab")
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and moves it there: no kill and no full disk leaves half of one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Raises EnvironmentFault where the folder cannot be written."""
+        write_atomic(Path(path), lambda temporary: _save(checkpoint, temporary))
+
+
+class Checkpoints(Checkpoint):
+    """Saves every `every` steps (0: never) into `folder`, and at the end of the run, with its final metrics.
+
+    The recording is flushed before and sends its rows to MLflow after, so that nothing is shown there that a resumed
+    run would compute again. `folder` keeps the two newest.
+    """
+
+    def __init__(self, folder: Path, every: int, recording: Recording):
+        self.folder, self.every, self.recording = folder, every, recording
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save at the cadence; the last step's waits for the final metrics."""
+        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if whole and self.every and trainer.global_step % self.every == 0 and not at_end(trainer):
+            self.save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Save the end of the run."""
+        self.save(trainer)
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Save the steps done so far, and remove all but the two newest."""
+        trainer.save_checkpoint(checkpoint_path(self.folder, trainer.global_step), weights_only=False)
+        self.recording.send()
+        if trainer.is_global_zero:
+            steps = sorted(step for step in _steps(self.folder) if step <= trainer.global_step)
+            for step in steps[:-KEPT]:
+                checkpoint_path(self.folder, step).unlink(missing_ok=True)
+            if at_end(trainer):  # those of steps beyond a torn trace, from which the run has come back here
+                for step in set(_steps(self.folder)) - set(steps):
+                    checkpoint_path(self.folder, step).unlink(missing_ok=True)
+
+
+def at_end(trainer: L.Trainer) -> bool:
+    """Whether the last step is done."""
+    return trainer.max_steps is not None and trainer.global_step >= trainer.max_steps
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """The file of the first `step` steps."""
+    return folder / f"step-{step:08d}.ckpt"
+
+
+def latest_checkpoint(folder: Path, recorded: int, max_steps: int) -> tuple[Path | None, list[Path]]:
+    """The newest checkpoint that a run can go on from, and those that were set aside as torn.
+
+    folder: of the checkpoints. recorded: the last step up to which the traces are whole, -1 for none: a checkpoint of
+    later steps is passed over. One of all steps counts only with its final metrics. What is proved torn, by its
+    checksums or by what it lacks, is renamed to `*.torn`. Raises EnvironmentFault where a file cannot be read or does
+    not fit in memory, which proves nothing.
+    """
+    torn = []
+    for step in sorted(_steps(folder), reverse=True):
+        if step > recorded + 1:
+            continue
+        path = checkpoint_path(folder, step)
+        content = _content(path)
+        if content is None:
+            torn.append(set_aside(path))
+        elif step < max_steps or content["muonlab"].get("metrics"):
+            return path, torn
+    return None, torn
+
+
+def _content(path: Path) -> dict[str, Any] | None:
+    """What a checkpoint holds, its tensors left on disk; None where it is torn or no checkpoint of a run."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                return None
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (zipfile.BadZipFile, EOFError):
+        return None
+    except (OSError, MemoryError) as error:
+        raise EnvironmentFault(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    except RuntimeError as error:
+        if "alloc" in str(error):  # of memory, for what is whole by its checksums
+            raise EnvironmentFault(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+        return None
+    except Exception:  # whatever a pickle of something else raises
+        return None
+    whole = isinstance(content, dict) and all(key in content for key in CONTENT)
+    return content if whole and isinstance(content["muonlab"], dict) else None
+
+
+def _steps(folder: Path) -> list[int]:
+    numbers = [path.stem.removeprefix("step-") for path in folder.glob("step-*.ckpt")]
+    return [int(number) for number in numbers if number.isdecimal()]
+
+
+def _save(checkpoint: dict[str, Any], path: Path) -> None:
+    # torch.save ends with the message of a C++ assertion, and no errno, where a disk is full.
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    with path.open("wb") as file:
+        file.write(buffer.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())

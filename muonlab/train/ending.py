@@ -1,0 +1,101 @@
+"""How a run ends: its status and cause, and whether that is an outcome of its settings or a fault around it."""
+
+import math
+import re
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from muonlab.errors import EnvironmentFault
+from muonlab.runtime import memory
+from muonlab.train.callbacks import Diverged, Interrupted
+
+UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+@dataclass(frozen=True)
+class Ending:
+    """One of RunRecord's statuses, its cause, the number of the signal that interrupted the run (0: none), and what is
+    to be raised once that is recorded."""
+
+    status: str
+    cause: str = ""
+    signal: int = 0
+    error: BaseException | None = None
+
+
+def how_it_ended(metrics: Mapping[str, float]) -> Ending:
+    """The ending of a run that did its last step, by its final metrics."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            return Ending("diverged", f"{name} is {value} after the last step")
+    return Ending("finished")
+
+
+def ending_of(error: BaseException, step: int) -> Ending:
+    """The ending of a run that `error` stopped in step `step`.
+
+    Memory is an outcome of the settings where the run alone asked for more than this machine has; where others held
+    what it needed, or a limit below that was set, another try may succeed.
+    """
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, Diverged):
+        return Ending("diverged", text)
+    if isinstance(error, Interrupted):
+        return Ending("interrupted", text, error.number)
+    if isinstance(error, KeyboardInterrupt | EnvironmentFault):
+        return Ending("interrupted", text, error=error)
+    if isinstance(error, torch.linalg.LinAlgError):  # of svd, on gradients that are no longer numbers
+        return Ending("diverged", f"step {step}: {text}")
+    if _out_of_memory(error):
+        if _own_size(error) > _capacity(error):
+            return Ending("out-of-memory", text)
+        fault = EnvironmentFault(f"not enough memory is free, though this run alone would fit: {text}")
+        fault.__cause__ = error
+        return Ending("interrupted", str(fault), error=fault)
+    if isinstance(error, OSError):
+        fault = EnvironmentFault(
+            f"the system refuses {error.filename or 'a file'}: {error.strerror or error}"
+        )
+        fault.__cause__ = error
+        return Ending("interrupted", str(fault), error=fault)
+    return Ending("failed", f"{type(error).__name__}: {text}", error=error)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    text = str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    )
+
+
+def _own_size(error: BaseException) -> float:
+    """Bytes that this process holds, and those that it was refused, on the device that refused them."""
+    held = torch.cuda.memory_allocated() if _on_cuda(error) else _resident()
+    return held + _refused(str(error))
+
+
+def _capacity(error: BaseException) -> int:
+    return torch.cuda.mem_get_info()[1] if _on_cuda(error) else memory()
+
+
+def _on_cuda(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) and torch.cuda.is_available()
+
+
+def _resident() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _refused(text: str) -> float:
+    """Bytes that an allocator's message says it could not give; 0 where it names none.
+
+    torch on a CPU: "you tried to allocate 123 bytes"; on CUDA: "Tried to allocate 2.00 GiB"; NumPy: "Unable to allocate
+    1.5 TiB for an array".
+    """
+    found = re.search(r"allocate ([\d.]+) ?(\w?)i?b(?:ytes)?\b", text, re.IGNORECASE)
+    return float(found[1]) * UNITS.get(found[2].lower(), 1) if found else 0.0

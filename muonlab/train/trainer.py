@@ -1,0 +1,98 @@
+"""The Lightning Trainer of a run: its devices, and what it is not to do."""
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
+
+from muonlab.errors import MuonlabError
+from muonlab.runtime import memory
+from muonlab.train.checkpoints import WholeFiles
+from muonlab.train.config import PRECISIONS, RunConfig, TrainerSettings
+
+
+def make_trainer(
+    settings: TrainerSettings, accelerator: str, folder: Path, callbacks: list[L.Callback]
+) -> L.Trainer:
+    """The Trainer of the run in `folder`; checkpoints come from a callback of ours."""
+    _quiet()
+    # A run of one process is one wherever it runs: a batch system's variables describe the job around it.
+    alone = [LightningEnvironment()] if settings.devices == 1 else []
+    return L.Trainer(
+        accelerator=accelerator,
+        devices=settings.devices,
+        strategy=settings.strategy,
+        precision=PRECISIONS[settings.precision],
+        max_steps=settings.max_steps,
+        max_epochs=1,
+        accumulate_grad_batches=settings.accumulate,
+        gradient_clip_val=settings.grad_clip or None,
+        callbacks=callbacks,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=True,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+        plugins=[WholeFiles(), *alone],
+    )
+
+
+def choose_accelerator(settings: TrainerSettings) -> str:
+    """cpu or cuda; raises MuonlabError for devices that this machine lacks and for a precision that they lack."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if gpus else "cpu"
+    have = gpus if device == "cuda" else os.cpu_count() or 1
+    if settings.devices > have:
+        what = "CUDA devices" if device == "cuda" else "processor cores"
+        raise MuonlabError(
+            f"trainer.device={settings.device} trainer.devices={settings.devices}: this machine has {have} {what}"
+        )
+    if settings.precision == "fp16" and device == "cpu":
+        raise MuonlabError(
+            "trainer.precision=fp16 needs a GPU, whose gradient scaler keeps small gradients; take bf16 on a CPU"
+        )
+    if settings.compile and device == "cpu":
+        _require_compiler()
+    return device
+
+
+def refuse_huge_batches(config: RunConfig, accelerator: str) -> None:
+    """Raises MuonlabError for a batch of which the machine's memory cannot hold the least that every model keeps: its
+    tokens and, on a CPU, a layer's input in two bytes a number."""
+    model, trainer = config.model, config.trainer
+    width = getattr(model, "d_model", 1) * getattr(model, "num_layers", 1) if accelerator == "cpu" else 0
+    for key in ("batch_size", "probe_batch_size"):
+        needed = getattr(trainer, key) * getattr(model, "context", 1) * (16 + 2 * width)
+        if needed > memory():
+            raise MuonlabError(
+                f"trainer.{key}={getattr(trainer, key)} of model.context={model.context} needs more than"
+                f" {needed / 1e9:,.0f} GB, and the machine has {memory() / 1e9:,.0f} GB of memory; more sequences a"
+                " step fit with trainer.accumulate"
+            )
+
+
+def _require_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise MuonlabError(
+            "trainer.compile=true needs a C++ compiler on this CPU, and none was found; install g++ or name one in $CXX"
+        ) from None
+
+
+def _quiet() -> None:
+    """Lightning's hints about hardware, loaders and loggers that are chosen on purpose here."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
