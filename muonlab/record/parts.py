@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from muonlab.errors import MuonlabError
+from muonlab.errors import EnvironmentFault, MuonlabError
 from muonlab.record.files import set_aside, write_atomic
 
 SCALARS = (
@@ -205,7 +205,7 @@ def _judged(path: Path) -> Iterator[None]:
         raise
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise MuonlabError(f"cannot read {path}: {os.strerror(error.errno)}") from error
+            raise EnvironmentFault(f"cannot read {path}: {os.strerror(error.errno)}") from error
         why = " ".join(str(error).split())
         raise TornTrace(
             f"the trace {path} is damaged: {why}; a run that is over is trained again with force=true"
