@@ -10,6 +10,7 @@ import yaml
 from muonlab.errors import EnvironmentFault, MuonlabError
 from muonlab.record.environment import Environment
 from muonlab.record.files import remove_leftovers, set_aside
+from muonlab.record.mlflow_link import Link
 from muonlab.record.parts import set_aside_torn as set_aside_torn_traces
 from muonlab.record.state import FILE, read_state
 
@@ -41,7 +42,7 @@ def _torn(path: Path) -> bool:
         "environment.json": lambda path: Environment.read(dict(json.loads(_text(path)))),
         "routing.json": lambda path: [dict(route) for route in json.loads(_text(path))],
         FILE: lambda path: read_state(path.parent),
-        "mlflow.json": lambda path: json.loads(_text(path))["run_id"],
+        "mlflow.json": lambda path: Link.read(path.parent),
         "events.json": lambda path: json.loads(_text(path)),
     }
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muonlab.errors import EnvironmentFault, MuonlabError
-from muonlab.record.files import read_json, write_json
+from muonlab.record.files import read_json, temporary_path, write_json
 from muonlab.settings.check import Text, check
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Link:
 
     @classmethod
     def _begin(cls, folder: Path) -> "Link":
-        link, mine = cls(uuid.uuid4().hex, _now_ms()), folder / f".{FILE}.{os.getpid()}.tmp"
+        link, mine = cls(uuid.uuid4().hex, _now_ms()), temporary_path(folder / FILE)
         write_json(mine, asdict(link))
         try:
             os.link(mine, folder / FILE)

@@ -74,6 +74,7 @@ def train(config: RunConfig, on_step: Callable[[int], None] | None = None) -> Ou
     if is_run(folder):
         if not config.force:
             if earlier := _outcome(folder):
+                _complete_mlflow(config, folder)
                 return earlier
         elif first_rank():
             _set_aside(folder)
@@ -171,6 +172,17 @@ def _outcome(folder: Path) -> Outcome | None:
     # A run that was killed between its last step and its metrics says that it is finished without having any.
     over = run.status in OVER and (run.status != "finished" or "val_loss" in run.metrics)
     return Outcome(folder, run.status, run.cause, trained=False) if over else None
+
+
+def _complete_mlflow(config: RunConfig, folder: Path) -> None:
+    """What a store lacks of a run that is over, since it failed or the process was killed, is sent to it now."""
+    from muonlab.train.tracking import reconcile_mlflow
+
+    if first_rank():
+        try:
+            reconcile_mlflow(config, folder)
+        except EnvironmentFault as fault:
+            tell(f"{fault}; the run is recorded in its folder")
 
 
 def _open_record(folder: Path, config: RunConfig, module: Any, environment: Environment) -> RunRecord:
