@@ -11,7 +11,7 @@ from muonlab.record.environment import Environment
 from muonlab.record.load import load_run
 from muonlab.record.mlflow_link import FILE, Link
 from muonlab.record.mlflow_run import MlflowRun
-from muonlab.record.state import read_state
+from muonlab.record.state import read_state, writer_alive
 from muonlab.record.store import holds_run, prepare_store, store_uri
 from muonlab.train.config import RunConfig, TrackingSettings
 
@@ -82,9 +82,9 @@ def reconcile_mlflow(config: RunConfig, folder: Path) -> bool:
     """
     if config.tracking.name == "none" or not (folder / "config.yaml").exists() or shown_whole(config, folder):
         return False
-    run = load_run(folder)
-    if run.status == "running":
+    if writer_alive(folder) is not False:
         return False
+    run = load_run(folder)
     store = open_store(config.tracking, Path(config.paths.runs))
     assert store is not None
     mlflow_run = open_mlflow(store, config, folder, run.environment)

@@ -10,6 +10,7 @@ import pytest
 
 from muonlab.record import load_run
 from muonlab.record.environment import Environment
+from muonlab.record.lease import Lease
 from muonlab.record.mlflow_link import Link
 from muonlab.record.mlflow_run import MlflowRun
 from muonlab.record.store import connect, store_uri
@@ -95,7 +96,9 @@ def test_a_run_that_is_still_written_is_left_alone(trained):
     config, folder = trained
     state = json.loads((folder / "status.json").read_text())
     (folder / "status.json").write_text(json.dumps(state | {"status": "running"}))
+    lease = Lease.take(folder)
     assert not reconcile_mlflow(config, folder)
+    lease.release()
     assert shown(config, folder)[0].info.status == "RUNNING"
 
 
