@@ -1,5 +1,6 @@
 """What must hold when a study is done, whatever was done to it: the same as in its undisturbed twin."""
 
+import re
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from muonlab.record.load import Run
 
 CATEGORIES = ("failed for good", "lost", "doubled", "different", "left behind", "traceback")
 SECONDS = "progress/seconds"
+TRACEBACK = "Traceback (most recent call last)"
 
 
 @dataclass(frozen=True)
@@ -201,11 +203,16 @@ def _leftovers(places: Places, twin: Places) -> Iterator[Violation]:
 
 
 def tracebacks(places: Places) -> Iterator[Violation]:
-    """No command and no run's log shows one; what a server prints is not ours."""
+    """No command and no run's log shows one; what a server prints is not ours. Each kind once, with its first place."""
     logs = [path for path in places.output.glob("*.log") if path.name != "server.log"]
+    kinds: dict[str, list[str]] = {}
     for path in sorted([*logs, *places.study.glob("logs/*.log")]):
-        text = path.read_text(errors="replace")
-        if "Traceback (most recent call last)" in text:
-            after = text.split("Traceback (most recent call last)")[-1].splitlines()
-            last = next((line for line in after[1:] if line and not line.startswith((" ", "\t"))), "")
-            yield Violation("traceback", f"{path.name}: {last[:200]}")
+        for text in path.read_text(errors="replace").split(TRACEBACK)[1:]:
+            lines = text.splitlines()[1:]
+            error = next((line for line in lines if line[:1].strip()), "")
+            ours = re.findall(r'File "[^"]*/((?:muonlab|analysis)/[^"]+)", line (\d+)', text)
+            kinds.setdefault(f"{error[:200]} ({':'.join(ours[-1]) if ours else 'elsewhere'})", []).append(
+                path.name
+            )
+    for kind, names in kinds.items():
+        yield Violation("traceback", f"{kind}, {len(names)} times, first in {names[0]}")
