@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 
 from chaos import disk
-from chaos.processes import crash, living
+from chaos.processes import Process, crash, living
 from chaos.scene import Scene
 
 HOUR = 3600.0
@@ -159,14 +159,16 @@ def move_clock(scene: Scene) -> str | None:
 
 
 # ---------------------------------------------------------------------- torn files
-def _tear(path: Path, random: Random) -> str | None:
-    with suppress(OSError):
+def _tear(path: Path | None, processes: Sequence[Process], random: Random) -> str | None:
+    """Cut a file anywhere. The processes die with it: a file is torn by a crash, not under a living process."""
+    if path is None:
+        return None
+    with crash(processes), suppress(OSError):
         size = path.stat().st_size
-        if size:
-            left = random.randrange(size)
-            os.truncate(path, left)
-            return f"{'/'.join(path.parts[-3:])} to {left} of {size} bytes"
-    return None
+        left = random.randrange(max(size, 1))
+        os.truncate(path, left)
+        return f"{'/'.join(path.parts[-3:])} to {left} of {size} bytes"
+    return f"{path.name} was gone; {len(processes)} processes were killed"
 
 
 def _newest(scene: Scene, pattern: str) -> Path | None:
@@ -192,42 +194,38 @@ def _is_over(runs: Path, path: Path) -> bool:
 
 @kind("checkpoint torn", 1.5)
 def tear_checkpoint(scene: Scene) -> str | None:
-    """The newest one of a run, whose process dies with it: a file is torn by a crash, not under a living process."""
-    with crash(living(scene.mark, "run")):
-        path = _newest(scene, "[!.]*/checkpoints/step-*.ckpt")
-        return _tear(path, scene.random) if path else None
+    """The newest one of a run that is not over, with all run processes."""
+    return _tear(_newest(scene, "[!.]*/checkpoints/step-*.ckpt"), living(scene.mark, "run"), scene.random)
 
 
 @kind("Parquet part torn", 1.5)
 def tear_trace(scene: Scene) -> str | None:
     """The newest part, likewise."""
-    with crash(living(scene.mark, "run")):
-        path = _newest(scene, "[!.]*/traces/*.parquet")
-        return _tear(path, scene.random) if path else None
+    return _tear(_newest(scene, "[!.]*/traces/*.parquet"), living(scene.mark, "run"), scene.random)
 
 
 @kind("JSON file torn", 2.0)
 def tear_json(scene: Scene) -> str | None:
-    """Any small file of a run, over or not, or of the study; every process dies with it."""
+    """Any small file of a run, over or not, or of the study, with every process."""
     places = scene.places
-    with crash(living(scene.mark)):
-        paths = [*places.runs.glob("[!.]*/*.json"), *places.runs.glob("[!.]*/config.yaml")]
-        paths += [*places.study.glob("*.json"), *places.study.glob("study.yaml")]
-        paths += [*places.study.glob("mlflow_run_id"), *places.runs.glob("[!.]*/status.json")]
-        return _tear(scene.random.choice(sorted(paths)), scene.random) if paths else None
+    paths = [*places.runs.glob("[!.]*/*.json"), *places.runs.glob("[!.]*/config.yaml")]
+    paths += [*places.study.glob("*.json"), *places.study.glob("study.yaml")]
+    paths += [*places.study.glob("mlflow_run_id"), *places.runs.glob("[!.]*/status.json")]
+    path = scene.random.choice(sorted(paths)) if paths else None
+    return _tear(path, living(scene.mark), scene.random)
 
 
 @kind("journal's end torn", 1.0)
 def tear_journal(scene: Scene) -> str | None:
     """The last line lacks its end, or half a line follows it, which nobody read: every process dies with it."""
     journal = scene.places.study / "journal.log"
+    if not journal.exists() or not journal.stat().st_size:
+        return None
     with crash(living(scene.mark)):
-        if not journal.exists() or not (lines := journal.read_bytes().splitlines(keepends=True)):
-            return None
-        last = lines[-1]
+        last = journal.read_bytes().splitlines(keepends=True)[-1]
         if scene.random.random() < 0.5:
-            with journal.open("ab") as file:
-                file.write(last[: scene.random.randrange(1, len(last))])
+            with suppress(OSError), journal.open("ab", buffering=0) as file:  # the disk may be full
+                file.write(last[: scene.random.randrange(1, max(len(last), 2))])
             return "half a line more"
         cut = scene.random.randrange(1, min(len(last), 40) + 1)
         os.truncate(journal, journal.stat().st_size - cut)
@@ -239,11 +237,10 @@ def _lock(path: Path, scene: Scene) -> str | None:
     """Nobody else can write the database for a while."""
     if not path.exists():
         return None
-    connection = sqlite3.connect(path, timeout=0.5, isolation_level=None)
     try:
+        connection = sqlite3.connect(path, timeout=0.5, isolation_level=None)
         connection.execute("BEGIN EXCLUSIVE")
     except sqlite3.Error:  # somebody writes, or there is no room
-        connection.close()
         return None
     # Most are short: a lock of a minute is one that every writer gives up on, and costs a minute.
     pause = scene.longest_lock * scene.random.random() ** 4

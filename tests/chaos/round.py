@@ -60,6 +60,7 @@ class Round:
             if kind.name not in self.without and (disk.can_mount() or not kind.mounts)
         ]
         self._began = self._command_began = time.monotonic()
+        self._helpers, self._injections = self._help(), self._injector()
 
     def run(self, twin: Places, progress: Callable[[], None]) -> list[Violation]:
         """Carry the study out and compare it with its twin."""
@@ -122,15 +123,12 @@ class Round:
         self._command_began = time.monotonic()
         with self._output("parent") as output:
             process = start(words, self.mark, self.places, output)
-        helper = self._worker_soon() if self.plan.worker else None
-        inject = self._injector()
-        next(inject)
         while process.poll() is None:
             self.scene.settle()
-            if helper is not None:
-                next(helper, None)
+            if not calm:
+                next(self._helpers)
             if len(self.injected) < self.faults:
-                next(inject)
+                next(self._injections)
             elif calm and time.monotonic() - self._command_began > LONGEST_CALM:
                 end(self.mark)
                 return None
@@ -139,25 +137,25 @@ class Round:
             time.sleep(self.random.uniform(0.0, 2.0))
         return process.returncode
 
-    def _worker_soon(self) -> Iterator[None]:
+    def _help(self) -> Iterator[None]:
         """Starts a worker at a random moment, if none lives, and again after it was killed."""
         due = time.monotonic() + self.random.uniform(2.0, 20.0)
         helpers: list[subprocess.Popen[bytes]] = []
         while True:
             for helper in helpers:
                 helper.poll()
-            if time.monotonic() > due and (self.places.study / "study.yaml").exists():
+            if self.plan.worker and time.monotonic() > due and (self.places.study / "study.yaml").exists():
                 if not living(self.mark, "worker"):
+                    command = [
+                        sys.executable,
+                        "-m",
+                        "muonlab.worker",
+                        str(self.places.study),
+                        "--workers",
+                        "1",
+                    ]
                     with self._output("worker") as output:
-                        words = [
-                            sys.executable,
-                            "-m",
-                            "muonlab.worker",
-                            str(self.places.study),
-                            "--workers",
-                            "1",
-                        ]
-                        helpers.append(start(words, self.mark, self.places, output))
+                        helpers.append(start(command, self.mark, self.places, output))
                 due = time.monotonic() + self.random.uniform(5.0, 20.0)
             yield
 

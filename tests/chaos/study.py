@@ -193,7 +193,9 @@ class Server:
         raise RuntimeError(f"the MLflow server does not start; see {self.folder / 'server.log'}")
 
     def launch(self) -> None:
-        """Start it, and do not wait."""
+        """Start it unless it runs, and do not wait."""
+        if self._process is not None and self._process.poll() is None:
+            return
         words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         words += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"]
         words += ["--artifacts-destination", str(self.folder / "artifacts")]
