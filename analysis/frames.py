@@ -28,6 +28,8 @@ METRICS |= {"val_bits_per_byte": "bits per byte", "max_logit": "", "end_max_logi
 METRICS |= {"clipped_share": "", "clipped_heads": ""}
 METRICS |= {f"spikes/{name}/{column}": "%" for name, columns in SCORED.items() for column in columns}
 METRICS |= {f"spikes/olmo2_upward/{column}": "%" for column in SCORED["olmo2"]}
+PLACE = ["step", "layer", "head"]
+HEAD_STEPS = 5000  # rows that `Frames.heads` has of one head, at most
 END_SHARE = 0.05  # "at the end" is the median over this last share of a run's steps
 
 
@@ -46,7 +48,10 @@ class Frames:
         gamma (smallest of all heads) and entropy (mean of all heads, nats) of that step, NaN where nothing
         was recorded, and loss_spikes and grad_spikes, the number of spikes that begin there. `lr` is the
         run's (peak); the schedule's value at that step is `scheduled_lr`.
-    heads: step, layer, head, value, value_abs, gamma, entropy with the run's identity.
+    heads: step, layer, head, value, value_abs, exact, gamma, entropy and one_hot with the run's identity: every step
+        of runs of up to HEAD_STEPS steps. Of longer ones each row stands for equally many steps from `step` on, so
+        that the table does not grow with them: the largest value and value_abs, whether all were exact, the smallest
+        gamma, the last entropy and one_hot.
     events: the spikes by every definition, with the run's identity.
     """
 
@@ -134,7 +139,8 @@ def _tables(run: Run, folder: Path, arm: str) -> tuple[pd.DataFrame, ...]:
         "seed": int(run.config["seed"]),
         "status": run.status,
     }
-    steps = run.steps.merge(_over_heads(run.max_logits), on="step", how="left", validate="one_to_one")
+    heads = _over_heads(run)
+    steps = run.steps.merge(heads.by_step, on="step", how="left", validate="one_to_one")
     for name, series in SPIKES.items():
         steps[name] = _spikes_begun(run.events, series, steps["step"])
     row = identity | {
@@ -144,12 +150,45 @@ def _tables(run: Run, folder: Path, arm: str) -> tuple[pd.DataFrame, ...]:
         "tau": _number(optimizer.get("tau")),
         "context": _number(run.config["model"].get("context")),
         **_summary(run, steps),
+        "clipped_share": heads.clipped_share,
+        "clipped_heads": heads.clipped_heads,
     }
-    traces = (_labelled(table, identity) for table in (steps, run.max_logits, run.events))
+    traces = (_labelled(table, identity) for table in (steps, heads.kept, run.events))
     return pd.DataFrame([row]), *traces
 
 
-def _over_heads(heads: pd.DataFrame) -> pd.DataFrame:
+@dataclass(frozen=True)
+class _Heads:
+    """What single heads give to a run's row, to its rows in `Frames.steps`, and to `Frames.heads`."""
+
+    by_step: pd.DataFrame
+    kept: pd.DataFrame
+    clipped_share: float
+    clipped_heads: float
+
+
+def _over_heads(run: Run) -> _Heads:
+    """Read a piece at a time: the heads are the bulk of a record."""
+    width = max(1, math.ceil(len(run.steps) / HEAD_STEPS))
+    by_step, kept, smallest, scaled, clipped = [], [], [], 0, 0
+    for piece in run.stream("max_logits"):
+        heads = piece.astype(dict.fromkeys(PLACE, "int64"))
+        by_step.append(_reduced(heads))
+        kept.append(heads if width == 1 else _thinned(heads, width))
+        smallest.append(heads.groupby(PLACE[1:])["gamma"].min())
+        scaled += int(heads["gamma"].notna().sum())
+        clipped += int((heads["gamma"] < 1).sum())
+    ever = pd.concat(smallest).groupby(level=PLACE[1:]).min()
+    rows = pd.concat(kept, ignore_index=True)
+    return _Heads(
+        pd.concat(by_step, ignore_index=True),
+        rows if width == 1 else _thinned(rows, width),  # a piece ends where it will, not with a row
+        clipped / scaled if scaled else 0.0,
+        float((ever < 1).mean()) if len(ever) else 0.0,
+    )
+
+
+def _reduced(heads: pd.DataFrame) -> pd.DataFrame:
     """One row a step: the largest logit, the smallest gamma and the mean entropy of all layers and heads.
 
     The largest logit is NaN where a bound of another head is above the largest exact one.
@@ -164,6 +203,13 @@ def _over_heads(heads: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns).reset_index()
 
 
+def _thinned(heads: pd.DataFrame, width: int) -> pd.DataFrame:
+    """One row for every head and `width` steps (see Frames)."""
+    rules = {name: {"gamma": "min", "exact": "min"}.get(name, "max") for name in heads.columns.drop(PLACE)}
+    rules |= dict.fromkeys(heads.columns.intersection(["entropy", "one_hot"]), "last")
+    return heads.assign(step=heads["step"] // width * width).groupby(PLACE).agg(rules).reset_index()
+
+
 def _spikes_begun(events: pd.DataFrame, series: str, steps: pd.Series) -> np.ndarray:
     chosen = events[(events["definition"] == "olmo2") & (events["series"] == series)]
     return steps.isin(chosen["step"]).to_numpy(int)
@@ -174,7 +220,6 @@ def _summary(run: Run, steps: pd.DataFrame) -> dict[str, Any]:
     final = dict.fromkeys(("val_loss", "probe_loss", "val_bits_per_byte"), math.nan)
     if run.status == "finished":
         final = {name: _number(run.metrics.get(name, last_reading(steps, name))) for name in final}
-    scaled = run.max_logits["gamma"].dropna()
     return {
         "num_steps": len(steps),
         "warmup_steps": warmup_steps(steps),
@@ -188,15 +233,8 @@ def _summary(run: Run, steps: pd.DataFrame) -> dict[str, Any]:
         "end_max_logit": at_end(steps, "max_logit"),
         "end_entropy": at_end(steps, "entropy"),
         "spike_score": _number(run.spike_scores.get("olmo2_upward/train_loss")),
-        "clipped_share": float((scaled < 1).mean()) if len(scaled) else 0.0,
-        "clipped_heads": _ever_clipped(run.max_logits),
         **{f"spikes/{name}": _number(score) for name, score in run.spike_scores.items()},
     }
-
-
-def _ever_clipped(heads: pd.DataFrame) -> float:
-    smallest = heads.groupby(["layer", "head"])["gamma"].min()
-    return float((smallest < 1).mean()) if len(smallest) else 0.0
 
 
 def _labelled(table: pd.DataFrame, identity: dict[str, Any]) -> pd.DataFrame:

@@ -1,20 +1,24 @@
 """Reading a run's folder back, whether it finished, was killed or still runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import yaml
 
-from muonlab.errors import MuonlabError
+from muonlab.errors import MuonlabError, unknown_name
 from muonlab.record.environment import Environment
 from muonlab.record.files import read_json
 from muonlab.record.identity import run_identity
+from muonlab.record.parts import KEYS, schema_of
 from muonlab.record.score import SERIES, score_run
 from muonlab.record.state import FILE, read_state, writer_alive
-from muonlab.record.stream import read_trace
+from muonlab.record.stream import read_trace, stream_trace, trace_extent
 from muonlab.settings.check import check
 
 
@@ -47,23 +51,39 @@ class Run:
 
     @cached_property
     def steps(self) -> pd.DataFrame:
-        """One row a step, float64: step (int), then trace.SCALARS, then whatever else was recorded, sorted by
-        name. NaN: not measured at that step, or measured and not a number."""
-        return read_trace(self.folder / "traces", "steps").to_pandas()
+        """One row a step, float64: step (int64), then parts.SCALARS, then whatever else was recorded, sorted by name.
+        NaN: not measured at that step, or measured and not a number. Held whole: 160 bytes a step of 20 columns."""
+        return read_trace(self._traces, "steps").to_pandas()
 
     @cached_property
     def max_logits(self) -> pd.DataFrame:
-        """One row per step, layer and head (ints): value (signed max logit of the step's forward, over batch and
+        """One row per step, layer and head (int32): value (signed max logit of the step's forward, over batch and
         visible pairs), value_abs, exact (bool: both are the maxima, or both upper bounds, see trainer.exact_every),
         gamma (QK-Clip's factor, 1: not clipped), entropy (nats), one_hot (share of attention rows with a weight
-        above 0.95). NaN: not measured."""
-        return read_trace(self.folder / "traces", "max_logits").to_pandas()
+        above 0.95). NaN: not measured. 53 bytes a row: `stream` reads long runs a piece at a time."""
+        return self._read("max_logits")
 
     @cached_property
     def experts(self) -> pd.DataFrame:
-        """One row per step, layer that has experts and expert (ints): load, the share of the step's choices that
+        """One row per step, layer that has experts and expert (int32): load, the share of the step's choices that
         fell on the expert (1 / experts: balanced). Without rows where the model is dense."""
-        return read_trace(self.folder / "traces", "experts").to_pandas()
+        return self._read("experts")
+
+    def stream(self, trace: str) -> Iterator[pd.DataFrame]:
+        """The rows of `steps`, `max_logits` or `experts` in order, as frames of whole steps with at most 65,536 rows,
+        or one step: the memory does not grow with the length of the run. One frame without rows where the run has no
+        such trace. Raises MuonlabError for another name."""
+        if trace not in KEYS:
+            raise unknown_name("trace", trace, KEYS)
+        return _frames(trace, stream_trace(self._traces, trace))
+
+    def _read(self, trace: str) -> pd.DataFrame:
+        schema, rows = trace_extent(self._traces, trace)
+        return _frame(trace, schema, rows, stream_trace(self._traces, trace, schema.names))
+
+    @property
+    def _traces(self) -> Path:
+        return self.folder / "traces"
 
     @property
     def events(self) -> pd.DataFrame:
@@ -78,7 +98,33 @@ class Run:
 
     @cached_property
     def _scored(self) -> tuple[pd.DataFrame, dict[str, float]]:
-        return score_run(read_trace(self.folder / "traces", "steps", SERIES))
+        return score_run(read_trace(self._traces, "steps", SERIES))
+
+
+def _frames(trace: str, pieces: Iterator[pa.Table]) -> Iterator[pd.DataFrame]:
+    first = next(pieces, schema_of(trace, []).empty_table())
+    for piece in chain([first], pieces):
+        yield _frame(trace, piece.schema, len(piece), [piece])
+
+
+def _frame(trace: str, schema: pa.Schema, rows: int, pieces: Iterable[pa.Table]) -> pd.DataFrame:
+    """Pieces as one frame, into which each is copied as it comes; `rows` is how many they have, or more."""
+    kinds = {
+        pa.int64(): np.int64 if trace == "steps" else np.int32,
+        pa.bool_(): np.bool_,
+        pa.float64(): np.float64,
+    }
+    arrays = {field.name: np.empty(rows, kinds[field.type]) for field in schema}
+    filled = 0
+    for piece in pieces:
+        begin, filled = filled, filled + len(piece)
+        for name, array in arrays.items():
+            if filled > len(array):  # the run went on meanwhile
+                array.resize(filled, refcheck=False)
+            array[begin:filled] = piece[name].to_numpy()
+    for array in arrays.values():
+        array.resize(filled, refcheck=False)
+    return pd.DataFrame(arrays, copy=False)
 
 
 def _whole(path: Path, kind: Any) -> Any:

@@ -58,9 +58,10 @@ class TornTrace(MuonlabError):
 
 @dataclass(frozen=True)
 class RowGroup:
-    """The rows of one file from step `first` to step `last`."""
+    """`rows` rows of one file, from step `first` to step `last`."""
 
     index: int
+    rows: int
     first: int
     last: int
 
@@ -93,7 +94,7 @@ class TraceFile:
                 if group.num_rows and not (steps and steps.has_min_max):
                     raise pa.ArrowInvalid("it does not say which steps it has")
                 if group.num_rows:
-                    groups.append(RowGroup(index, steps.min, steps.max))
+                    groups.append(RowGroup(index, group.num_rows, steps.min, steps.max))
         return cls(path, name, tuple(schema.names), tuple(groups))
 
     def rows(self, group: RowGroup, schema: pa.Schema) -> pa.Table:
@@ -110,9 +111,10 @@ class TraceFile:
                 raise pa.ArrowInvalid("it has rows without a place")
             nulls = pa.nulls(len(table))
             columns = [table[name] if name in held else nulls for name in schema.names]
-            return pa.table(
-                [pc.cast(c, t) for c, t in zip(columns, schema.types, strict=True)], schema=schema
-            )
+            columns = [
+                c if c.type == t else pc.cast(c, t) for c, t in zip(columns, schema.types, strict=True)
+            ]
+            return pa.table(columns, schema=schema)
 
 
 def column_type(name: str, column: str) -> pa.DataType:

@@ -12,7 +12,7 @@ from muonlab.errors import MuonlabError
 from muonlab.record.parts import KEYS, TraceFile, first_row, regrouped, schema_of, trace_files
 
 TRIES = 10
-"""Times that a trace may change between two tables that are read from it: a run changes it once, at its end."""
+"""Times that a trace may change while it is read: a run changes it once, at its end."""
 
 
 def stream_trace(
@@ -34,6 +34,12 @@ def read_trace(folder: Path, name: str, columns: Sequence[str] | None = None) ->
     return pa.concat_tables(pieces or [schema_of(name, [], columns).empty_table()]).combine_chunks()
 
 
+def trace_extent(folder: Path, name: str) -> tuple[pa.Schema, int]:
+    """The columns of a trace, and how many rows it has at most: those that were written twice count twice."""
+    files = _opened(folder, name)
+    return schema_of(name, files), sum(group.rows for file in files for group in file.groups)
+
+
 def whole_until(folder: Path) -> int:
     """The last step up to which, from step 0 on, no step is missing in any trace that the run has; -1: there is none.
 
@@ -53,25 +59,34 @@ def whole_until(folder: Path) -> int:
     return min(ends, default=-1)
 
 
+def _opened(folder: Path, name: str) -> list[TraceFile]:
+    for _ in range(TRIES):
+        try:
+            return [TraceFile.read(path, name) for path in trace_files(folder, name)]
+        except FileNotFoundError:  # the run was ending: its parts have just been merged
+            continue
+    raise _unsteady(folder, name)
+
+
 def _stream(folder: Path, name: str, columns: Sequence[str] | None, after: int) -> Iterator[pa.Table]:
-    tries = 0
-    while True:
+    for _ in range(TRIES):
         try:
             for table in _stream_files(folder, name, columns, after):
                 yield table
-                after, tries = table["step"][-1].as_py(), 0
+                after = table["step"][-1].as_py()
             return
         except FileNotFoundError:
-            tries += 1
-            if tries == TRIES:
-                raise MuonlabError(
-                    f"the trace {name} in {folder} changes whenever it is read; try again"
-                ) from None
+            continue
+    raise _unsteady(folder, name)
+
+
+def _unsteady(folder: Path, name: str) -> MuonlabError:
+    return MuonlabError(f"the trace {name} in {folder} changes whenever it is read; try again")
 
 
 def _stream_files(folder: Path, name: str, columns: Sequence[str] | None, after: int) -> Iterator[pa.Table]:
     """Rows wait until no row group that is still to be read begins before their step."""
-    files = [TraceFile.read(path, name) for path in trace_files(folder, name)]
+    files = _opened(folder, name)
     schema = schema_of(name, files, columns)
     groups = [
         (order, group) for order, file in enumerate(files) for group in file.groups if group.last > after
