@@ -70,6 +70,7 @@ class Look:
 
 SUITE = Look("this very suite")
 SETUP = Look("installs for minutes what runs this test; test_project.py and every fresh clone prove it")
+CHAOS = "an hour; tests/chaos/test_chaos.py is its short form"
 WHOLE = "hours; tests/study/test_design.py composes every run of every experiment"
 RECORD = "runs/*/config.yaml"
 
@@ -93,6 +94,8 @@ TABLE: dict[str, Run | Compose | Look] = {
     'make test ARGS="-m hypothesis --hypothesis-profile=free"': SUITE,
     "make lint": Look("a minute of mypy; every push runs it"),
     "make regression": SUITE,
+    "make chaos": Look(CHAOS),
+    'make chaos ARGS="--seed 7 --rounds 2"': Look(CHAOS),
     "make gpu-check": Look("needs a GPU"),
     # one run
     "source .venv/bin/activate": SETUP,
