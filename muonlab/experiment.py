@@ -11,6 +11,7 @@ from pathlib import Path
 from muonlab.command import argument_parser, run_command, tell
 from muonlab.errors import MuonlabError
 from muonlab.record.files import check_folder
+from muonlab.settings.address import storage_address
 from muonlab.settings.check import Count, check
 from muonlab.study.catalogue import experiment_names
 from muonlab.study.design import load_experiment
@@ -61,6 +62,7 @@ def make_study(experiment: str, overrides: list[str], studies: Path, workers: in
         overrides=tuple(overrides_for_runs(overrides, own=["scale"])),
         folder=studies / name,
         command=command,
+        storage=storage_address(None),
         workers=workers,
     )
 

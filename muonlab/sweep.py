@@ -16,6 +16,7 @@ from muonlab.cli import Config, hydra_command, parse_overrides
 from muonlab.command import run_command
 from muonlab.errors import MuonlabError, shown
 from muonlab.record.identity import run_identity
+from muonlab.settings.address import storage_address
 from muonlab.settings.check import Name, PathText, build, check
 from muonlab.settings.search import SearchSettings
 from muonlab.study.design import Condition, Design, read_experiment
@@ -72,7 +73,7 @@ def make_study(design: Design, config: Config, overrides: list[str]) -> Study:
         overrides=tuple(overrides_for_runs(overrides, OWN)),
         folder=Path(studies) / (name or ""),
         command=shlex.join(["python", "-m", "muonlab.sweep", *overrides]),
-        storage=search.storage,
+        storage=storage_address(search.storage),
         workers=search.workers,
     )
     check_spaces(study.design, study.settings, study.overrides)

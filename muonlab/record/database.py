@@ -1,4 +1,4 @@
-"""SQLite files that several processes share: made whole beside their place, waited for while locked."""
+"""Databases that several processes share: made by one of them, whole or not at all, and waited for while locked."""
 
 import fcntl
 import os
@@ -8,14 +8,17 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
 from muonlab.command import tell
-from muonlab.errors import EnvironmentFault
+from muonlab.errors import EnvironmentFault, MuonlabError
+from muonlab.settings.address import without_password
 
 PATIENCE = 90.0  # seconds for which a command waits while another process holds a database
 SILENCE = 3.0  # seconds of them after which it says so
+MAKERS = 0x6D756F6E  # a number of ours among PostgreSQL's advisory locks
 ASIDE = ("", "-wal", "-shm", "-journal")  # a database is these files together
 
 
@@ -36,6 +39,22 @@ def sqlite_path(url: str) -> Path | None:
 
     database = make_url(url).database
     return Path(database) if database and database != ":memory:" else None
+
+
+def with_driver(url: str) -> str:
+    """A database's URL with the driver that is installed for PostgreSQL, where it names none. Raises MuonlabError where
+    that is missing."""
+    scheme, sign, rest = url.partition("://")
+    if scheme not in ("postgresql", "postgresql+psycopg", "postgresql+psycopg2"):
+        return url
+    named = scheme.partition("+")[2]
+    for driver in [named] if named else ["psycopg", "psycopg2"]:
+        if find_spec(driver):
+            return f"postgresql+{driver}{sign}{rest}"
+    raise MuonlabError(
+        f"{without_password(url)} needs the Python package {named or 'psycopg'}, which is not installed;"
+        " pip install 'muonlab[postgres]'"
+    )
 
 
 def tables(path: Path) -> set[str]:
@@ -80,6 +99,28 @@ def set_aside(path: Path, why: str) -> Path:
         if (part := Path(f"{path}{suffix}")).exists():
             os.replace(part, f"{aside}{suffix}")
     return aside
+
+
+@contextmanager
+def only_maker(url: str) -> Iterator[None]:
+    """Hold the lock of those that make the tables of a database, SQLite or PostgreSQL; nothing for another address.
+
+    For PostgreSQL it also finds out within 10 s whether the server can be reached.
+    """
+    if (path := sqlite_path(url)) is not None:
+        with only_process(path):
+            yield
+        return
+    if not url.startswith("postgresql"):
+        yield
+        return
+    from sqlalchemy import create_engine, text
+    from sqlalchemy.pool import NullPool
+
+    engine = create_engine(with_driver(url), poolclass=NullPool, connect_args={"connect_timeout": 10})
+    with engine.connect() as connection:
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": MAKERS})
+        yield  # the lock ends with the connection, however the process ends
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from muonlab.settings.address import without_password
+
 Plain = str | int | float | None
 PACKAGES = ("muonlab", "torch", "lightning", "hydra-core", "optuna", "mlflow", "numpy", "pandas", "pyarrow")
 SPEED_VARIABLES = ("OMP_", "GOMP_", "MKL_", "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "CUDA_VISIBLE_DEVICES")
@@ -63,7 +65,7 @@ def collect_environment() -> Environment:
     return Environment(
         commit=commit,
         dirty=dirty,
-        command=shlex.join(sys.orig_argv),
+        command=without_password(shlex.join(sys.orig_argv)),
         python=platform.python_version(),
         packages=dict(_packages()),
         platform=platform.platform(),

@@ -7,7 +7,6 @@ import sqlite3
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,12 +14,13 @@ from muonlab.command import tell
 from muonlab.errors import EnvironmentFault, MuonlabError
 from muonlab.record.database import (
     make_database,
-    only_process,
+    only_maker,
     set_aside,
     sqlite_path,
     sqlite_url,
     tables,
     wait_until_free,
+    with_driver,
 )
 from muonlab.settings.address import without_password
 
@@ -56,7 +56,6 @@ WRONG = re.compile(
     r"password|authentication|role .* does not exist|database .* does not exist|permission denied|40[13]\b"
     r"|not a database|malformed|readonly|read-only|unable to open|Invalid|Could not parse|Can't load plugin",
 )
-MIGRATION_LOCK = 0x6D756F6E  # a number of ours among PostgreSQL's advisory locks
 
 
 def store_uri(uri: str | None, folder: str | Path) -> str:
@@ -74,22 +73,6 @@ def check_uri(uri: str, place: str = "the MLflow store") -> None:
         )
 
 
-def with_driver(url: str) -> str:
-    """A database's URL with the driver that is installed for PostgreSQL, where it names none. Raises MuonlabError where
-    that is missing."""
-    scheme, sign, rest = url.partition("://")
-    if scheme not in ("postgresql", "postgresql+psycopg", "postgresql+psycopg2"):
-        return url
-    named = scheme.partition("+")[2]
-    for driver in [named] if named else ["psycopg", "psycopg2"]:
-        if find_spec(driver):
-            return f"postgresql+{driver}{sign}{rest}"
-    raise MuonlabError(
-        f"{without_password(url)} needs the Python package {named or 'psycopg'}, which is not installed;"
-        " pip install 'muonlab[postgres]'"
-    )
-
-
 def prepare_store(tracking_uri: str, experiment: str, artifact_root: str | Path) -> str:
     """Make the store and the experiment, unless they exist, and return the experiment's id.
 
@@ -103,9 +86,8 @@ def prepare_store(tracking_uri: str, experiment: str, artifact_root: str | Path)
     artifacts = None
     if not _scheme(tracking_uri).startswith(("http", "databricks")):
         artifacts = (Path(artifact_root).absolute() / re.sub(r"[^\w.-]+", "-", experiment)).as_uri()
-    path = sqlite_path(tracking_uri)
-    with in_one_sentence(tracking_uri), only_process(path) if path else _only_migration(tracking_uri):
-        if path is not None:
+    with in_one_sentence(tracking_uri), only_maker(tracking_uri):
+        if (path := sqlite_path(tracking_uri)) is not None:
             _make_file(path, tracking_uri)
         return _experiment_id(connect(tracking_uri), experiment, artifacts)
 
@@ -204,24 +186,6 @@ def _half_made(path: Path) -> bool:
             return "runs" not in made or connection.execute("SELECT 1 FROM runs").fetchone() is None
     except sqlite3.Error:
         return False
-
-
-@contextmanager
-def _only_migration(tracking_uri: str) -> Iterator[None]:
-    """Hold PostgreSQL's lock for those that make its tables. Also finds out at once, where MLflow takes 90 s, whether
-    the server can be reached."""
-    if _scheme(tracking_uri) != "postgresql":
-        yield
-        return
-    from sqlalchemy import create_engine, text
-    from sqlalchemy.pool import NullPool
-
-    engine = create_engine(
-        with_driver(tracking_uri), poolclass=NullPool, connect_args={"connect_timeout": 10}
-    )
-    with engine.connect() as connection:
-        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": MIGRATION_LOCK})
-        yield  # closing the connection ends the lock, however the process ends
 
 
 def _scheme(uri: str) -> str:

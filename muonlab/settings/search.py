@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le, MinLen
 
 from muonlab.errors import MuonlabError
+from muonlab.settings.address import refuse_password
 from muonlab.settings.check import Count, Seed
 
 Setting = dict[str, Any]  # what a search tries: {key of the optimizer: value}
@@ -34,8 +35,8 @@ class SearchSettings:
     trials: settings of each optimizer, the published one included. sampler: `quasi_random` fixes the settings
     beforehand; the others are Optuna's and adapt. seed: of the sampler, and of every search run; it never judges.
     replicate_seeds: fresh seeds on which the best setting of each is repeated and judged. workers: runs at once on this
-    machine; None is as many as GPUs or else processor cores. storage: an Optuna URL that other machines can reach; None
-    is a journal file in the study's folder.
+    machine; None is as many as GPUs or else processor cores. storage: an Optuna URL that other machines can reach,
+    without a password; None is $MUONLAB_STORAGE, or else a journal file in the study's folder.
     """
 
     trials: Annotated[int, Ge(1), Le(10_000)]
@@ -47,6 +48,8 @@ class SearchSettings:
     optimizers: Annotated[Mapping[str, SpaceSettings], MinLen(1)]
 
     def __post_init__(self) -> None:
+        instead = "give the whole address in $MUONLAB_STORAGE, or the password in $PGPASSWORD or ~/.pgpass"
+        refuse_password(self.storage, "search.storage", instead)
         if len(set(self.replicate_seeds)) < len(self.replicate_seeds):
             raise MuonlabError(f"search.replicate_seeds repeats a seed: {list(self.replicate_seeds)}")
         if self.seed in self.replicate_seeds:

@@ -8,24 +8,21 @@ setting that its first attempt was given.
 """
 
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from muonlab.errors import MuonlabError
 from muonlab.record.owner import Owner
 from muonlab.settings.search import SearchSettings
 from muonlab.study.design import Design, searches
 from muonlab.study.slots import Slot
 from muonlab.study.space import Setting, containing, parse_space, suggest
+from muonlab.study.storage import one_sentence
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -181,7 +178,7 @@ class Queue:
         key = slot.condition, slot.arm
         if key not in self._studies:
             search = self._searches.get(slot.condition)
-            with _in_one_sentence(self._storage):
+            with one_sentence():
                 self._studies[key] = optuna.create_study(
                     study_name="/".join((self.name, *key)),
                     storage=self._storage,
@@ -208,18 +205,6 @@ class Queue:
         return study.get_trials(deepcopy=False)[number]
 
 
-def open_storage(url: str | None, folder: Path) -> BaseStorage:
-    """Any Optuna storage by URL; None: a journal file in the study's folder, which several processes may share.
-
-    Raises MuonlabError for a URL that no storage has, or whose storage cannot be reached.
-    """
-    if url:
-        with _in_one_sentence(url):
-            return optuna.storages.get_storage(url)
-    path = str(folder / "journal.log")
-    return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
-
-
 def _sampler(search: SearchSettings) -> BaseSampler:
     makers = {
         "quasi_random": optuna.samplers.RandomSampler,  # never asked: those settings are fixed beforehand
@@ -242,22 +227,3 @@ def _abandoned(trial: FrozenTrial) -> bool:
 def _dead(trial: FrozenTrial) -> bool:
     owner = trial.user_attrs.get("owner")
     return owner is None or Owner.read(owner).alive is False
-
-
-@contextmanager
-def _in_one_sentence(storage: BaseStorage | str) -> Iterator[None]:
-    """Turns what Optuna, SQLAlchemy, a missing driver or the network raise into one sentence, without the password."""
-    try:
-        yield
-    except Exception as error:
-        scheme, sign, _ = storage.partition("://") if isinstance(storage, str) else ("", "", "")
-        shown = f"search.storage={scheme}{sign}{'...' if sign else ''}" if scheme else "the study's storage"
-        raise MuonlabError(f"cannot use {shown}: {_reason(error)}") from error
-
-
-def _reason(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    if isinstance(error, ModuleNotFoundError):
-        return f"its driver, the Python package {error.name}, is not installed"
-    return " ".join(str(error).split()) or type(error).__name__

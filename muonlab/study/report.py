@@ -9,8 +9,9 @@ from analysis.tables import as_text, comparison_table, save_table
 from muonlab.settings.search import SearchSettings
 from muonlab.study.design import Design, searches
 from muonlab.study.judging import Judgement
-from muonlab.study.queue import Queue, open_storage
+from muonlab.study.queue import Queue
 from muonlab.study.slots import Slot
+from muonlab.study.storage import open_storage
 from muonlab.study.study import FILE, Study
 from muonlab.study.tuning import Best, best_levels, chosen_levels
 from muonlab.study.work import finished_run

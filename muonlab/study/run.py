@@ -8,8 +8,9 @@ from pathlib import Path
 from muonlab.errors import MuonlabError
 from muonlab.study.design import Design
 from muonlab.study.pool import Pool, default_workers
-from muonlab.study.queue import Queue, open_storage
+from muonlab.study.queue import Queue
 from muonlab.study.slots import Slot
+from muonlab.study.storage import open_storage
 from muonlab.study.study import Study
 from muonlab.study.tuning import Best, Trained, best_levels, chosen_levels
 from muonlab.study.work import Missing, Worker

@@ -12,6 +12,7 @@ from muonlab.cli import compose_config, plain
 from muonlab.errors import MuonlabError
 from muonlab.record.files import write_atomic
 from muonlab.record.identity import HARDWARE
+from muonlab.settings.address import public_address, with_password
 from muonlab.study.design import Design, make_design, searches
 from muonlab.study.slots import Level, Slot, keys, slots
 from muonlab.train.config import RunConfig, read_config
@@ -82,7 +83,7 @@ class Study:
             "name": self.name,
             "command": self.command,
             "overrides": list(self.overrides),
-            "storage": self.storage,
+            "storage": public_address(self.storage) if self.storage else None,
             "design": self.design.as_mapping(),
         }
         if self.searches:
@@ -119,7 +120,7 @@ def load_study(folder: Path) -> Study:
         name, command, storage = values["name"], values["command"], values["storage"]
     except KeyError as error:
         raise MuonlabError(f"{folder / FILE} lacks {error}; start the study's command again") from error
-    return Study(name, make_design(design, FILE), overrides, folder, command, storage)
+    return Study(name, make_design(design, FILE), overrides, folder, command, with_password(storage))
 
 
 def _read(path: Path) -> dict[str, Any]:

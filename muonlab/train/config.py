@@ -12,6 +12,7 @@ from muonlab.errors import MuonlabError, shown, unknown_name
 from muonlab.record.identity import run_identity
 from muonlab.record.store import check_uri
 from muonlab.registry import Registry
+from muonlab.settings.address import refuse_password
 from muonlab.settings.check import (
     Count,
     Named,
@@ -90,6 +91,7 @@ class TrackingSettings:
     def __post_init__(self) -> None:
         if self.uri is not None:
             check_uri(self.uri, "tracking.uri")
+            refuse_password(self.uri, "tracking.uri", "give the whole address in $MLFLOW_TRACKING_URI")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,9 +23,10 @@ from muonlab.record.mlflow_link import Link
 from muonlab.record.owner import Owner, machine
 from muonlab.record.store import connect, store_uri
 from muonlab.study.judging import ANSWER_COLUMNS, answers_text, figure_of, judge
-from muonlab.study.queue import Queue, open_storage
+from muonlab.study.queue import Queue
 from muonlab.study.run import train_study
 from muonlab.study.slots import Level
+from muonlab.study.storage import open_storage
 from muonlab.study.study import load_study
 from muonlab.study.tuning import best_levels
 from muonlab.train.config import TrackingSettings

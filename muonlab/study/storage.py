@@ -1,0 +1,70 @@
+"""The Optuna storage that keeps a study's queue: a journal file, or any database that Optuna knows."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from sqlalchemy.exc import ArgumentError
+
+from muonlab.errors import MuonlabError
+from muonlab.record.database import (
+    PATIENCE,
+    make_database,
+    only_maker,
+    sqlite_path,
+    sqlite_url,
+    wait_until_free,
+    with_driver,
+)
+from muonlab.record.store import store_fault
+from muonlab.settings.address import without_password
+from muonlab.study.journal import Journal
+
+
+def open_storage(url: str | None, folder: Path) -> BaseStorage:
+    """Any Optuna storage by URL; None: a journal file in the study's folder, which several processes may share.
+
+    A new database is made by one process, and an SQLite file whole or not at all. Raises MuonlabError for a URL that no
+    storage has, EnvironmentFault for a storage that cannot be reached or stays locked.
+    """
+    with one_sentence(url):
+        if url is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            return JournalStorage(Journal(str(folder / "journal.log")))
+        path = sqlite_path(url)
+        if path is not None and not path.parent.is_dir():
+            raise MuonlabError(
+                f"search.storage={url}: unable to open database file: {path.parent} is no folder"
+            )
+        with only_maker(url):
+            if path is not None:
+                wait_until_free(path)
+                make_database(path, lambda new: RDBStorage(sqlite_url(new)).engine.dispose())
+            return optuna.storages.get_storage(RDBStorage(with_driver(url), engine_kwargs=_engine(url)))
+
+
+@contextmanager
+def one_sentence(url: str | None = None) -> Iterator[None]:
+    """Turns what Optuna, SQLAlchemy, a driver or the network raise into one sentence, without a password: an
+    EnvironmentFault, or another MuonlabError where the address is wrong. `url`: what to call the storage, None: the
+    study's."""
+    try:
+        yield
+    except MuonlabError:
+        raise
+    except ArgumentError as error:
+        raise MuonlabError(f"cannot use search.storage={without_password(str(url))}: it is no URL") from error
+    except Exception as error:
+        name = f"search.storage={without_password(url)}" if url else "the study's storage"
+        raise store_fault(name, error) from error
+
+
+def _engine(url: str) -> dict[str, object]:
+    if sqlite_path(url) is not None:
+        return {"connect_args": {"timeout": PATIENCE}}
+    if url.startswith("postgresql"):
+        # A server that was started anew has closed the connections of before.
+        return {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
+    return {}
