@@ -203,10 +203,12 @@ def _judged(path: Path) -> Iterator[None]:
     """Tells a damaged file from one that is not there or cannot be read just now."""
     try:
         yield
-    except (FileNotFoundError, MemoryError):
+    except FileNotFoundError:
         raise
+    except MemoryError as error:
+        raise EnvironmentFault(f"cannot read {path}: there is not enough memory") from error
     except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.errno is not None:  # Arrow's own have none
             raise EnvironmentFault(f"cannot read {path}: {os.strerror(error.errno)}") from error
         why = " ".join(str(error).split())
         raise TornTrace(

@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis import frames as module
 from analysis.frames import at_end, collect, downsample, settled_loss, warmup_steps
+from analysis.verdicts import collapsed
 from muonlab.errors import MuonlabError
 
 
@@ -120,3 +122,21 @@ def test_analysis_starts_without_torch_or_pyplot():
     )
     out = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "set()"
+
+
+def test_the_heads_of_a_long_run_are_thinned_and_nothing_else_changes(runs, make_run, monkeypatch):
+    run = make_run("muonclip", 1)
+    whole = collect(runs(whole=run))
+    monkeypatch.setattr(module, "HEAD_STEPS", 50)
+    long = collect(runs(whole=run))
+    pd.testing.assert_frame_equal(long.runs, whole.runs, check_exact=True)
+    pd.testing.assert_frame_equal(long.steps, whole.steps, check_exact=True)
+
+    width = math.ceil(len(run.steps) / 50)
+    assert len(long.heads) == math.ceil(len(run.steps) / width) * 4
+    assert width > 1
+    of_bins = whole.heads.groupby([whole.heads["step"] // width * width, "layer", "head"])
+    kept = long.heads.set_index(["step", "layer", "head"])
+    for column, rule in {"value": "max", "gamma": "min", "entropy": "last"}.items():
+        np.testing.assert_array_equal(kept[column], of_bins[column].agg(rule))
+    assert collapsed(long.heads, 64) == collapsed(whole.heads, 64)
