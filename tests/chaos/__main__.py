@@ -129,7 +129,11 @@ def study_chaos(given: argparse.Namespace, folder: Path) -> int:
             without=tuple(given.without),
         )
         show = partial(progress.show, f"round {number} ({plan})", counts.total(), one)
-        violations = one.run(twin, show)
+        try:
+            violations = one.run(twin, show)
+        except BaseException:
+            one.remove(None)
+            raise
         counts.update(fault.kind for fault in one.injected)
         counts[NAN] += diverged(twin)
         wrong.update(violation.kind for violation in violations)
