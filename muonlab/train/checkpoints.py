@@ -87,7 +87,7 @@ def latest_checkpoint(folder: Path, recorded: int, max_steps: int) -> tuple[Path
         if step > recorded + 1:
             continue
         path = checkpoint_path(folder, step)
-        content = _content(path)
+        content = _content(path, step)
         if content is None:
             torn.append(set_aside(path))
         elif step < max_steps or content["muonlab"].get("metrics"):
@@ -95,8 +95,8 @@ def latest_checkpoint(folder: Path, recorded: int, max_steps: int) -> tuple[Path
     return None, torn
 
 
-def _content(path: Path) -> dict[str, Any] | None:
-    """What a checkpoint holds, its tensors left on disk; None where it is torn or no checkpoint of a run."""
+def _content(path: Path, step: int) -> dict[str, Any] | None:
+    """What the checkpoint of `step` steps holds, its tensors left on disk; None where it is torn or is none."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
@@ -113,7 +113,9 @@ def _content(path: Path) -> dict[str, Any] | None:
     except Exception:  # whatever a pickle of something else raises
         return None
     whole = isinstance(content, dict) and all(key in content for key in CONTENT)
-    return content if whole and isinstance(content["muonlab"], dict) else None
+    return (
+        content if whole and isinstance(content["muonlab"], dict) and content["global_step"] == step else None
+    )
 
 
 def _steps(folder: Path) -> list[int]:

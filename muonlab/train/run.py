@@ -73,7 +73,7 @@ def train(config: RunConfig, on_step: Callable[[int], None] | None = None) -> Ou
         remove_leftovers(folder.parent, f"{folder.name}.*")
     if is_run(folder):
         if not config.force:
-            if earlier := _outcome(folder):
+            if earlier := _outcome(folder, config.trainer.max_steps):
                 _complete_mlflow(config, folder)
                 return earlier
         elif first_rank():
@@ -161,17 +161,18 @@ def first_rank() -> bool:
     return int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
 
 
-def _outcome(folder: Path) -> Outcome | None:
+def _outcome(folder: Path, max_steps: int) -> Outcome | None:
     """How the run in `folder` ended; None where something is left to do, a damaged file to mend included."""
     try:
         run = load_run(folder)
+        recorded = whole_until(folder / "traces")
     except EnvironmentFault:
         raise
     except MuonlabError:
         return None
     # A run that was killed between its last step and its metrics says that it is finished without having any.
-    over = run.status in OVER and (run.status != "finished" or "val_loss" in run.metrics)
-    return Outcome(folder, run.status, run.cause, trained=False) if over else None
+    whole = run.status != "finished" or ("val_loss" in run.metrics and recorded == max_steps - 1)
+    return Outcome(folder, run.status, run.cause, trained=False) if run.status in OVER and whole else None
 
 
 def _complete_mlflow(config: RunConfig, folder: Path) -> None:
