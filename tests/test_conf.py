@@ -115,7 +115,7 @@ def test_a_misspelt_name_is_reported_with_the_near_ones(overrides, message):
         ("trainer.batch_order=sequental", "did you mean 'sequential'"),
         ("trainer.device=gpu", "cpu, cuda"),
         ("trainer.devices=3", "does not divide evenly"),
-        ("trainer.strategy=fsdp", "unknown trainer.strategy 'fsdp'; did you mean 'ddp'"),
+        ("trainer.strategy=fsdp", "unknown trainer.strategy 'fsdp'; did you mean 'fsdp2' or 'ddp'"),
         ("+trainer.steps=3", "unknown trainer setting 'steps'"),
         ("+extra=3", "unknown config section 'extra'"),
         ("seed=-1", "seed must be a whole number of at least 0, not -1"),

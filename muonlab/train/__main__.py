@@ -22,11 +22,12 @@ def main() -> int:
 def one_run(values: Config, overrides: list[str]) -> int:
     """Train, say in one line how it ended and, last, where the record is."""
     config = read_config(values)
-    from muonlab.train.run import first_rank, train
+    from muonlab.train.place import is_first
+    from muonlab.train.run import train
 
     outcome = train(config)
     code = 128 + outcome.signal if outcome.status == "interrupted" else EXIT_CODES[outcome.status]
-    if not first_rank():
+    if not is_first(config.trainer.devices):
         return code
     ending = f"{outcome.status}: {outcome.cause}" if outcome.cause else outcome.status
     if not outcome.trained:

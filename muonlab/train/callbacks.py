@@ -11,7 +11,9 @@ from typing import Any
 import lightning as L
 from tqdm import tqdm
 
+from muonlab.optim.sharded import whole
 from muonlab.train.checkpoints import Checkpoints, at_end
+from muonlab.train.peers import Peers
 from muonlab.train.recording import Recording
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -44,29 +46,31 @@ class Health(L.Callback):
         if trainer.global_step:
             return
         for name, parameter in module.named_parameters():
-            if not bool(parameter.detach().isfinite().all()):
+            if not whole(parameter.detach().isfinite().all()):
                 raise Diverged(f"{name} is not finite before the first step")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Raises Diverged after the step's row is written."""
-        if module.device.type != "cpu" and (batch_idx + 1) % 25:
+        """Raises Diverged after the step's row is written, in all processes of a run alike."""
+        step = trainer.global_step
+        if (batch_idx + 1) % trainer.accumulate_grad_batches or (module.device.type != "cpu" and step % 25):
             return
-        loss = outputs["cross_entropy"].item()
+        loss = self.recording.latest["loss"].item()  # the mean over micro-batches and processes
         if not math.isfinite(loss):
-            raise Diverged(f"the loss is {loss} at step {batch_idx // trainer.accumulate_grad_batches}")
+            raise Diverged(f"the loss is {loss} at step {step - 1}")
 
 
 class StopBetweenSteps(L.Callback):
     """Signals that ask a run to stop end it after the current step, with a checkpoint; a second Ctrl-C at once.
 
     They are SIGINT (Ctrl-C), SIGTERM, SIGHUP (the terminal is gone) and SIGUSR1, by which batch systems announce the
-    end. A run that has done its last step ends as it would have. In force from `install` to `restore`.
+    end. A run that has done its last step ends as it would have. Whichever of a run's processes was asked, all stop
+    after the same step. In force from `install` to `restore`.
     """
 
-    def __init__(self, checkpoints: Checkpoints) -> None:
-        self.checkpoints = checkpoints
+    def __init__(self, checkpoints: Checkpoints, peers: Peers) -> None:
+        self.checkpoints, self.peers = checkpoints, peers
         self.asked = 0
         self._old: dict[int, Any] = {}
 
@@ -81,6 +85,7 @@ class StopBetweenSteps(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Take over from Lightning, whose own handlers end a run without a checkpoint; stop here if asked before."""
         self.install()
+        self.asked = self.peers.largest(self.asked)
         if self.asked:
             raise Interrupted(f"{self._name} before step {trainer.global_step}", self.asked)
 
@@ -100,8 +105,10 @@ class StopBetweenSteps(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save and leave, if asked and if a whole optimizer step is done."""
-        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if self.asked and whole and not at_end(trainer):
+        if (batch_idx + 1) % trainer.accumulate_grad_batches or at_end(trainer):
+            return
+        self.asked = self.peers.largest(self.asked)
+        if self.asked:
             self.checkpoints.save(trainer)
             raise Interrupted(f"{self._name} after step {trainer.global_step - 1}", self.asked)
 

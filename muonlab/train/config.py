@@ -52,7 +52,7 @@ class TrainerSettings:
     precision: Literal["fp32", "bf16", "fp16", "bf16-true", "fp64"]
     device: Literal["auto", "cpu", "cuda"]
     devices: Count
-    strategy: Literal["auto", "ddp"]
+    strategy: Literal["auto", "ddp", "fsdp2"]
     compile: bool
     num_threads: Annotated[int, Ge(1), Le(1024)]
     val_every: Steps
@@ -69,6 +69,16 @@ class TrainerSettings:
             raise MuonlabError(
                 f"trainer.batch_size={self.batch_size} does not divide evenly over trainer.devices={self.devices}"
             )
+        if self.strategy == "fsdp2":
+            self._check_sharding()
+
+    def _check_sharding(self) -> None:
+        for key, value in (("compile", True), ("precision", "fp16"), ("devices", 1)):
+            if getattr(self, key) == value:
+                raise MuonlabError(
+                    f"trainer.strategy=fsdp2 shards the model over several devices, neither compiled nor in fp16;"
+                    f" trainer.{key} is {shown(value)}"
+                )
 
     @property
     def sequences(self) -> int:

@@ -12,6 +12,7 @@ import torch
 from muonlab.errors import EnvironmentFault
 from muonlab.runtime import memory
 from muonlab.train.callbacks import Diverged, Interrupted
+from muonlab.train.peers import lost_peer, peer_fault
 
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
@@ -48,6 +49,10 @@ def ending_of(error: BaseException, step: int) -> Ending:
         return Ending("interrupted", text, error.number)
     if isinstance(error, KeyboardInterrupt | EnvironmentFault):
         return Ending("interrupted", text, error=error)
+    if lost_peer(error):
+        fault = peer_fault()
+        fault.__cause__ = error
+        return Ending("interrupted", str(fault), error=fault)
     if isinstance(error, torch.linalg.LinAlgError):  # of svd, on gradients that are no longer numbers
         return Ending("diverged", f"step {step}: {text}")
     if _out_of_memory(error):

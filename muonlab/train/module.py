@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -78,8 +79,23 @@ class LanguageModel(L.LightningModule):
         """The model, if it is a MixtureOfExperts."""
         return cast(MixtureOfExperts, self.model) if self._has_experts else None
 
+    def configure_model(self) -> None:
+        """Cut every weight into the ranks' rows where the strategy has a mesh of ranks (FSDP2): block by block, so that
+        no more than a block's weights are ever whole."""
+        if self.device_mesh is None:
+            return
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = self.device_mesh["data_parallel"]
+        for part in (*getattr(self.model, "layers", ()), self.model):
+            fully_shard(part, mesh=mesh)
+        # The parameters are other objects now; nothing has been updated yet.
+        self.optimizer = OPTIMIZERS.make(self.config.optimizer, self.model)
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """One optimizer, one schedule that multiplies the learning rate of all its groups."""
+        if self.trainer.world_size > 1 and self.device_mesh is None:
+            self.optimizer.process_group = dist.group.WORLD
         scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.schedule)
         return {"optimizer": self.optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -129,9 +145,11 @@ class LanguageModel(L.LightningModule):
     def probe(self) -> Probe:
         """Measure one fixed held-out batch: free of data noise."""
         ((tokens, targets),) = self.data.eval_batches(self.config.trainer.probe_batch_size, self.context, 1)
+        # forward() and not the call: the probe needs every attention weight, which a compiled step never holds. Sharded
+        # weights, which no compiled step has, are whole within the call alone.
+        forward = self.model.forward if self.device_mesh is None else self.model
         with self._evaluating():
-            # forward() and not the call: the probe needs every attention weight, which a compiled step never holds.
-            output = self.model.forward(tokens.to(self.device), targets.to(self.device), measure_entropy=True)
+            output = forward(tokens.to(self.device), targets.to(self.device), measure_entropy=True)
         return Probe(_losses(output)[1], self.model.attention_entropy(), self.model.one_hot_share())
 
     def validate(self) -> Tensor:
@@ -154,6 +172,8 @@ class LanguageModel(L.LightningModule):
         self.model.eval()
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             yield
+        if self.device_mesh is not None:
+            cast(Any, self.model).reshard()  # FSDP2 leaves the outermost weights whole for a backward to come
         self.model.train()
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from muonlab.data import bits_per_byte
+from muonlab.optim.sharded import whole
 from muonlab.record import OVER, RunRecord
 from muonlab.record.mlflow_run import MlflowRun
 from muonlab.train.module import LanguageModel, MixtureOfExperts
@@ -73,7 +74,7 @@ class Recording(L.Callback):
         # Read from the groups: a walk over the modules takes as long as the norms.
         groups = module.optimizer.param_groups
         gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-        self.row["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
+        self.row["grad_norm"] = whole(torch.nn.utils.get_total_norm(gradients))
         # The rate that groups have unless they were given one of their own, or a factor (lr_scale).
         self.row["lr"] = module.optimizer.defaults["lr"] * module.schedule(trainer.global_step)
 
@@ -147,8 +148,8 @@ class Recording(L.Callback):
             module.model.named_parameters(), self.weights_before, strict=True
         ):
             group = groups[name]
-            change[group].append((parameter.detach() - before).square().sum())
-            weight[group].append(parameter.detach().square().sum())
+            change[group].append(whole((parameter.detach() - before).square().sum()))
+            weight[group].append(whole(parameter.detach().square().sum()))
             count[group] += parameter.numel()
         sizes = {f"update_rms/{g}": (torch.stack(change[g]).sum() / count[g]).sqrt() for g in count}
         return sizes | {f"weight_rms/{g}": (torch.stack(weight[g]).sum() / count[g]).sqrt() for g in count}

@@ -1,6 +1,5 @@
 """One run from config to record: assembles data, model, optimizer, Trainer and record, and ends in one status."""
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -19,9 +18,10 @@ from muonlab.record.store import check_uri, store_uri
 from muonlab.record.stream import whole_until
 from muonlab.runtime import settle
 from muonlab.train.config import RunConfig
+from muonlab.train.place import find_place
 
-if TYPE_CHECKING:
-    pass
+if TYPE_CHECKING:  # it imports torch
+    from muonlab.train.peers import Peers
 
 
 @dataclass(frozen=True)
@@ -61,28 +61,48 @@ def check_places(config: RunConfig) -> None:
 def train(config: RunConfig, on_step: Callable[[int], None] | None = None) -> Outcome:
     """Train one run, or resume it where it was stopped, or do nothing if it is over (unless `force`).
 
-    `on_step` is called with the number of finished steps. Divergence, a size that this machine's memory cannot hold,
-    and interruption end in an Outcome. Raises MuonlabError for what the user got wrong, before anything is recorded,
-    and EnvironmentFault for what the machine around the run refused, which can be resumed. Other exceptions are
-    recorded as `failed` and raised again.
+    A run on several devices is one process a device: those that a launcher has started, of which this is one, or else
+    some that are started here. `on_step` is called with the number of finished steps. Divergence, a size that this
+    machine's memory cannot hold, and interruption end in an Outcome. Raises MuonlabError for what the user got wrong,
+    before anything is recorded, and EnvironmentFault for what the machine around the run refused, which can be resumed.
+    Other exceptions are recorded as `failed` and raised again.
     """
     check_places(config)
     config = with_corpus(config)
     folder = run_folder(config)
-    if first_rank():
-        remove_leftovers(folder.parent, f"{folder.name}.*")
-    if is_run(folder):
-        if not config.force:
-            if earlier := _outcome(folder, config.trainer.max_steps):
-                _complete_mlflow(config, folder)
-                return earlier
-        elif first_rank():
-            _set_aside(folder)
+    place = find_place(config.trainer.devices)
+    alone = place is None or place.world == 1
+    if alone and not config.force and (earlier := _earlier(config, folder)):
+        return earlier
     settle(config.trainer.num_threads)
-    return _train(config, folder, on_step)
+    from muonlab.train.trainer import choose_accelerator, refuse_huge_batches
+
+    accelerator = choose_accelerator(config.trainer)
+    refuse_huge_batches(config, accelerator)
+    if place is None:
+        from muonlab.train.ranks import train_on_ranks
+
+        return train_on_ranks(config, folder, on_step)
+    from muonlab.train.peers import Peers, told_of_lost_peers
+
+    with told_of_lost_peers():
+        peers = Peers(place, accelerator)
+        if not config.force and (earlier := peers.from_first(lambda: _earlier(config, folder))):
+            return earlier
+        if peers.first:
+            remove_leftovers(folder.parent, f"{folder.name}.*")
+            if config.force and is_run(folder):
+                _set_aside(folder)
+        return _train(config, peers, accelerator, folder, on_step)
 
 
-def _train(config: RunConfig, folder: Path, on_step: Callable[[int], None] | None) -> Outcome:
+def _train(
+    config: RunConfig,
+    peers: "Peers",
+    accelerator: str,
+    folder: Path,
+    on_step: Callable[[int], None] | None,
+) -> Outcome:
     import torch
 
     from muonlab.data import make_data, open_corpus
@@ -94,10 +114,8 @@ def _train(config: RunConfig, folder: Path, on_step: Callable[[int], None] | Non
     from muonlab.train.recording import Recording
     from muonlab.train.spectra import Spectra
     from muonlab.train.tracking import open_mlflow, open_store
-    from muonlab.train.trainer import choose_accelerator, make_trainer, refuse_huge_batches
+    from muonlab.train.trainer import make_trainer
 
-    accelerator = choose_accelerator(config.trainer)
-    refuse_huge_batches(config, accelerator)
     corpus = open_corpus(config.data, config.paths.cache)
     if corpus.short_digest != config.corpus:
         raise MuonlabError(
@@ -109,16 +127,17 @@ def _train(config: RunConfig, folder: Path, on_step: Callable[[int], None] | Non
     environment = replace(collect_environment(), data=data.describe())
     torch.manual_seed(config.seed)
     module = LanguageModel(config, data)
-    shown = config.trainer.progress and first_rank()
+    shown = config.trainer.progress and peers.first
     if shown:
         print(format_routing(collapse_layers(module.optimizer.routing)), flush=True)
     # A server that cannot be reached is reported before anything is recorded.
-    store = open_store(config.tracking, Path(config.paths.runs)) if first_rank() else None
-    record = _open_record(folder, config, module, environment) if first_rank() else None
+    store = open_store(config.tracking, Path(config.paths.runs)) if peers.first else None
+    record = _open_record(folder, config, module, environment) if peers.first else None
     try:
         max_steps = config.trainer.max_steps
-        recorded = whole_until(folder / "traces") if record is not None else max_steps
-        checkpoint, torn = latest_checkpoint(folder / "checkpoints", recorded, max_steps)
+        checkpoint, torn = peers.from_first(
+            lambda: latest_checkpoint(folder / "checkpoints", whole_until(folder / "traces"), max_steps)
+        )
         if record is not None:
             if checkpoint is None:
                 record.truncate(-1)
@@ -129,10 +148,10 @@ def _train(config: RunConfig, folder: Path, on_step: Callable[[int], None] | Non
         # The spectra stand before the recording, which closes the row.
         spectra = [Spectra(recording, every)] if every else []
         checkpoints = Checkpoints(folder / "checkpoints", config.trainer.checkpoint_every, recording)
-        stop = StopBetweenSteps(checkpoints)
+        stop = StopBetweenSteps(checkpoints, peers)
         progress = [ProgressBar(recording, config.name)] if shown else []
         callbacks = [*spectra, recording, Health(recording), stop, *progress, checkpoints]
-        trainer = make_trainer(config.trainer, accelerator, folder, callbacks)
+        trainer = make_trainer(config.trainer, peers.place, accelerator, folder, callbacks)
         stop.install()
         try:
             try:
@@ -156,13 +175,10 @@ def _train(config: RunConfig, folder: Path, on_step: Callable[[int], None] | Non
     return Outcome(folder, ending.status, ending.cause, signal=ending.signal)
 
 
-def first_rank() -> bool:
-    """Whether this process keeps the record: with several devices Lightning starts the command once for each."""
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
-
-
 def _outcome(folder: Path, max_steps: int) -> Outcome | None:
     """How the run in `folder` ended; None where something is left to do, a damaged file to mend included."""
+    if not is_run(folder):
+        return None
     try:
         run = load_run(folder)
         recorded = whole_until(folder / "traces")
@@ -175,15 +191,17 @@ def _outcome(folder: Path, max_steps: int) -> Outcome | None:
     return Outcome(folder, run.status, run.cause, trained=False) if run.status in OVER and whole else None
 
 
-def _complete_mlflow(config: RunConfig, folder: Path) -> None:
-    """What a store lacks of a run that is over, since it failed or the process was killed, is sent to it now."""
-    from muonlab.train.tracking import reconcile_mlflow
+def _earlier(config: RunConfig, folder: Path) -> Outcome | None:
+    """The outcome of a run that is over; what its store lacks, since that failed or the process was killed, is sent."""
+    outcome = _outcome(folder, config.trainer.max_steps)
+    if outcome is not None:
+        from muonlab.train.tracking import reconcile_mlflow
 
-    if first_rank():
         try:
             reconcile_mlflow(config, folder)
         except EnvironmentFault as fault:
             tell(f"{fault}; the run is recorded in its folder")
+    return outcome
 
 
 def _open_record(folder: Path, config: RunConfig, module: Any, environment: Environment) -> RunRecord:

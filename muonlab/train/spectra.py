@@ -7,6 +7,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from muonlab.optim.sharded import whole
 from muonlab.record.logit_peak import LogitPeak, logit_peak
 from muonlab.record.spectra import group_spectra, singular_values, svd_entropy
 from muonlab.train.module import LanguageModel
@@ -35,15 +36,13 @@ class Spectra(L.Callback):
     ) -> None:
         """Look at the logits, and keep the weights to know the update."""
         assert isinstance(module, LanguageModel)
-        if (
-            self.recording.record is None
-            or batch_idx % trainer.accumulate_grad_batches
-            or trainer.global_step % self.every
-        ):
+        if batch_idx % trainer.accumulate_grad_batches or trainer.global_step % self.every:
             return
+        if self.recording.record is None and module.device_mesh is None:
+            return  # of sharded weights every rank has a part to give
         self.recording.row |= probe_peak(module)
         self.weights_before = {
-            name: parameter.detach().clone()
+            name: whole(parameter).clone()
             for name, parameter in module.model.named_parameters()
             if parameter.ndim in (2, 3)
         }
@@ -56,12 +55,15 @@ class Spectra(L.Callback):
         if not self.weights_before or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         group_of = {route.name: route.group for route in module.optimizer.routing}
-        after = dict(module.model.named_parameters())
+        after = {n: whole(p) for n, p in module.model.named_parameters() if n in self.weights_before}
+        if self.recording.record is None:
+            self.weights_before = {}
+            return
         weights: dict[str, list[Tensor]] = defaultdict(list)
         updates: dict[str, list[Tensor]] = defaultdict(list)
         for name, before in self.weights_before.items():
             weights[group_of[name]].append(before.double())
-            updates[group_of[name]].append(after[name].detach().double() - before.double())
+            updates[group_of[name]].append(after[name].double() - before.double())
             entropy = svd_entropy(singular_values(before)).mean()
             self.recording.row |= {f"matrix_svd_entropy/{name}": entropy}
         for group in weights:

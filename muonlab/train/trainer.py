@@ -7,26 +7,27 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.environments import LightningEnvironment
 
 from muonlab.errors import MuonlabError
 from muonlab.runtime import memory
 from muonlab.train.checkpoints import WholeFiles
-from muonlab.train.config import PRECISIONS, RunConfig, TrainerSettings
+from muonlab.train.config import RunConfig, TrainerSettings
+from muonlab.train.place import Place
+from muonlab.train.strategy import make_strategy
 
 
 def make_trainer(
-    settings: TrainerSettings, accelerator: str, folder: Path, callbacks: list[L.Callback]
+    settings: TrainerSettings, place: Place, accelerator: str, folder: Path, callbacks: list[L.Callback]
 ) -> L.Trainer:
     """The Trainer of the run in `folder`; checkpoints come from a callback of ours."""
     _quiet()
-    # A run of one process is one wherever it runs: a batch system's variables describe the job around it.
-    alone = [LightningEnvironment()] if settings.devices == 1 else []
+    shared = make_strategy(settings, place)
     return L.Trainer(
         accelerator=accelerator,
         devices=settings.devices,
-        strategy=settings.strategy,
-        precision=PRECISIONS[settings.precision],
+        num_nodes=shared.num_nodes,
+        strategy=shared.strategy,
+        precision=shared.precision,
         max_steps=settings.max_steps,
         max_epochs=1,
         accumulate_grad_batches=settings.accumulate,
@@ -39,7 +40,7 @@ def make_trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
         default_root_dir=folder,
-        plugins=[WholeFiles(), *alone],
+        plugins=[WholeFiles(), *shared.plugins],
     )
 
 

@@ -1,0 +1,86 @@
+"""The processes of a run as one of them sees them: what they decide together, and how it shows that one is gone."""
+
+import atexit
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from muonlab.errors import EnvironmentFault
+from muonlab.train.place import Place
+
+Decision = TypeVar("Decision")
+
+
+class Peers:
+    """This process and the others of its run, who meet when it is made; alone it decides for itself.
+
+    What they tell each other here goes from host to host and never waits for a device.
+    """
+
+    def __init__(self, place: Place, accelerator: str):
+        self.place = place
+        self._hosts: dist.ProcessGroup | None = None
+        if place.world == 1:
+            return
+        os.environ.setdefault("MASTER_ADDR", place.address)
+        os.environ.setdefault("MASTER_PORT", str(place.port))
+        if accelerator == "cpu":
+            dist.init_process_group("gloo", rank=place.rank, world_size=place.world)
+            self._hosts = dist.group.WORLD
+        else:
+            device = torch.device(accelerator, place.local_rank)
+            dist.init_process_group("nccl", rank=place.rank, world_size=place.world, device_id=device)
+            atexit.register(dist.destroy_process_group)  # NCCL complains of one that is left
+            self._hosts = dist.new_group(backend="gloo")
+
+    @property
+    def first(self) -> bool:
+        """Whether this process keeps the record."""
+        return self.place.rank == 0
+
+    def from_first(self, decide: Callable[[], Decision]) -> Decision:
+        """What the first process decides; the others do not look for themselves."""
+        if self._hosts is None:
+            return decide()
+        decision = [decide() if self.first else None]
+        dist.broadcast_object_list(decision, src=0, group=self._hosts)
+        return decision[0]  # type: ignore[return-value]
+
+    def largest(self, number: int) -> int:
+        """The largest of the numbers that the processes bring, all at the same point."""
+        if self._hosts is None:
+            return number
+        numbers = torch.tensor(number)
+        dist.all_reduce(numbers, op=dist.ReduceOp.MAX, group=self._hosts)
+        return int(numbers)
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether this is how a process learns, waiting for the others, that one of them is gone."""
+    together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return together and (
+        isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    )
+
+
+@contextmanager
+def told_of_lost_peers() -> Iterator[None]:
+    """Raises EnvironmentFault in place of what a lost process makes of the others."""
+    try:
+        yield
+    except Exception as error:
+        if lost_peer(error):
+            raise peer_fault() from error
+        raise
+
+
+def peer_fault() -> EnvironmentFault:
+    """The one sentence about a lost process."""
+    return EnvironmentFault(
+        f"another process of this run of {dist.get_world_size()} is gone; rerun the same command to resume from the"
+        " last checkpoint"
+    )
