@@ -31,7 +31,7 @@ def told_at(place: str) -> Iterator[None]:
     try:
         yield
     except MuonlabError as error:
-        raise MuonlabError(f"{place}: {error}") from error
+        raise type(error)(f"{place}: {error}") from error
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> MuonlabError:

@@ -1,28 +1,39 @@
 """One process per run, so that an out-of-memory kill or a segfault costs one run, and none pays the imports.
 
 A fork server imports torch, Lightning and MLflow once and every run is forked from it: single-threaded, warm, and
-with CUDA untouched, so that each child can be given its own GPU.
+with CUDA untouched, so that each child can be given its own GPU. A fork server that was killed is made anew.
+
+Runs do not outlive a parent that stops in order: they are asked to save a checkpoint. Those of a parent that was killed
+finish, as holders of their folders' leases; a later command waits for them and takes their results.
 """
 
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import time
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from muonlab.command import STOPPING, times_asked
 from muonlab.errors import MuonlabError
+from muonlab.record.owner import process_start
 from muonlab.runtime import usable_cores
+from muonlab.study.child import Result, Steps, carry_out, try_out
 from muonlab.study.queue import Claim
-from muonlab.train.config import RunConfig, read_config
+from muonlab.train.config import RunConfig
 
+# Seconds: between two looks at the runs; after which the next job is asked for again; that runs have to stop in, and
+# once the user asks a second time.
+LOOK, AGAIN, STOP, STOP_NOW = 0.25, 2.0, 60.0, 5.0
 WARM = [
     "muonlab.train.run",
     "muonlab.train.module",
@@ -31,28 +42,44 @@ WARM = [
     "lightning.pytorch.callbacks",
     "mlflow",
 ]
+# multiprocessing's, of a process whose fork server was killed.
+NO_EXIT_CODE = 255
 
 
-@dataclass(frozen=True)
-class Result:
-    """How one run ended: a RunRecord status, or "killed" where its process ended without a word; cause and folder."""
-
-    status: str
-    cause: str = ""
-    folder: Path | None = None
-
-
-@dataclass
+@dataclass(eq=False)
 class Job:
     """One run to do: its settings, its label for log and progress, and the claim that it fulfils."""
 
     config: RunConfig
     label: str
     claim: Claim | None = None
-    steps: Any = field(default=None, repr=False)
+    steps: Steps = field(default_factory=Steps, repr=False)
     process: Any = field(default=None, repr=False)
     pipe: Connection | None = field(default=None, repr=False)
+    began: int | None = field(default=None, repr=False)
+    result: Result | None = field(default=None, repr=False)
     place: int = 0
+
+    @property
+    def lives(self) -> bool:
+        """Whether its process runs. With its fork server dead no exit code comes, and the system is asked."""
+        code = self.process.exitcode
+        orphan = code == NO_EXIT_CODE and self.began is not None
+        return code is None or (orphan and process_start(self.process.pid) == self.began)
+
+    def receive(self) -> None:
+        """Take the run's own word on how it ended, if it has come."""
+        if self.pipe is not None and self.pipe.poll():
+            with suppress(EOFError, OSError):
+                self.result = self.pipe.recv()
+            self.pipe.close()
+            self.pipe = None
+
+    def waitable(self) -> list[Any]:
+        """What becomes ready when the run has something to say or, after that, ends."""
+        if self.pipe is not None:
+            return [self.pipe]
+        return [self.process.sentinel] if self.process.exitcode is None else []
 
 
 def default_workers() -> int:
@@ -60,38 +87,6 @@ def default_workers() -> int:
     import torch
 
     return torch.cuda.device_count() or usable_cores()
-
-
-def _child(values: Mapping[str, Any], place: int, steps: Any, pipe: Connection, log: Path) -> None:
-    """The body of a run's process: train, and report to the parent how it went."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", buffering=1) as stream:
-        os.dup2(stream.fileno(), sys.stdout.fileno())
-        os.dup2(stream.fileno(), sys.stderr.fileno())
-    config = read_config(values)
-    if config.trainer.devices == 1 and config.trainer.device != "cpu":
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if visible is None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = str(place)
-        elif visible:  # an empty list hides all GPUs, and goes on doing so
-            gpus = visible.split(",")
-            os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
-
-    def on_step(step: int) -> None:
-        steps.value = step
-
-    try:
-        from muonlab.train.run import train
-
-        outcome = train(config, on_step)
-        pipe.send(Result(outcome.status, outcome.cause, outcome.folder))
-    except MuonlabError as error:
-        pipe.send(Result("failed", str(error)))
-    except KeyboardInterrupt:  # before the first step, where nothing is lost yet
-        pipe.send(Result("interrupted", "stopped before the first step"))
-    except BaseException as error:
-        traceback.print_exc()
-        pipe.send(Result("failed", f"{type(error).__name__}: {error}"))
 
 
 class Pool:
@@ -104,11 +99,25 @@ class Pool:
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(WARM)
         self.running: list[Job] = []
+        self._warm = False
 
     @staticmethod
     def say(line: str) -> None:
         """Print a line above the progress bar."""
         tqdm.write(line)
+
+    def try_out(self, runs: Mapping[str, RunConfig]) -> None:
+        """Build the model and the optimizer of each run, {name: settings}, in a process of its own, and nothing else.
+
+        Raises MuonlabError for what a run would refuse.
+        """
+        ours, theirs = self.context.Pipe(duplex=False)
+        values = {name: config.as_dict() for name, config in runs.items()}
+        with suppress(OSError, EOFError), ours:  # nothing to say, or killed, which the runs will find out
+            with theirs:
+                server()
+                self.context.Process(target=try_out, args=(values, theirs), daemon=True).start()
+            raise MuonlabError(ours.recv())
 
     def run(
         self,
@@ -117,39 +126,40 @@ class Pool:
         title: str,
         total_jobs: int,
         total_steps: int,
-    ) -> None:
-        """Start what `next_job` gives until it gives None and everything has ended; report each end to `on_result`.
+    ) -> int:
+        """Start what `next_job` gives; report each end to `on_result`; return when nothing runs and it gives None: the
+        number of runs that ended.
 
-        On Ctrl-C the runs stop between two steps and keep a checkpoint; then KeyboardInterrupt is raised.
+        When the command is asked to stop, or `on_result` raises, the runs stop between two steps and keep a checkpoint;
+        then the exception is raised again.
         """
         bar = self._bar(title, total_steps)
-        finished_steps, ended, more = 0, 0, True
+        finished_steps, ended, asked = 0, 0, -math.inf
         self.log_folder.mkdir(parents=True, exist_ok=True)
         try:
-            while more or self.running:
-                while more and len(self.running) < self.workers:
-                    job = next_job()
-                    more = job is not None
-                    if job is not None:
-                        self._start(job)
+            while True:
+                if len(self.running) < self.workers and time.monotonic() - asked >= AGAIN:
+                    while len(self.running) < self.workers and (job := next_job()) is not None:
+                        if not self._start(job):
+                            on_result(job, Result("environment", "no process could be started for the run"))
+                    asked = time.monotonic()
                 if not self.running:
                     break
-                wait([job.process.sentinel for job in self.running], timeout=0.25)
-                for job in [j for j in self.running if not j.process.is_alive()]:
-                    self.running.remove(job)
-                    result = self._result(job)
+                self._wait(LOOK)
+                for job in self._ended():
                     ended += 1
                     finished_steps += job.config.trainer.max_steps
-                    on_result(job, result)
-                    more = True  # the slot may be open again
+                    asked = -math.inf  # a place is free, and the slot may be open again
+                    on_result(job, self._result(job))
                 bar.update(finished_steps + sum(j.steps.value for j in self.running) - bar.n)
                 bar.set_postfix_str(f"{ended}/{total_jobs} runs", refresh=False)
-        except KeyboardInterrupt:
-            bar.write(f"stopping: saving checkpoints of {len(self.running)} runs ...", file=sys.stderr)
+            return ended
+        except BaseException:
             self._stop(on_result)
             raise
         finally:
-            bar.close()
+            with suppress(OSError):  # of a terminal that is gone
+                bar.close()
 
     @staticmethod
     def _bar(title: str, total_steps: int) -> tqdm:
@@ -163,43 +173,111 @@ class Pool:
             smoothing=0.05,
         )
 
-    def _start(self, job: Job) -> None:
+    def _start(self, job: Job) -> bool:
+        """False where the fork server was killed meanwhile."""
         taken = {other.place for other in self.running}
         job.place = next(place for place in range(self.workers) if place not in taken)
-        job.steps = self.context.Value("q", 0, lock=False)
         job.pipe, theirs = self.context.Pipe(duplex=False)
         log = self.log_folder / f"{job.label}.log"
         arguments = (job.config.as_dict(), job.place, job.steps, theirs, log)
-        job.process = self.context.Process(
-            target=_child, args=arguments, name=f"muonlab {job.label}", daemon=True
-        )
-        job.process.start()
-        theirs.close()
-        self.running.append(job)
+        try:
+            self._warm_up()
+            job.process = self.context.Process(
+                target=carry_out, args=arguments, name=f"muonlab {job.label}", daemon=True
+            )
+            with signals_wait():  # a process that nobody knows of would train on
+                job.process.start()
+                job.began = process_start(job.process.pid)
+                self.running.append(job)
+        except (OSError, EOFError):
+            self._warm = False
+            job.pipe.close()
+            return False
+        finally:
+            theirs.close()
+            job.steps.close()
+        return True
+
+    def _warm_up(self) -> None:
+        """Wait for the fork server's imports, which a signal may interrupt."""
+        if not self._warm:
+            server()
+            first = self.context.Process(target=_nothing, daemon=True)
+            first.start()
+            first.join()
+            self._warm = True
+        server()
+
+    def _wait(self, seconds: float) -> None:
+        wait([ready for job in self.running for ready in job.waitable()], timeout=seconds)
+        for job in self.running:
+            job.receive()
+
+    def _ended(self) -> list[Job]:
+        """The jobs whose processes are gone, which are no longer running."""
+        over = [job for job in self.running if not job.lives]
+        for job in over:
+            self.running.remove(job)
+        return over
 
     def _result(self, job: Job) -> Result:
-        job.process.join()
+        job.receive()
+        if job.result is not None:
+            return job.result
         code = job.process.exitcode
-        assert job.pipe is not None
-        try:
-            return job.pipe.recv()
-        except EOFError:
-            name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            return Result("killed", f"the process ended with {name}")
-        finally:
-            job.pipe.close()
+        if code == NO_EXIT_CODE:
+            self._warm = False
+            return Result("environment", "the process was killed, and so was the one that it was forked from")
+        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return Result("killed", f"the process ended with {name}")
 
     def _stop(self, on_result: Callable[[Job, Result], None]) -> None:
-        # In a terminal Ctrl-C reached the children too; SIGTERM asks for the same clean stop where it did not.
-        asked = time.monotonic()
-        for job in self.running:
-            if job.process.is_alive():
-                os.kill(job.process.pid, signal.SIGTERM)
+        """Ask the runs to stop between two steps; those that do not are killed, and lose the steps since their last
+        checkpoint."""
+        if self.running:
+            with suppress(OSError):
+                print(f"stopping: saving checkpoints of {len(self.running)} runs ...", file=sys.stderr)
+        asked, impatient = time.monotonic(), times_asked() > 1
+        limit = STOP
+        self._send(signal.SIGTERM)
         while self.running:
-            wait([job.process.sentinel for job in self.running], timeout=0.5)
-            for job in [j for j in self.running if not j.process.is_alive()]:
-                self.running.remove(job)
-                on_result(job, self._result(job))
-            if time.monotonic() - asked > 60:
-                for job in self.running:
-                    job.process.kill()
+            self._wait(LOOK)
+            if times_asked() > 1 and not impatient:
+                impatient, limit = True, time.monotonic() - asked + STOP_NOW
+            if time.monotonic() - asked > limit:
+                self._send(signal.SIGKILL)
+            for job in self._ended():
+                result = self._result(job)
+                if result.status == "killed":
+                    result = Result("interrupted", "stopped within a step", result.folder)
+                with suppress(
+                    OSError, MuonlabError
+                ):  # the others must stop, whatever cannot be told or written
+                    on_result(job, result)
+
+    def _send(self, number: int) -> None:
+        for job in self.running:
+            if job.lives:
+                with suppress(ProcessLookupError):
+                    os.kill(job.process.pid, number)
+
+
+def _nothing() -> None:
+    pass
+
+
+def server() -> None:
+    """See that the fork server runs. Signals wait in it and in what it forks, until a run hears them: a Ctrl-C or a
+    hang-up of the terminal reaches every process of the command."""
+    resource_tracker.ensure_running()  # it lets signals through when it starts
+    with signals_wait():
+        forkserver.ensure_running()
+
+
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

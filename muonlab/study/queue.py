@@ -3,16 +3,19 @@
 What counts is slots, not trials. Nothing is enqueued, so opening a study twice, or at once in two processes, changes
 nothing: the slots follow from the design. A trial is an *attempt* at a slot. It is made running, with the slot's name,
 its owner and its setting, in one transaction of the storage, and its number decides: of the living attempts at a slot
-the lowest has it, and every other withdraws. A slot whose owner died has no living attempt and is open again, with the
-setting that its first attempt was given.
+the lowest has it, and every other withdraws. Whoever finds the owner of an attempt dead ends the attempt in the
+storage, so that all see one decision, the owner too if it was only cut off. A slot without a living attempt is open
+again, with the setting that its first attempt was given.
 """
 
 import uuid
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
@@ -20,11 +23,15 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from muonlab.record.owner import Owner
 from muonlab.settings.search import SearchSettings
 from muonlab.study.design import Design, searches
+from muonlab.study.heartbeat import Heartbeat
 from muonlab.study.slots import Slot
 from muonlab.study.space import Setting, containing, parse_space, suggest
 from muonlab.study.storage import one_sentence
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+# What ends an attempt whose owner is dead, or silent for so long that it is taken to be.
+SILENT = "its worker gave no sign of life"
 
 
 @dataclass(frozen=True)
@@ -50,51 +57,64 @@ class Attempt:
 
 class Queue:
     """The attempts at the slots of a study: one Optuna study for each arm of each condition, so that a sampler learns
-    from its own arm alone."""
+    from its own arm alone.
+
+    Every method raises EnvironmentFault where the storage is locked, full or out of reach. Others see that this worker
+    lives while its `heartbeat` is entered.
+    """
 
     def __init__(self, storage: BaseStorage | str, name: str, design: Design):
-        self.name = name
+        self.name, self.heartbeat = name, Heartbeat(storage, name)
         self._storage = storage
         self._searches = {
             c: searches(design, c) for c, s in design.conditions.items() if s.search is not None
         }
         self._studies: dict[tuple[str, str], optuna.Study] = {}
+        self._claimed: set[tuple[str, int]] = set()
 
+    @one_sentence()
     def claim(self, slot: Slot) -> Claim | None:
         """Take an open slot; None where a living worker has it."""
         study = self._study(slot)
         if self._holder(study, slot) is not None:
             return None
+        for trial in self._attempts(study, slot):
+            if trial.state == TrialState.RUNNING:  # nobody holds the slot, so its worker is dead
+                self._end(study, trial.number, "killed", SILENT, None)
         mine = self._attempt(study, slot)
-        if self._holder(study, slot) != mine.number:
-            self._withdraw(study, mine.number)
-            return None
-        return Claim(self._drawn(study, slot, mine), mine.number)
+        claimed = study.study_name, mine.number
+        self._claimed.add(claimed)
+        try:
+            if self._holder(study, slot) == mine.number:
+                drawn = self._drawn(study, slot, mine)
+                if not self._trial(study, mine.number).state.is_finished():
+                    return Claim(drawn, mine.number)
+            else:
+                self._withdraw(study, mine.number)
+        except UpdateFinishedTrialError:
+            pass  # another worker took this one for dead in between
+        except BaseException:
+            self._claimed.discard(claimed)  # the storage failed: the attempt is as good as a dead worker's
+            raise
+        self._claimed.discard(claimed)
+        return None
 
+    @one_sentence()
     def finish(self, claim: Claim, status: str, cause: str, loss: float | None) -> None:
         """The attempt ended: with a loss in nats it is complete, without one it failed and the slot is open again.
 
         Only its first end counts.
         """
         study = self._study(claim.slot)
-        frozen = self._trial(study, claim.attempt)
-        if frozen.state.is_finished():
-            return
-        trial = Trial(study, frozen._trial_id)
-        trial.set_user_attr("status", status)
-        trial.set_user_attr("cause", cause)
-        if loss is None:
-            study.tell(claim.attempt, state=TrialState.FAIL)
-        else:
-            study.tell(claim.attempt, loss)
+        self._end(study, claim.attempt, status, cause, loss)
+        self._claimed.discard((study.study_name, claim.attempt))
 
+    @one_sentence()
     def busy(self, slots: Iterable[Slot]) -> set[str]:
         """The names of those slots that a living worker has; every Optuna study is read once."""
-        studies = {id(study): study for study in map(self._study, slots)}
-        running = (TrialState.RUNNING,)
-        trials = [t for study in studies.values() for t in study.get_trials(deepcopy=False, states=running)]
-        return {t.user_attrs["slot"] for t in trials if "slot" in t.user_attrs and _holds(t)}
+        return {t.user_attrs["slot"] for study, t in self._running(slots) if self._holds(study, t)}
 
+    @one_sentence()
     def drawn(self, slot: Slot) -> Slot | None:
         """The slot with its setting; None where a sampler has not drawn it yet."""
         if not slot.drawn:
@@ -102,15 +122,18 @@ class Queue:
         setting = self._first_setting(self._study(slot), slot)
         return slot.at(setting) if setting else None
 
-    def abandoned(self, slots: Sequence[Slot]) -> list[Claim]:
-        """The attempts at these slots that their workers, now dead, never ended."""
-        left = []
-        for slot in slots:
-            dead = [t.number for t in self._attempts(self._study(slot), slot) if _abandoned(t)]
-            if dead and (drawn := self.drawn(slot)):
-                left += [Claim(drawn, number) for number in dead]
-        return left
+    @one_sentence()
+    def running(self, slots: Sequence[Slot]) -> list[tuple[Claim, bool]]:
+        """The attempts at these slots that were not ended yet, and whether their workers still live."""
+        named = {slot.name: slot for slot in slots}
+        rows = []
+        for study, trial in self._running(slots):
+            slot = named.get(trial.user_attrs["slot"])
+            if slot is not None and (drawn := self.drawn(slot)):
+                rows.append((Claim(drawn, trial.number), not self._dead(study, trial)))
+        return rows
 
+    @one_sentence()
     def attempts(self, slots: Sequence[Slot]) -> list[Attempt]:
         """Every attempt at these slots, but for those that withdrew, in the order of the slots."""
         rows = []
@@ -130,6 +153,7 @@ class Queue:
         setting = self._first_setting(study, slot)
         space = self._space(slot)
         attributes = {"slot": slot.name, "token": token, "owner": Owner.this().values()}
+        attributes["worker"] = self.heartbeat.token
         widened = {key: containing(space[key], setting[key]) for key in space} if setting else {}
         study.add_trial(
             create_trial(
@@ -166,27 +190,55 @@ class Queue:
 
     def _holder(self, study: optuna.Study, slot: Slot) -> int | None:
         """The number of the attempt that has the slot."""
-        return min((trial.number for trial in self._attempts(study, slot) if _holds(trial)), default=None)
+        return min((t.number for t in self._attempts(study, slot) if self._holds(study, t)), default=None)
 
     def _withdraw(self, study: optuna.Study, number: int) -> None:
+        with suppress(UpdateFinishedTrialError):
+            Trial(study, self._trial(study, number)._trial_id).set_user_attr("withdrawn", True)
+            study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+
+    def _end(self, study: optuna.Study, number: int, status: str, cause: str, loss: float | None) -> None:
         trial = Trial(study, self._trial(study, number)._trial_id)
-        trial.set_user_attr("withdrawn", True)
-        study.tell(number, state=TrialState.FAIL)
+        with suppress(UpdateFinishedTrialError):  # its first end counts
+            trial.set_user_attr("status", status)
+            trial.set_user_attr("cause", cause)
+            state = TrialState.FAIL if loss is None else TrialState.COMPLETE
+            study.tell(number, loss, state=state, skip_if_finished=True)
+
+    # ------------------------------------------------------------------ who lives
+    def _holds(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        running = trial.state == TrialState.RUNNING and "withdrawn" not in trial.user_attrs
+        return running and not self._dead(study, trial)
+
+    def _dead(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        owner, worker = trial.user_attrs.get("owner"), trial.user_attrs.get("worker", "")
+        if owner is None:
+            return True
+        if worker == self.heartbeat.token:  # a claim of ours that the storage cut short is nobody's
+            return (study.study_name, trial.number) not in self._claimed
+        alive = Owner.read(owner).alive
+        return not self.heartbeat.alive(worker) if alive is None else not alive
 
     # ------------------------------------------------------------------ Optuna
     def _study(self, slot: Slot) -> optuna.Study:
         key = slot.condition, slot.arm
         if key not in self._studies:
             search = self._searches.get(slot.condition)
-            with one_sentence():
-                self._studies[key] = optuna.create_study(
-                    study_name="/".join((self.name, *key)),
-                    storage=self._storage,
-                    sampler=_sampler(search) if search else None,
-                    direction="minimize",
-                    load_if_exists=True,
-                )
+            self._studies[key] = optuna.create_study(
+                study_name="/".join((self.name, *key)),
+                storage=self._storage,
+                sampler=_sampler(search) if search else None,
+                direction="minimize",
+                load_if_exists=True,
+            )
         return self._studies[key]
+
+    def _running(self, slots: Iterable[Slot]) -> list[tuple[optuna.Study, FrozenTrial]]:
+        """The running attempts in the Optuna studies of these slots, each of which is read once."""
+        studies = {id(study): study for study in map(self._study, slots)}.values()
+        running = (TrialState.RUNNING,)
+        trials = [(study, t) for study in studies for t in study.get_trials(deepcopy=False, states=running)]
+        return [(study, trial) for study, trial in trials if "slot" in trial.user_attrs]
 
     def _space(self, slot: Slot) -> dict[str, BaseDistribution]:
         search = self._searches.get(slot.condition)
@@ -214,16 +266,3 @@ def _sampler(search: SearchSettings) -> BaseSampler:
         "gp": optuna.samplers.GPSampler,
     }
     return makers[search.sampler](seed=search.seed)
-
-
-def _holds(trial: FrozenTrial) -> bool:
-    return trial.state == TrialState.RUNNING and "withdrawn" not in trial.user_attrs and not _dead(trial)
-
-
-def _abandoned(trial: FrozenTrial) -> bool:
-    return trial.state == TrialState.RUNNING and _dead(trial)
-
-
-def _dead(trial: FrozenTrial) -> bool:
-    owner = trial.user_attrs.get("owner")
-    return owner is None or Owner.read(owner).alive is False

@@ -2,29 +2,33 @@
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from muonlab.errors import MuonlabError
+from muonlab.command import tell
+from muonlab.errors import EnvironmentFault, MuonlabError
 from muonlab.study.design import Design
 from muonlab.study.pool import Pool, default_workers
 from muonlab.study.queue import Queue
-from muonlab.study.slots import Slot
+from muonlab.study.slots import Slot, levels_of
 from muonlab.study.storage import open_storage
 from muonlab.study.study import Study
 from muonlab.study.tuning import Best, Trained, best_levels, chosen_levels
-from muonlab.study.work import Missing, Worker
+from muonlab.study.work import Missing, Worker, finished_run
+from muonlab.train.config import RunConfig
 
 
 def train_study(study: Study) -> tuple[Trained, list[Best], Queue]:
     """Train in two stages, the tuned conditions last; every run with its folder, and what the searches chose.
 
-    Raises MuonlabError, after all other runs ended, for slots that are missing: no conclusion is drawn from searches of
-    unequal effort.
+    Raises MuonlabError for a mistake that any run would find, before there is a study; and, after all other runs ended,
+    for slots that are missing: no conclusion is drawn from searches of unequal effort.
     """
-    _check_places(study)
+    pool = _pool(study)
+    _check_places(study, pool)
     study.save()
-    worker = open_worker(study)
+    worker = open_worker(study, pool)
     trained = _stage(study, worker, study.slots(), "search" if study.searches else "runs")
     if not study.design.tuning_conditions:
         return trained, [], worker.queue
@@ -37,7 +41,7 @@ def train_study(study: Study) -> tuple[Trained, list[Best], Queue]:
 
 def help_with(study: Study) -> int:
     """Take open slots of a study that another command began, until none is left; how many are still missing."""
-    worker = open_worker(study)
+    worker = open_worker(study, _pool(study))
     slots = study.slots()
     missing = worker.run(slots, study.name, wait=bool(study.design.tuning_conditions))
     if missing or not study.design.tuning_conditions:
@@ -46,7 +50,11 @@ def help_with(study: Study) -> int:
     return len(worker.run(study.slots(chosen_levels(found)), study.name, wait=False))
 
 
-def open_worker(study: Study) -> Worker:
+def _pool(study: Study) -> Pool:
+    return Pool(study.workers or default_workers(), study.folder / "logs")
+
+
+def open_worker(study: Study, pool: Pool) -> Worker:
     """A worker of this machine on the study's queue; its runs are shown under the study in MLflow."""
     from muonlab.train.tracking import open_study_run
 
@@ -54,20 +62,42 @@ def open_worker(study: Study) -> Worker:
     base = study.base()
     params = {"question": study.design.question, "command": study.command}
     parent = open_study_run(base.tracking, Path(base.paths.runs), study.name, study.folder, params)
-    pool = Pool(study.workers or default_workers(), study.folder / "logs")
     return Worker(queue, pool, parent.run_id if parent else None)
 
 
-def _check_places(study: Study) -> None:
-    """Raises MuonlabError for a folder, storage or MLflow store that cannot be used, before there is a study."""
+def _check_places(study: Study, pool: Pool) -> None:
+    """Raises MuonlabError for a folder, storage or MLflow store that cannot be used, and for what a run would refuse,
+    before there is a study."""
     from muonlab.train.run import check_places
     from muonlab.train.tracking import open_store
 
     base = study.base()
     check_places(base)
+    if runs := _samples(study):
+        pool.try_out(runs)
     if study.storage:
         open_storage(study.storage, study.folder)
     open_store(base.tracking, Path(base.paths.runs))
+
+
+def _samples(study: Study) -> dict[str, RunConfig]:
+    """One run of everything that differs by more than a searched setting or a seed, by its place in the design; none
+    where all that comes before the tuned conditions is done."""
+    design = study.design
+    if all(finished_run(slot.config) for slot in study.slots()):
+        return {}
+    first = {
+        condition: {
+            name: levels_of(design, condition, name, arm)[0]
+            for name, arm in design.arms_of(condition).items()
+        }
+        for condition in design.tuning_conditions
+    }
+    samples: dict[str, RunConfig] = {}
+    for slot in study.slots(first):
+        level = "" if slot.level.setting is not None else str(slot.level)
+        samples.setdefault("/".join(filter(None, (slot.condition, slot.arm, level))), slot.config)
+    return samples
 
 
 def close_study(study: Study, folder: Path) -> None:
@@ -102,9 +132,22 @@ def draw_figures(design: Design, folder: Path) -> list[Path]:
 def _stage(study: Study, worker: Worker, slots: Sequence[Slot], title: str) -> Trained:
     done = sum(worker.folder(slot) is not None for slot in slots)
     print(f"{done} of {len(slots)} runs done", flush=True)
-    if missing := worker.run(slots, title, wait=True):
-        raise MuonlabError(_missing(missing))
+    missing = worker.run(slots, title, wait=True)
+    _complete_mlflow(worker, slots)
+    if missing:
+        raise MuonlabError(missing_text(missing, len(slots), worker.patience.end))
     return _trained(worker, slots)
+
+
+def _complete_mlflow(worker: Worker, slots: Sequence[Slot]) -> None:
+    """What a store lacks of runs that are over: it was out of reach, or their process was killed."""
+    from muonlab.train.tracking import reconcile_mlflow
+
+    try:
+        for slot, folder in _trained(worker, slots):
+            reconcile_mlflow(worker.config(slot), folder)
+    except EnvironmentFault as fault:
+        tell(f"MLflow does not show every run yet, and rerunning the same command completes it: {fault}")
 
 
 def _trained(worker: Worker, slots: Sequence[Slot]) -> Trained:
@@ -112,6 +155,15 @@ def _trained(worker: Worker, slots: Sequence[Slot]) -> Trained:
     return [(drawn, folder) for _, drawn, folder in folders if drawn is not None and folder is not None]
 
 
-def _missing(missing: Sequence[Missing]) -> str:
-    causes = "; ".join(f"{each.slot.name} ({each.cause})" for each in missing)
-    return f"{len(missing)} runs failed, so nothing is concluded; rerun the same command to try them again: {causes}"
+def missing_text(missing: Sequence[Missing], total: int, why: str) -> str:
+    """What a study with missing slots ends with: how many, why no more was tried (""), and every cause once."""
+    causes = Counter(each.cause for each in missing)
+    first = {each.cause: each.slot.name for each in reversed(missing)}
+    shown = "; ".join(
+        f"{first[cause]}{f' and {count - 1} more' if count > 1 else ''}: {cause}"
+        for cause, count in causes.items()
+    )
+    return (
+        f"{len(missing)} of {total} runs are missing, so nothing is concluded{f' ({why})' if why else ''};"
+        f" rerun the same command to try them again: {shown}"
+    )

@@ -1,29 +1,34 @@
 """Run the slots of a study: take open ones in turn, each in a process of its own, until none is left."""
 
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from muonlab.errors import EnvironmentFault, MuonlabError
 from muonlab.record import Run, load_run
-from muonlab.record.state import read_state, writer_alive
+from muonlab.record.lease import Held, Watch, held
+from muonlab.record.state import read_state
+from muonlab.study.patience import Patience
 from muonlab.study.pool import Job, Pool, Result
-from muonlab.study.queue import Claim, Queue
+from muonlab.study.queue import SILENT, Claim, Queue
 from muonlab.study.slots import Slot
 from muonlab.train.config import RunConfig
 from muonlab.train.run import OVER, run_folder
 
-# A run that is killed is run once more, since the cause may lie outside; then it is missing, as one that fails is.
-ATTEMPTS = 2
 # The loss in nats that Optuna's samplers see of a run that diverged before its first step.
 WORST_LOSS = 100.0
-Say = Callable[[str], None]
+
+
+class Hopeless(Exception):
+    """The worker stops: its patience came to an end."""
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A slot without a finished run: why, and the log of its last attempt."""
+    """A slot without a finished run, and why."""
 
     slot: Slot
     cause: str
@@ -32,13 +37,16 @@ class Missing:
 def finished_run(config: RunConfig) -> Path | None:
     """The folder of the run that these settings describe, if it is over."""
     folder = run_folder(config)
-    state = read_state(folder)
-    return folder if state and state.get("status") in OVER else None
-
-
-def being_written(folder: Path) -> bool:
-    """Whether a process that may still live is writing the run in `folder`."""
-    return writer_alive(folder) is not False
+    try:
+        state = read_state(folder)
+    except EnvironmentFault:
+        raise
+    except MuonlabError:  # damaged: the next attempt mends it
+        return None
+    if state is None or state["status"] not in OVER:
+        return None
+    # A run that was killed between its last step and its metrics is not over.
+    return folder if state["status"] != "finished" or "val_loss" in state["metrics"] else None
 
 
 def objective(run: Run) -> float:
@@ -58,8 +66,9 @@ class Worker:
 
     def __init__(self, queue: Queue, pool: Pool, parent_run_id: str | None = None):
         self.queue, self.pool, self.parent_run_id = queue, pool, parent_run_id
-        self._failures: Counter[str] = Counter()
-        self._causes: dict[str, str] = {}
+        self.patience = Patience(pool.say)
+        self._watch = Watch()
+        self._unsettled: list[tuple[Claim, Result]] = []
         self._over: dict[str, Path] = {}
 
     def folder(self, slot: Slot) -> Path | None:
@@ -73,95 +82,158 @@ class Worker:
     def run(self, slots: Sequence[Slot], title: str, wait: bool) -> list[Missing]:
         """Run what is open, and return what is still missing.
 
-        A run that several slots share is trained once. `wait`: stay until other workers have ended what they have, and
-        take it up if they die. On Ctrl-C running runs keep a checkpoint, their slots are open again, and
-        KeyboardInterrupt is raised.
+        A run that several slots share is trained once. What the machine or a store refuses is no result: the slot waits
+        and is tried again (see Patience). `wait`: stay until other workers, and runs that outlived theirs, have ended
+        what they have, and take it up if they die. On Ctrl-C running runs keep a checkpoint, their slots are open
+        again, and KeyboardInterrupt is raised.
         """
-        self._settle_abandoned(slots)
-        announced = False
         # Of the slots that share a run every worker takes the first, so that nobody trains it a second time.
         first = list(
             {slot.name if slot.drawn else run_folder(slot.config): slot for slot in reversed(slots)}.values()
-        )
-        while todo := [slot for slot in reversed(first) if self._open(slot)]:
-            others = self._busy(todo)
-            if len(others) < len(todo):
-                self._run(todo, title)
-                continue
-            if not wait:
-                break
-            if not announced:
-                self.pool.say(f"waiting for {len(others)} runs of other workers ...")
-                announced = True
-            time.sleep(1)
-        self._settle_abandoned(slots)
+        )[::-1]
+        with self.queue.heartbeat, suppress(Hopeless):
+            self._run(slots, first, title, wait)
+        with suppress(EnvironmentFault):  # what cannot be told now is told by the next command
+            self._settle(slots)
         return [
-            Missing(slot, self._causes.get(slot.name, "not run yet"))
+            Missing(slot, self.patience.causes.get(slot.name, "not run yet"))
             for slot in slots
             if self.folder(slot) is None
         ]
 
-    def _open(self, slot: Slot) -> bool:
-        return self._failures[slot.name] < ATTEMPTS and self.folder(slot) is None
+    def _run(self, slots: Sequence[Slot], first: Sequence[Slot], title: str, wait: bool) -> None:
+        announced = False
+        while not self.patience.end:
+            try:
+                self._settle(slots)
+                todo = self._open(first)
+                if not todo and not self._unsettled:
+                    return
+                others = self._others(todo)
+                if len(others) < len(todo) and not self.patience.pause:
+                    steps = sum(slot.config.trainer.max_steps for slot in todo)
+                    if self.pool.run(partial(self._next_job, todo), self._on_result, title, len(todo), steps):
+                        continue
+                if len(others) == len(todo) and not wait:
+                    return
+                if len(others) == len(todo) and not announced:
+                    self.pool.say(
+                        "waiting for " + "; ".join(f"{name} ({who})" for name, who in others.items())
+                    )
+                    announced = True
+            except EnvironmentFault as fault:
+                self.patience.fault(str(fault))
+            time.sleep(min(1.0, self.patience.pause or self.queue.heartbeat.every))
 
-    def _busy(self, slots: Sequence[Slot]) -> list[Slot]:
-        """Those that a living worker has, or whose run outlived its worker and is still being written."""
+    def _open(self, slots: Sequence[Slot]) -> list[Slot]:
+        return [slot for slot in slots if not self.patience.given_up(slot.name) and self.folder(slot) is None]
+
+    def _others(self, slots: Sequence[Slot]) -> dict[str, str]:
+        """Those that a living worker has, or whose run is still being written though its worker is gone; and who."""
+        busy: dict[str, str] = {}
         taken = self.queue.busy(slots)
-        drawn = [(slot, self.queue.drawn(slot)) for slot in slots]
-        return [
-            slot
-            for slot, known in drawn
-            if slot.name in taken or (known is not None and being_written(run_folder(known.config)))
-        ]
+        for slot in slots:
+            drawn = self.queue.drawn(slot)
+            lease = self._lease(drawn) if drawn is not None else None
+            if slot.name in taken:
+                busy[slot.name] = "another worker has it"
+            elif lease is not None:
+                busy[slot.name] = (
+                    f"{lease.path.parent} is still being written by {lease.owner or 'a process'}"
+                )
+        return busy
 
-    def _run(self, todo: Sequence[Slot], title: str) -> None:
-        steps = sum(slot.config.trainer.max_steps for slot in todo)
-        self.pool.run(lambda: self._next_job(todo), self._on_result, title, len(todo), steps)
+    def _lease(self, slot: Slot) -> Held | None:
+        """The lease of the slot's run, if somebody who may live holds it."""
+        lease = held(run_folder(slot.config))
+        return lease if lease is not None and lease.alive(self._watch) else None
 
+    # ------------------------------------------------------------------ one run
     def _next_job(self, todo: Sequence[Slot]) -> Job | None:
-        for slot in todo:
-            if not self._open(slot) or self._busy([slot]):
+        if self.patience.pause or self.patience.end:
+            return None
+        try:
+            return self._take(self._open(todo))
+        except EnvironmentFault as fault:
+            self.patience.fault(str(fault))
+            return None
+
+    def _take(self, slots: Sequence[Slot]) -> Job | None:
+        others = self._others(slots)
+        # Those that something happened to come last.
+        for slot in sorted(slots, key=lambda slot: slot.name in self.patience.causes):
+            if slot.name in others or (claim := self.queue.claim(slot)) is None:
                 continue
-            claim = self.queue.claim(slot)
-            if claim is None:
-                continue
-            if folder := finished_run(claim.slot.config):  # another worker ended it in between
-                self._finish(claim, Result(load_run(folder).status, folder=folder))
-                continue
-            return Job(self._config(claim.slot), slot.label, claim)
+            try:
+                folder = finished_run(claim.slot.config)
+            except EnvironmentFault as fault:
+                self._end(claim, Result("environment", str(fault)))
+                return None
+            if folder is None:
+                return Job(self.config(claim.slot), slot.label, claim)
+            self._end(
+                claim, Result(load_run(folder).status, folder=folder)
+            )  # another worker ended it in between
         return None
 
-    def _config(self, slot: Slot) -> RunConfig:
+    def config(self, slot: Slot) -> RunConfig:
+        """What the slot's run trains, shown under its study."""
         config = slot.config
         return config.tracked(parent_run_id=self.parent_run_id) if self.parent_run_id else config
 
     def _on_result(self, job: Job, result: Result) -> None:
         assert job.claim is not None
-        self.pool.say(f"{job.claim.slot.name}  {self._finish(job.claim, result)}")
+        slot = job.claim.slot
+        self._end(job.claim, result)
+        self._count(slot, result)
+        again = result.status not in OVER and not self.patience.given_up(slot.name)
+        waits = "; waits to be run again" if again and result.status != "interrupted" else ""
+        self.pool.say(f"{slot.name}  {_shown(slot)}{_ending(result)}{waits}")
+        if self.patience.end:
+            raise Hopeless
 
-    def _finish(self, claim: Claim, result: Result) -> str:
-        """Record how an attempt ended; a line that says so."""
-        slot = claim.slot
-        line = f"{_shown(slot)}{_ending(result)}"
-        if result.status in OVER and result.folder is not None:
-            self.queue.finish(claim, result.status, result.cause, objective(load_run(result.folder)))
-            return line
-        self.queue.finish(claim, result.status, result.cause, None)
-        if result.status == "interrupted":
-            return line
-        self._failures[slot.name] += 1 if result.status == "killed" else ATTEMPTS
-        self._causes[slot.name] = f"{result.cause}; see {self.pool.log_folder / slot.label}.log"
-        return line + ("; waits to be run again" if self._failures[slot.name] < ATTEMPTS else "")
+    def _count(self, slot: Slot, result: Result) -> None:
+        """What a result says of the machine, not of the setting."""
+        if result.status in OVER:
+            self.patience.well()
+        elif result.status == "killed":
+            self.patience.killed(slot.name, f"{result.cause}; see {self._log(slot)}")
+        elif result.status == "environment":
+            self.patience.fault(result.cause, slot.name)
+        elif result.status != "interrupted":
+            self.patience.failed(slot.name, f"{result.cause}; see {self._log(slot)}", result.cause)
 
-    def _settle_abandoned(self, slots: Sequence[Slot]) -> None:
-        """End the attempts of dead workers: with the loss of a run that got to its end, as failed otherwise."""
-        for claim in self.queue.abandoned(slots):
-            config = claim.slot.config
-            if folder := finished_run(config):
+    def _log(self, slot: Slot) -> Path:
+        return self.pool.log_folder / f"{slot.label}.log"
+
+    # ------------------------------------------------------------------ the ends of attempts
+    def _end(self, claim: Claim, result: Result) -> None:
+        """Tell the queue how an attempt ended; later, where the storage refuses it now."""
+        try:
+            self.queue.finish(claim, result.status, result.cause, _loss(result))
+        except EnvironmentFault as fault:
+            self._unsettled.append((claim, result))
+            self.patience.fault(str(fault))
+
+    def _settle(self, slots: Sequence[Slot]) -> None:
+        """End the attempts whose end could not be told, those whose run is over, whoever has them, and those of dead
+        workers whose run nobody writes any more."""
+        unsettled, self._unsettled = self._unsettled, []
+        for claim, result in unsettled:
+            self._end(claim, result)
+        for claim, alive in self.queue.running(slots):
+            if folder := finished_run(claim.slot.config):
                 run = load_run(folder)
-                self.queue.finish(claim, run.status, run.cause, objective(run))
-            elif not being_written(run_folder(config)):
-                self.queue.finish(claim, "killed", "its worker is gone", None)
+                self._end(claim, Result(run.status, run.cause, folder))
+            elif not alive and self._lease(claim.slot) is None:
+                self._end(claim, Result("killed", SILENT))
+
+
+def _loss(result: Result) -> float | None:
+    """What counts, in nats; None where nothing does."""
+    if result.status not in OVER or result.folder is None:
+        return None
+    return objective(load_run(result.folder))
 
 
 def _shown(slot: Slot) -> str:

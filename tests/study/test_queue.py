@@ -205,8 +205,8 @@ def test_a_process_that_has_the_number_of_a_dead_one_is_not_the_owner(opened, mo
     with monkeypatch.context() as patch:
         patch.setattr(Owner, "this", classmethod(lambda cls: reused))
         queue.claim(slots[0])
-    assert not queue.busy(slots)
-    assert queue.claim(slots[0]) is not None
+    assert not opened()[0].busy(slots)
+    assert opened()[0].claim(slots[0]) is not None
 
 
 def test_the_owner_on_another_host_is_taken_to_live(opened, monkeypatch):
@@ -221,14 +221,16 @@ def test_the_owner_on_another_host_is_taken_to_live(opened, monkeypatch):
 def test_attempts_of_dead_workers_are_ended_once(opened, dies, monkeypatch):
     queue, slots = opened()
     queue.claim(slots[0])
+    assert [alive for _, alive in opened()[0].running(slots)] == [True]
     dies()
-    [left] = queue.abandoned(slots)
-    assert left.slot == slots[0]
+    queue, _ = opened()
+    [(left, alive)] = queue.running(slots)
+    assert (left.slot, alive) == (slots[0], False)
     queue.finish(left, "finished", "", 2.0)
     queue.finish(left, "killed", "", None)  # told twice changes nothing
     [attempt] = queue.attempts(slots)
     assert (attempt.state, attempt.value) == ("COMPLETE", 2.0)
-    assert queue.abandoned(slots) == []
+    assert queue.running(slots) == []
 
 
 def test_any_optuna_storage_will_do(opened, tmp_path):

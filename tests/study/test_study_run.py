@@ -104,16 +104,12 @@ def test_an_experiment_ends_with_answers_tables_and_figures(tmp_path, capsys, tw
     assert "2 claims, judged by code in 1 experiments with 7 runs" in page
 
 
-def test_equal_runs_are_trained_once_and_failures_are_reported_after_the_others(study, capsys):
+def test_equal_runs_are_trained_once(study, capsys):
     short = {"arms": {"adamw": ["optimizer=adamw", "trainer.max_steps=4"]}}
-    wrong = {"arms": {"adamw": ["optimizer=adamw", "model.context=9999"]}}
-    made = study({"one": short, "two": short, "wrong": wrong})
-    with pytest.raises(MuonlabError, match=r"2 runs failed, so nothing is concluded.*context 9999 needs"):
-        train_study(made)
+    trained, tuned, _ = train_study(study({"one": short, "two": short}))
     printed = capsys.readouterr().out
     assert printed.count("validation loss") == 2
     assert "one/adamw/s1  validation loss" in printed
-    trained, tuned, _ = train_study(study({"one": short, "two": short}))
     assert tuned == []
     assert len({folder for _, folder in trained}) == 2
 
@@ -202,7 +198,7 @@ def test_an_interrupted_study_resumes_with_the_same_slots(study, tmp_path, sampl
             "search": {"search": search(sampler, 2, **optimizers), "seeds": [0]},
             "best": {"tuned_on": "search"},
         },
-        overrides=["trainer.max_steps=150"],
+        overrides=["trainer.max_steps=80"],
     )
     interrupt = once_a_run_has_begun(tmp_path, lambda _: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt), interrupt:

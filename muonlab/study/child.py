@@ -1,0 +1,142 @@
+"""The process of one run: it is forked, given its GPU and its log, trains, and says how it went."""
+
+import mmap
+import os
+import signal
+import struct
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import DupFd
+from pathlib import Path
+from typing import Any
+
+from muonlab.command import STOPPING, leave_quietly, listen
+from muonlab.errors import EnvironmentFault, MuonlabError, told_at
+from muonlab.runtime import settle
+from muonlab.train.config import RunConfig, read_config
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one run ended: a RunRecord status, "environment" where the machine, the disk or a store refused something
+    (EnvironmentFault), or "killed" where its process ended without a word; cause and folder."""
+
+    status: str
+    cause: str = ""
+    folder: Path | None = None
+
+
+class Steps:
+    """The number of finished steps, which a run's process writes and its parent reads.
+
+    It is eight bytes of a file that has no name, so that no kill leaves it behind.
+    """
+
+    def __init__(self) -> None:
+        with tempfile.TemporaryFile() as file:
+            file.truncate(8)
+            self._fd = os.dup(file.fileno())
+        self._map = mmap.mmap(self._fd, 8)
+
+    @property
+    def value(self) -> int:
+        """0 before the first step."""
+        return struct.unpack("q", self._map[:])[0]
+
+    @value.setter
+    def value(self, steps: int) -> None:
+        self._map[:] = struct.pack("q", steps)
+
+    def close(self) -> None:
+        """Let the parent's end go, once the process was started."""
+        os.close(self._fd)
+
+    def __getstate__(self) -> Any:
+        return DupFd(self._fd)
+
+    def __setstate__(self, descriptor: Any) -> None:
+        self._fd = descriptor.detach()
+        self._map = mmap.mmap(self._fd, 8)
+
+
+def carry_out(values: Mapping[str, Any], place: int, steps: Steps, pipe: Connection, log: Path) -> None:
+    """The body of a run's process: train the settings in `values`, and send a Result."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", buffering=1) as stream:
+        os.dup2(stream.fileno(), sys.stdout.fileno())
+        os.dup2(stream.fileno(), sys.stderr.fileno())
+    config = read_config(values)
+    if config.trainer.devices == 1 and config.trainer.device != "cpu":
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible is None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = str(place)
+        elif visible:  # an empty list hides all GPUs, and goes on doing so
+            gpus = visible.split(",")
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
+
+    def on_step(step: int) -> None:
+        steps.value = step
+
+    result = _attempt(config, on_step)
+    leave_quietly(0)
+    print(f"{result.status}: {result.cause}" if result.cause else result.status)  # the log's last line
+    with suppress(OSError):  # nobody listens: the parent was killed, and its successor reads the record
+        pipe.send(result)
+
+
+def _attempt(config: RunConfig, on_step: Callable[[int], None]) -> Result:
+    try:
+        _hear()
+        from muonlab.train.run import train
+
+        outcome = train(config, on_step)
+        return Result(outcome.status, outcome.cause, outcome.folder)
+    except EnvironmentFault as error:
+        return Result("environment", str(error))
+    except MuonlabError as error:
+        return Result("failed", str(error))
+    except KeyboardInterrupt:  # before the first step, where nothing is lost yet
+        return Result("interrupted", "stopped before the first step")
+    except BaseException as error:
+        traceback.print_exc()
+        cause = f"{type(error).__name__}: {error}"
+        return Result("environment" if _of_the_system(error) else "failed", cause)
+
+
+def _of_the_system(error: BaseException | None) -> bool:
+    """Whether the system refused something: torch's RuntimeError on a full disk has an OSError behind it."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return True
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return False
+
+
+def _hear() -> None:
+    """Signals wait from the fork on (see pool.server) until the run can be stopped in order."""
+    listen()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+
+def try_out(runs: Mapping[str, Mapping[str, Any]], pipe: Connection) -> None:
+    """The body of a process that builds what runs would train, {name: settings}: it sends the first mistake."""
+    try:
+        _hear()
+        from muonlab.train.check import check_run
+
+        settle(1)
+        for name, values in runs.items():
+            with told_at(name):
+                check_run(read_config(values))
+    except EnvironmentFault:
+        pass  # no mistake: runs wait for what the machine refuses
+    except MuonlabError as error:
+        pipe.send(str(error))
+    except (KeyboardInterrupt, Exception):
+        pass  # the parent is asked to stop as well; and of what breaks for other reasons a run's log says more
+    leave_quietly(0)
