@@ -69,3 +69,14 @@ def first_store(tmp_path_factory):
     command = [sys.executable, "-c", PREPARE, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return folder / "mlflow.db", done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """A PostgreSQL server (see tests/postgres.py); skips where none is installed."""
+    from postgres import MISSING, programs, server
+
+    if programs() is None:
+        pytest.skip(MISSING)
+    with server() as running:
+        yield running

@@ -7,6 +7,7 @@ from pathlib import Path
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from sqlalchemy.exc import ArgumentError
+from sqlalchemy.pool import NullPool
 
 from muonlab.errors import MuonlabError
 from muonlab.record.database import (
@@ -65,6 +66,6 @@ def _engine(url: str) -> dict[str, object]:
     if sqlite_path(url) is not None:
         return {"connect_args": {"timeout": PATIENCE}}
     if url.startswith("postgresql"):
-        # A server that was started anew has closed the connections of before.
-        return {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
+        # None is kept open: a server has a hundred for all workers, and closes them when it is started anew.
+        return {"poolclass": NullPool, "connect_args": {"connect_timeout": 10}}
     return {}
