@@ -27,6 +27,9 @@ time.sleep(60)
 """
 
 
+ANOTHER_HOST = ["unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
+
+
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch):
     monkeypatch.setenv("MUONLAB_BEAT", "0.05")
@@ -37,8 +40,9 @@ def elsewhere(monkeypatch):
     monkeypatch.setattr(Owner, "alive", property(lambda owner: None))
 
 
-def holder(folder):
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+def holder(folder, *host):
+    command = [*host, sys.executable, "-c", HOLD, str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     return process
 
@@ -59,6 +63,34 @@ def test_a_lease_is_refused_while_its_process_lives_and_taken_at_once_when_it_is
     assert [path.name for path in tmp_path.iterdir()] == [".lease-000002"]
     lease.release()
     assert not list(tmp_path.iterdir())
+
+
+def can_unshare():
+    """Whether this process may make hosts of its own."""
+    return subprocess.run([*ANOTHER_HOST, "true"], capture_output=True).returncode == 0
+
+
+def test_two_hosts_cannot_write_one_folder_and_a_dead_one_is_followed_in_three_heartbeats(
+    tmp_path, monkeypatch
+):
+    """Host names of their own, and neither sees the other's processes, whose numbers may be equal."""
+    if not can_unshare():
+        pytest.skip("unshare --uts --pid is not permitted here")
+    monkeypatch.setenv("MUONLAB_BEAT", "0.3")
+    name = ["sh", "-c", 'hostname other; exec "$@"', "sh"]
+    process = holder(tmp_path, *ANOTHER_HOST, *name)
+    try:
+        assert held(tmp_path).owner.host == "other"
+        assert held(tmp_path).alive() is None
+        with pytest.raises(EnvironmentFault, match=r"is being written by process \d+ on other"):
+            Lease.take(tmp_path)
+    finally:
+        process.kill()  # and with it the first process of its namespace
+        process.communicate()
+    began = time.monotonic()
+    lease = Lease.take(tmp_path)
+    assert 0.3 < time.monotonic() - began < 30
+    lease.release()
 
 
 def test_a_lease_of_another_machine_is_refused_while_its_heart_beats(tmp_path, monkeypatch):
