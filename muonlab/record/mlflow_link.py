@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muonlab.errors import EnvironmentFault, MuonlabError
-from muonlab.record.files import read_json, temporary_path, write_json
+from muonlab.record.files import read_json, set_aside, temporary_path, write_json
 from muonlab.settings.check import Text, check
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Link:
         except EnvironmentFault:
             raise
         except MuonlabError:
-            os.replace(folder / FILE, folder / f"{FILE}.torn")
+            set_aside(folder / FILE)
             held = None
         return held or cls._begin(folder)
 

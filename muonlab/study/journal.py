@@ -14,6 +14,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from muonlab.errors import EnvironmentFault, MuonlabError
 from muonlab.record.database import only_process
+from muonlab.record.files import write_atomic
 
 TORN = ".torn"  # journal.log's torn lines are kept in journal.torn
 
@@ -79,9 +80,8 @@ def set_damaged_lines_aside(path: Path) -> list[bytes]:
             kept.append(whole)
     if damaged:
         _append(path.with_suffix(TORN), b"".join(line + b"\n" for line in damaged))
-        new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        new.write_bytes(b"".join(line + b"\n" for line in kept))
-        os.replace(new, path)
+        text = b"".join(line + b"\n" for line in kept)
+        write_atomic(path, lambda temporary: temporary.write_bytes(text))
     return damaged + [cut] * bool(cut)
 
 

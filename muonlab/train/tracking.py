@@ -1,7 +1,7 @@
 """Opens the MLflow run that shows a record, and completes one that was left behind."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from muonlab.errors import EnvironmentFault, MuonlabError
@@ -12,7 +12,7 @@ from muonlab.record.load import load_run
 from muonlab.record.mlflow_link import FILE, Link
 from muonlab.record.mlflow_run import MlflowRun
 from muonlab.record.state import read_state, writer_alive
-from muonlab.record.store import holds_run, prepare_store, store_uri
+from muonlab.record.store import connect, holds_run, in_one_sentence, prepare_store, store_uri
 from muonlab.train.config import RunConfig, TrackingSettings
 
 # Sections that say how a run is computed; where it is kept is not a parameter.
@@ -93,6 +93,23 @@ def reconcile_mlflow(config: RunConfig, folder: Path) -> bool:
     mlflow_run.log_folder(folder)
     mlflow_run.finish(run.status, run.cause, run.metrics)
     return True
+
+
+def end_strays(tracking: TrackingSettings, runs: Path, study: str, known: Sequence[str | None]) -> list[str]:
+    """End the runs of a study that MLflow shows as running and that no folder has any more; their ids."""
+    store = open_store(tracking, runs)
+    if store is None:
+        return []
+    with in_one_sentence(store[0]):
+        client = connect(store[0])
+        place = client.get_experiment_by_name(store[1])
+        assert place is not None
+        query = f"tags.study = '{study}' AND attributes.status = 'RUNNING'"
+        found = client.search_runs([place.experiment_id], query)
+        strays = [run.info.run_id for run in found if run.info.run_id not in known]
+        for run_id in strays:
+            client.set_terminated(run_id, "KILLED")
+    return strays
 
 
 def shown_whole(config: RunConfig, folder: Path) -> bool:

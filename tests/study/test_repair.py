@@ -1,0 +1,119 @@
+"""`python -m muonlab.study.repair` brings the queue, the folders and MLflow into line, twice the same, and says how."""
+
+import json
+import os
+import shutil
+
+import pytest
+from tiny_designs import search
+
+from muonlab.errors import EnvironmentFault
+from muonlab.record import load_run
+from muonlab.record.lease import Lease
+from muonlab.record.mlflow_link import Link
+from muonlab.record.owner import Owner
+from muonlab.record.store import connect, store_uri
+from muonlab.study.queue import Queue
+from muonlab.study.repair import main, repair
+from muonlab.study.run import train_study
+from muonlab.study.storage import open_storage
+from muonlab.train.run import run_folder
+
+
+@pytest.fixture
+def trained(study, tmp_path, first_store, monkeypatch):
+    """A study of two runs that are over, shown in MLflow."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "runs").mkdir()
+    shutil.copy(first_store[0], tmp_path / "runs" / "mlflow.db")
+    plan = {"search": {"search": search(trials=2), "seeds": [0]}}
+    made = study(plan, overrides=["tracking=mlflow"])
+    train_study(made)
+    return made
+
+
+def dies_after_claiming(study, slot, monkeypatch):
+    """A worker takes a slot and is gone."""
+    gone = Owner.read({**Owner.this().values(), "pid": 2**22 + 1, "pid_started": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(Owner, "this", classmethod(lambda cls: gone))
+        patch.setattr(Owner, "alive", property(lambda owner: True))
+        return Queue(open_storage(None, study.folder), study.name, study.design).claim(slot)
+
+
+def test_a_study_is_repaired_in_all_three_stores_and_once_only(trained, tmp_path, monkeypatch, capsys):
+    first, second = (run_folder(slot.config) for slot in trained.slots())
+    before = load_run(second).steps
+    client = connect(store_uri(None, tmp_path / "runs"))
+    experiment = client.get_experiment_by_name("muonlab").experiment_id
+    assert list(repair(trained)) == []
+
+    # MLflow lost a run and has one that no folder knows; a checkpoint and the journal are torn.
+    client.delete_run(Link.read(second).run_id)
+    stray = client.create_run(experiment, tags={"study": trained.name}).info.run_id
+    checkpoint = max((first / "checkpoints").iterdir())
+    os.truncate(checkpoint, checkpoint.stat().st_size // 2)
+    journal = trained.folder / "journal.log"
+    journal.write_bytes(journal.read_bytes() + b'{"op_code":5,"wor')
+    monkeypatch.setattr("sys.argv", ["muonlab.study.repair", str(trained.folder)])
+    capsys.readouterr()
+    assert main() == 0
+    said = capsys.readouterr().out
+    for part in (
+        "journal.log: a damaged line of 17 bytes moved to journal.torn",
+        f"{first}: torn checkpoints/{checkpoint.name}.torn set aside",
+        f"{second}: its MLflow run completed",
+        f"MLflow run {stray}: no folder has it; ended as KILLED",
+    ):
+        assert part in said
+    assert len(said.splitlines()) == 4
+    shown = client.search_runs([experiment], "tags.study = 'tiny'")
+    assert {run.info.status for run in shown if run.data.tags.get("role") != "study"} == {
+        "FINISHED",
+        "KILLED",
+    }
+    points = client.get_metric_history(Link.read(second).run_id, "train/loss")
+    assert sorted(point.step for point in points) == list(before["step"])
+    assert main() == 0
+    assert capsys.readouterr().out == "nothing to repair\n"
+
+
+def test_a_dead_workers_slot_is_counted_or_open_again(study, monkeypatch):
+    made = study({"search": {"search": search(trials=2), "seeds": [0]}})
+    made.save()
+    slots = made.slots()
+    assert dies_after_claiming(made, slots[0], monkeypatch)
+    assert list(repair(made)) == [f"{slots[0].name}: its worker died; the slot is open again"]
+    train_study(made)
+    assert dies_after_claiming(made, slots[1], monkeypatch)
+    assert list(repair(made)) == [
+        f"{slots[1].name}: its worker died after the run was finished; that counts now"
+    ]
+    assert list(repair(made)) == []
+
+
+def test_a_torn_status_and_what_dead_processes_left_are_put_away(trained, tmp_path):
+    first, _ = (run_folder(slot.config) for slot in trained.slots())
+    gone = {**Owner.this().values(), "pid": 2**22 + 1, "pid_started": 1}
+    (first / ".lease-000007").write_text(json.dumps({"token": "x", "every": 10.0, **gone}))
+    (first / "status.json").write_text('{"status": "fini')
+    said = list(repair(trained))
+    assert f"{first}: .lease-000007 of a dead process removed" in said
+    assert f"{first}: torn status.json.torn set aside" in said
+    assert list(repair(trained)) == []
+    done, _, _ = train_study(trained)  # goes on from the last checkpoint
+    assert len(done) == 2
+    assert load_run(first).status == "finished"
+
+
+def test_nothing_is_repaired_while_a_run_is_written(trained):
+    first, _ = (run_folder(slot.config) for slot in trained.slots())
+    lease = Lease.take(first)
+    (first / "status.json").write_text("half")
+    try:
+        with pytest.raises(EnvironmentFault) as caught:
+            list(repair(trained))
+        assert "\n" not in str(caught.value)
+        assert (first / "status.json").read_text() == "half"
+    finally:
+        lease.release()
