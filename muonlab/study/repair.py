@@ -151,7 +151,7 @@ def _end_attempts(queue: "Queue", slots: Sequence[Slot]) -> Iterator[str]:
     from muonlab.record import load_run
     from muonlab.study.work import objective
 
-    for claim in queue.abandoned(slots):
+    for claim, _ in queue.running(slots):  # of the dead: nothing is busy
         if folder := _over(claim.slot):
             run = load_run(folder)
             queue.finish(claim, run.status, run.cause, objective(run))
