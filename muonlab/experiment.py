@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument(
         "--studies", type=Path, default=Path("studies"), help="where NAME/ keeps queue and logs"
     )
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     workers = check(Count | None, given.workers, "--workers")
     names = experiment_names() if given.name == "all" else [given.name]
     failed = []
