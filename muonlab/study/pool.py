@@ -7,9 +7,11 @@ Runs do not outlive a parent that stops in order: they are asked to save a check
 finish, as holders of their folders' leases; a later command waits for them and takes their results.
 """
 
+import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import time
@@ -18,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from tqdm import tqdm
 
 from muonlab.command import STOPPING, times_asked
 from muonlab.errors import MuonlabError
-from muonlab.record.owner import process_start
+from muonlab.record.owner import Owner, process_start
 from muonlab.runtime import usable_cores
 from muonlab.study.child import Result, Steps, carry_out, try_out
 from muonlab.study.queue import Claim
@@ -34,6 +37,8 @@ from muonlab.train.config import RunConfig
 # Seconds: between two looks at the runs; after which the next job is asked for again; that runs have to stop in, and
 # once the user asks a second time.
 LOOK, AGAIN, STOP, STOP_NOW = 0.25, 2.0, 60.0, 5.0
+# In the folder of multiprocessing's sockets, which its owner cannot remove when it is killed.
+OWNER = "muonlab-owner.json"
 WARM = [
     "muonlab.train.run",
     "muonlab.train.module",
@@ -269,9 +274,23 @@ def _nothing() -> None:
 def server() -> None:
     """See that the fork server runs. Signals wait in it and in what it forks, until a run hears them: a Ctrl-C or a
     hang-up of the terminal reaches every process of the command."""
+    _claim_temporary_folder()
     resource_tracker.ensure_running()  # it lets signals through when it starts
     with signals_wait():
         forkserver.ensure_running()
+
+
+def _claim_temporary_folder() -> None:
+    """Write into the folder of multiprocessing's sockets whose it is, and remove those of killed processes."""
+    ours = Path(get_temp_dir()) / OWNER
+    if ours.exists():
+        return
+    with suppress(OSError):
+        ours.write_text(json.dumps(Owner.this().values()))
+    for path in ours.parent.parent.glob(f"pymp-*/{OWNER}"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if Owner.read(json.loads(path.read_text())).alive is False:
+                shutil.rmtree(path.parent)
 
 
 @contextmanager
