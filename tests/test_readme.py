@@ -134,6 +134,10 @@ TABLE: dict[str, Run | Compose | Look] = {
     "python -m muonlab.worker studies/NAME": Run(needs=("study",), name="narrow", says="no open slot is left"),
     "python -m muonlab.worker studies/narrow": Look("the same with another name"),
     "python -m muonlab.worker studies/arms": Look("the same with another name"),
+    "python -m muonlab.study.repair studies/NAME": Run(
+        needs=("study",), name="narrow", says="nothing to repair"
+    ),
+    "pip install 'muonlab[postgres]'": Look("needs a network"),
     "python -m muonlab.experiment ablation scale=long": Compose("make ablation runs its other scale"),
     "python -m muonlab.experiment arms": Compose("140 runs"),
     "python -m muonlab.experiment arms scale=gpu": Compose("needs a GPU"),
