@@ -1,11 +1,18 @@
 import multiprocessing
+import os
+import shutil
+import signal
 import sqlite3
+import threading
+import time
 import warnings
+from contextlib import closing
 
 import pytest
 
-from muonlab.errors import MuonlabError
-from muonlab.record import MlflowRun, prepare_store, store_uri
+from muonlab.errors import EnvironmentFault, MuonlabError
+from muonlab.record import MlflowRun, database, prepare_store, store_uri
+from muonlab.record.mlflow_link import Link
 from muonlab.record.store import connect, without_password
 
 
@@ -118,3 +125,125 @@ def test_passwords_are_never_shown(uri, shown):
 def test_the_first_store_is_made_without_a_word(first_store):
     _, printed = first_store
     assert printed == ""
+
+
+# ---------------------------------------------------------------------- kills, locks, odd folders
+def make_and_hang(folder):
+    """Make a store, and stay in its migration: a table of the new database is there, the others are not."""
+    from mlflow.store.db import utils
+
+    def hang(engine):
+        with engine.connect():
+            (folder / "migrating").touch()
+        time.sleep(60)
+
+    utils._upgrade_db = hang
+    prepare(0, folder)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_a_first_command_that_is_stopped_in_the_migration_costs_nothing(tmp_path, first_store, sent):
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        maker = multiprocessing.get_context("fork").Process(target=make_and_hang, args=(folder,))
+        maker.start()
+    while not (folder / "migrating").exists():
+        time.sleep(0.01)
+    assert not (folder / "mlflow.db").exists()
+    os.kill(maker.pid, sent)
+    maker.join()
+    prepare(0, folder)
+    assert {path.name for path in folder.iterdir()} <= {
+        "migrating", "mlflow.db", "mlflow.db.lock", "mlflow.db-wal", "mlflow.db-shm"
+    }  # fmt: skip
+    assert connect(store_uri(None, folder)).get_experiment_by_name("lab")
+
+
+def half_made(path, kept):
+    """What a command of the last version left that was killed within its migration: some tables, an old revision."""
+    with closing(sqlite3.connect(path)) as connection:
+        names = [
+            name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        ]
+        for name in names:
+            if name not in kept and not name.startswith("sqlite_"):
+                connection.execute(f'DROP TABLE "{name}"')
+        connection.execute("DELETE FROM alembic_version")
+        connection.commit()
+
+
+@pytest.mark.parametrize(
+    "kept", [("alembic_version", "experiments", "runs", "tags"), ("alembic_version", "registered_models")]
+)
+def test_a_database_that_an_older_kill_left_half_made_is_set_aside(tmp_path, first_store, capsys, kept):
+    shutil.copy(first_store[0], tmp_path / "mlflow.db")
+    half_made(tmp_path / "mlflow.db", kept)
+    uri = store_uri(None, tmp_path)
+    prepare_store(uri, "lab", tmp_path / "artifacts")
+    assert connect(uri).get_experiment_by_name("lab")
+    said = capsys.readouterr().err
+    [aside] = tmp_path.glob("mlflow.db.half-made-*")
+    assert aside.name in said
+    assert said.count("\n") == 1
+    prepare_store(uri, "lab", tmp_path / "artifacts")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_database_with_runs_is_never_set_aside(store, tmp_path):
+    MlflowRun.start(store, "lab", "run", {}, {}, tmp_path)
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
+        connection.commit()
+    with pytest.raises(MuonlabError, match="out-of-date database schema") as caught:
+        prepare_in_a_process(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("*half-made*"))
+
+
+def prepare_in_a_process(folder):
+    """MLflow looks at a schema once a process."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        pool.apply(prepare, (0, folder))
+
+
+@pytest.fixture
+def locked(store, tmp_path):
+    """A store that somebody locks, and what frees it."""
+    with closing(
+        sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None, check_same_thread=False)
+    ) as held:
+        held.execute("BEGIN IMMEDIATE")
+        yield store, lambda: held.execute("ROLLBACK")
+
+
+def test_a_locked_store_is_waited_for_with_a_message(locked, tmp_path, monkeypatch, capsys):
+    uri, free = locked
+    monkeypatch.setattr(database, "SILENCE", 0.2)
+    timer = threading.Timer(1.0, free)
+    timer.start()
+    prepare_store(uri, "lab", tmp_path)
+    timer.join()
+    assert "waiting for" in capsys.readouterr().err
+
+
+def test_a_store_that_stays_locked_is_a_fault_of_the_environment(locked, tmp_path, monkeypatch):
+    monkeypatch.setattr(database, "PATIENCE", 0.5)
+    with pytest.raises(EnvironmentFault, match=r"mlflow\.db has been locked by another process for"):
+        prepare_store(locked[0], "lab", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a b", "50%", "what?", "no #1", "%20"])
+def test_a_store_may_lie_in_any_folder(tmp_path, first_store, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    shutil.copy(first_store[0], folder / "mlflow.db")
+    prepare_store(store_uri(None, folder), "lab", folder / "artifacts")
+    run = MlflowRun.start(store_uri(None, folder), "lab", "run", {}, {}, folder)
+    run.log_rows([{"step": 0, "train_loss": 1.0}])
+    run.finish("finished")
+    assert connect(store_uri(None, folder)).get_run(run.run_id).info.status == "FINISHED"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert Link.read(folder).complete
