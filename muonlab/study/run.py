@@ -41,7 +41,10 @@ def train_study(study: Study) -> tuple[Trained, list[Best], Queue]:
 
 def help_with(study: Study) -> int:
     """Take open slots of a study that another command began, until none is left; how many are still missing."""
-    worker = open_worker(study, _pool(study))
+    from muonlab.train.tracking import study_run_id
+
+    # A study that has a run in MLflow may be over: its run is named, and not begun again.
+    worker = open_worker(study, _pool(study), study_run_id(study.folder))
     slots = study.slots()
     missing = worker.run(slots, study.name, wait=bool(study.design.tuning_conditions))
     if missing or not study.design.tuning_conditions:
@@ -54,12 +57,15 @@ def _pool(study: Study) -> Pool:
     return Pool(study.workers or default_workers(), study.folder / "logs")
 
 
-def open_worker(study: Study, pool: Pool) -> Worker:
-    """A worker of this machine on the study's queue; its runs are shown under the study in MLflow."""
+def open_worker(study: Study, pool: Pool, parent_run_id: str | None = None) -> Worker:
+    """A worker of this machine on the study's queue; its runs are shown under the study's in MLflow, which is
+    `parent_run_id` or opened here."""
     from muonlab.train.tracking import open_study_run
 
     queue = Queue(open_storage(study.storage, study.folder), study.name, study.design)
     base = study.base()
+    if parent_run_id is not None:
+        return Worker(queue, pool, parent_run_id)
     params = {"question": study.design.question, "command": study.command}
     parent = open_study_run(base.tracking, Path(base.paths.runs), study.name, study.folder, params)
     return Worker(queue, pool, parent.run_id if parent else None)

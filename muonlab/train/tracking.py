@@ -39,6 +39,17 @@ def open_study_run(
         return MlflowRun.start(*store, name, params, {"study": name, "role": "study"}, folder)
 
 
+def study_run_id(folder: Path) -> str | None:
+    """The run in MLflow of the study in `folder`, as it was left; None where it has none, or its mlflow.json is torn."""
+    try:
+        link = Link.read(folder)
+    except EnvironmentFault:
+        raise
+    except MuonlabError:
+        return None
+    return link.run_id if link else None
+
+
 def open_mlflow(
     store: tuple[str, str], config: RunConfig, folder: Path, environment: Environment
 ) -> MlflowRun:

@@ -15,7 +15,7 @@ from muonlab.record.owner import Owner
 from muonlab.record.store import connect, store_uri
 from muonlab.study.queue import Queue
 from muonlab.study.repair import main, repair
-from muonlab.study.run import train_study
+from muonlab.study.run import close_study, help_with, train_study
 from muonlab.study.storage import open_storage
 from muonlab.train.run import run_folder
 
@@ -117,3 +117,10 @@ def test_nothing_is_repaired_while_a_run_is_written(trained):
         assert (first / "status.json").read_text() == "half"
     finally:
         lease.release()
+
+
+def test_a_worker_of_a_finished_study_leaves_its_mlflow_run_ended(trained, tmp_path):
+    close_study(trained, trained.folder)
+    assert help_with(trained) == 0
+    client = connect(store_uri(None, tmp_path / "runs"))
+    assert client.get_run(Link.read(trained.folder).run_id).info.status == "FINISHED"
