@@ -40,7 +40,7 @@ def open_study_run(
 
 
 def study_run_id(folder: Path) -> str | None:
-    """The run in MLflow of the study in `folder`, as it was left; None where it has none, or its mlflow.json is torn."""
+    """The MLflow run of the study in `folder`, as it was left; None where it has none, or its mlflow.json is torn."""
     try:
         link = Link.read(folder)
     except EnvironmentFault:
