@@ -82,13 +82,14 @@ def rows_of(table: pd.DataFrame) -> Iterator[Any]:
 
 
 def settled_loss(val_loss: float, initial_loss: float, status: str) -> float:
-    """The loss that a run counts with: min(val_loss, initial_loss), and initial_loss where it diverged.
+    """The loss that a run counts with: min(val_loss, initial_loss), and initial_loss where it diverged or was too
+    large for its machine's memory.
 
     So a diverged seed stays in every mean and rank at the price of having learnt nothing, as in the
     learning-rate sensitivity of Wortsman et al. (arXiv 2309.14322, section 2). NaN for runs that were cut
     short for other reasons.
     """
-    if status == "diverged" or val_loss == math.inf:
+    if status in ("diverged", "out-of-memory") or val_loss == math.inf:
         return initial_loss
     return math.nan if math.isnan(val_loss) else min(val_loss, initial_loss)
 

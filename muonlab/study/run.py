@@ -40,17 +40,18 @@ def train_study(study: Study) -> tuple[Trained, list[Best], Queue]:
 
 
 def help_with(study: Study) -> int:
-    """Take open slots of a study that another command began, until none is left; how many are still missing."""
+    """Take open slots of a study that another command began, until none is left; how many are then missing, but for
+    those that others have."""
     from muonlab.train.tracking import study_run_id
 
     # A study that has a run in MLflow may be over: its run is named, and not begun again.
     worker = open_worker(study, _pool(study), study_run_id(study.folder))
     slots = study.slots()
     missing = worker.run(slots, study.name, wait=bool(study.design.tuning_conditions))
-    if missing or not study.design.tuning_conditions:
-        return len(missing)
-    found = best_levels(_trained(worker, slots), study.design)
-    return len(worker.run(study.slots(chosen_levels(found)), study.name, wait=False))
+    if not missing and study.design.tuning_conditions:
+        slots = study.slots(chosen_levels(best_levels(_trained(worker, slots), study.design)))
+        missing = worker.run(slots, study.name, wait=False)
+    return len(missing) - len(worker.others([each.slot for each in missing]))
 
 
 def _pool(study: Study) -> Pool:

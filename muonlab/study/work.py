@@ -109,7 +109,7 @@ class Worker:
                 todo = self._open(first)
                 if not todo and not self._unsettled:
                     return
-                others = self._others(todo)
+                others = self.others(todo)
                 if len(others) < len(todo) and not self.patience.pause:
                     steps = sum(slot.config.trainer.max_steps for slot in todo)
                     if self.pool.run(partial(self._next_job, todo), self._on_result, title, len(todo), steps):
@@ -128,7 +128,7 @@ class Worker:
     def _open(self, slots: Sequence[Slot]) -> list[Slot]:
         return [slot for slot in slots if not self.patience.given_up(slot.name) and self.folder(slot) is None]
 
-    def _others(self, slots: Sequence[Slot]) -> dict[str, str]:
+    def others(self, slots: Sequence[Slot]) -> dict[str, str]:
         """Those that a living worker has, or whose run is still being written though its worker is gone; and who."""
         busy: dict[str, str] = {}
         taken = self.queue.busy(slots)
@@ -159,7 +159,7 @@ class Worker:
             return None
 
     def _take(self, slots: Sequence[Slot]) -> Job | None:
-        others = self._others(slots)
+        others = self.others(slots)
         # Those that something happened to come last.
         for slot in sorted(slots, key=lambda slot: slot.name in self.patience.causes):
             if slot.name in others or (claim := self.queue.claim(slot)) is None:
