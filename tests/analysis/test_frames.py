@@ -70,6 +70,7 @@ def test_recorded_metrics_win_over_the_last_reading(runs, make_run):
         (9.0, "finished", 5.5),
         (math.inf, "finished", 5.5),
         (math.nan, "diverged", 5.5),
+        (math.nan, "out-of-memory", 5.5),
         (math.nan, "interrupted", math.nan),
     ],
 )
