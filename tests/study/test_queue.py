@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import optuna
 import pytest
+from optuna.storages import JournalStorage
 from optuna.trial import Trial, TrialState
 from tiny_designs import PUBLISHED, search
 
@@ -181,6 +182,62 @@ def test_a_kill_in_any_gap_loses_no_slot_and_no_setting(opened, dies, monkeypatc
     settings_of(queue, slots[place + 1 :])
     complete = [attempt.slot for attempt in queue.attempts(slots) if attempt.state == "COMPLETE"]
     assert complete == [slot.name for slot in slots]
+
+
+WRITES = ("create_new_study", "create_new_trial", "set_trial_param", "set_trial_user_attr")
+WRITES += ("set_trial_state_values", "set_study_user_attr")
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_kill_after_any_write_to_the_storage_leaves_the_slot_open_with_its_setting(
+    opened, dies, monkeypatch, sampler, tmp_path
+):
+    """Every cut of a heartbeat, a claim and its end: the next worker gets the slot, with the setting that was drawn."""
+    survived, whole = False, 0
+    for cut in range(60):
+        for journal in tmp_path.glob("studies/*/journal.log*"):
+            journal.unlink()
+        queue, slots = opened(sampler)
+        count = 0
+
+        def killing(write, cut=cut):
+            def call(*arguments, **keywords):
+                nonlocal count
+                result = write(*arguments, **keywords)
+                count += 1
+                if count > cut:
+                    raise Killed
+                return result
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in WRITES:
+                patch.setattr(JournalStorage, name, killing(getattr(JournalStorage, name)))
+            try:
+                queue.heartbeat.beat()
+                claim = queue.claim(slots[1])
+                queue.finish(claim, "killed", "", None)
+                survived = True
+            except Killed:
+                pass
+        with monkeypatch.context() as patch:
+            patch.setattr(Owner, "alive", property(lambda owner: owner.host == "here"))
+            patch.setattr(Owner, "this", classmethod(lambda cls: Owner("here", 1, 1)))
+            queue, slots = opened(sampler)
+            assert not queue.busy(slots), cut
+            known = queue.drawn(slots[1])
+            claim = queue.claim(slots[1])
+            assert claim.slot.level.setting.keys() == PUBLISHED.keys()
+            assert known is None or known == claim.slot, cut
+            whole += known is not None
+            queue.finish(claim, "killed", "", None)
+        if survived:
+            break
+    assert survived
+    assert 2 < whole < cut or sampler == "quasi_random", (
+        "some cuts are before the setting is drawn, some after"
+    )
 
 
 def test_a_setting_that_was_drawn_whole_is_kept_by_the_next_attempt(opened, dies, monkeypatch):

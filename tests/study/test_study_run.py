@@ -213,9 +213,12 @@ def test_an_interrupted_study_resumes_with_the_same_slots(study, tmp_path, sampl
 def test_a_worker_helps_with_any_study_until_none_is_left(study, monkeypatch, capsys):
     made = study({"one": {"arms": {"adamw": ["optimizer=adamw"]}}})
     made.save()
-    monkeypatch.setattr("sys.argv", ["muonlab.worker", str(made.folder), "--workers", "2"])
+    study({"one": {"arms": {"adamw": ["optimizer=adamw"]}, "seeds": [1]}}, name="second").save()
+    monkeypatch.setattr("sys.argv", ["muonlab.worker", str(made.folder.parent), "--workers", "2"])
     assert worker() == 0
-    assert "no open slot is left in tiny" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "no open slot is left in tiny" in printed
+    assert "no open slot is left in second" in printed
     trained, _, _ = train_study(made)
     assert "2 of 2 runs done" in capsys.readouterr().out
     assert len(trained) == 2
@@ -240,7 +243,7 @@ def test_a_search_keeps_what_it_is_made_of_and_not_its_hardware(study):
     searched(study).save()
     with pytest.raises(MuonlabError, match=r"created with a different trainer \(max_steps\)"):
         searched(study, overrides=["trainer.max_steps=99"]).save()
-    searched(study, overrides=["trainer.num_threads=2"]).save()
+    searched(study, overrides=["trainer.num_threads=2", "trainer.progress=true"]).save()
     other = {"muon": {"published": {"lr": 0.02}, "space": {"lr": "interval(0.1, 1.0)"}}}
     with pytest.raises(MuonlabError, match=r"different search space of muon \(lr, weight_decay\)"):
         study({"search": {"search": search(trials=2, **other), "seeds": [0]}}).save()
