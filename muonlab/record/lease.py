@@ -57,7 +57,7 @@ class Watch:
         if sign != last:
             self.seen[key] = sign, self.now()
             return True
-        return self.now() - since <= SILENCE * every
+        return self.now() - since < SILENCE * every
 
 
 @dataclass(frozen=True)

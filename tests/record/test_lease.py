@@ -140,9 +140,9 @@ def test_silence_is_counted_by_the_observer_alone(tmp_path, monkeypatch):
     for hour in (-1, 1, 0):
         os.utime(first.path, (1e9 + 3600 * hour,) * 2)
         assert held(tmp_path).alive(watch)
-    now[0] = 3 * 0.05
+    now[0] = 3 * 0.05 - 1e-6
     assert held(tmp_path).alive(watch)
-    now[0] = 3 * 0.05 + 1e-6
+    now[0] = 3 * 0.05
     assert not held(tmp_path).alive(watch)
 
 
