@@ -134,8 +134,7 @@ class Recording(L.Callback):
         if self.weights_before:
             measured = model.measurements()
             if trainer.world_size > 1:
-                values = trainer.strategy.reduce(torch.stack([*measured.values()]), reduce_op="mean")
-                measured = dict(zip(measured, values.unbind(), strict=True))
+                measured = _of_all_ranks(trainer.strategy, measured)
             self.row |= measured
 
     def _group_sizes(self, module: LanguageModel) -> dict[str, Tensor]:
@@ -206,3 +205,24 @@ class Recording(L.Callback):
                 self.send()
             self.mlflow_run.log_folder(self.record.folder)
             self.mlflow_run.finish(status, cause, metrics)
+
+
+def _of_all_ranks(strategy: Any, measured: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Measurements of the ranks' equal shares of a batch as those of the whole: `*/max_*` are maxima, `*/*_norm` root
+    mean squares, all others means."""
+    values = torch.stack([*measured.values()])
+    mean, squares, highest = (
+        strategy.reduce(part, reduce_op=op)
+        for part, op in ((values.clone(), "mean"), (values.square(), "mean"), (values.clone(), "max"))
+    )
+    combined = {}
+    for i, name in enumerate(measured):
+        quantity = name.split("/")[1]
+        combined[name] = (
+            highest[i]
+            if quantity.startswith("max_")
+            else squares[i].sqrt()
+            if quantity.endswith("_norm")
+            else mean[i]
+        )
+    return combined
