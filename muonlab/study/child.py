@@ -19,6 +19,7 @@ from muonlab.command import STOPPING, leave_quietly, listen
 from muonlab.errors import EnvironmentFault, MuonlabError, told_at
 from muonlab.runtime import settle
 from muonlab.train.config import RunConfig, read_config
+from muonlab.train.place import leave_launcher
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def carry_out(values: Mapping[str, Any], place: int, steps: Steps, pipe: Connect
     with log.open("a", buffering=1) as stream:
         os.dup2(stream.fileno(), sys.stdout.fileno())
         os.dup2(stream.fileno(), sys.stderr.fileno())
+    leave_launcher()
     config = read_config(values)
     if config.trainer.devices == 1 and config.trainer.device != "cpu":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")

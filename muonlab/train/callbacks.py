@@ -85,8 +85,7 @@ class StopBetweenSteps(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Take over from Lightning, whose own handlers end a run without a checkpoint; stop here if asked before."""
         self.install()
-        self.asked = self.peers.largest(self.asked)
-        if self.asked:
+        if self._all_asked():
             raise Interrupted(f"{self._name} before step {trainer.global_step}", self.asked)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
@@ -96,6 +95,13 @@ class StopBetweenSteps(L.Callback):
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             # Not KeyboardInterrupt, for which Lightning exits by itself.
             raise Interrupted(f"{self._name} within a step", self.asked)
+
+    def _all_asked(self) -> bool:
+        """Whether one of the processes was asked; all are then. A signal that comes meanwhile counts the next time."""
+        asked = self.peers.largest(self.asked)
+        if asked:
+            self.asked = asked
+        return bool(asked)
 
     @property
     def _name(self) -> str:
@@ -107,8 +113,7 @@ class StopBetweenSteps(L.Callback):
         """Save and leave, if asked and if a whole optimizer step is done."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches or at_end(trainer):
             return
-        self.asked = self.peers.largest(self.asked)
-        if self.asked:
+        if self._all_asked():
             self.checkpoints.save(trainer)
             raise Interrupted(f"{self._name} after step {trainer.global_step - 1}", self.asked)
 

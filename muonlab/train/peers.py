@@ -1,9 +1,7 @@
 """The processes of a run as one of them sees them: what they decide together, and how it shows that one is gone."""
 
-import atexit
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -34,8 +32,15 @@ class Peers:
         else:
             device = torch.device(accelerator, place.local_rank)
             dist.init_process_group("nccl", rank=place.rank, world_size=place.world, device_id=device)
-            atexit.register(dist.destroy_process_group)  # NCCL complains of one that is left
             self._hosts = dist.new_group(backend="gloo")
+
+    def part(self, lost: bool) -> None:
+        """Leave the others in order; a process that ends without it is aborted where they were faster.
+
+        lost: one of them is gone, for which NCCL would wait.
+        """
+        if self._hosts is not None and not (lost and dist.get_backend() == "nccl"):
+            dist.destroy_process_group()
 
     @property
     def first(self) -> bool:
@@ -59,23 +64,12 @@ class Peers:
         return int(numbers)
 
 
-def lost_peer(error: BaseException) -> bool:
+def lost_peer(error: BaseException | None) -> bool:
     """Whether this is how a process learns, waiting for the others, that one of them is gone."""
     together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     return together and (
         isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
     )
-
-
-@contextmanager
-def told_of_lost_peers() -> Iterator[None]:
-    """Raises EnvironmentFault in place of what a lost process makes of the others."""
-    try:
-        yield
-    except Exception as error:
-        if lost_peer(error):
-            raise peer_fault() from error
-        raise
 
 
 def peer_fault() -> EnvironmentFault:

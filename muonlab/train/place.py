@@ -7,6 +7,16 @@ from dataclasses import dataclass
 
 from muonlab.errors import MuonlabError
 
+_LAUNCHER = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "NODE_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+
 
 @dataclass(frozen=True)
 class Place:
@@ -62,6 +72,13 @@ def is_first(devices: int) -> bool:
     """Whether this process keeps the record and speaks for the run."""
     place = find_place(devices)
     return place is None or place.rank == 0
+
+
+def leave_launcher() -> None:
+    """What a launcher said was about the command around this process, whose runs start their processes themselves."""
+    for name in [*os.environ]:
+        if name in _LAUNCHER or name.startswith(("SLURM_", "TORCHELASTIC_")):
+            del os.environ[name]
 
 
 def _meeting_point(environment: Mapping[str, str]) -> tuple[str, int]:

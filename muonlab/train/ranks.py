@@ -28,12 +28,11 @@ from typing import Any
 # Read when torch loads OpenMP, so it must stand before any import of torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from muonlab.command import Interruption
+from muonlab.command import STOPPING, Interruption, listen
 from muonlab.errors import EnvironmentFault, MuonlabError
 from muonlab.train.config import RunConfig, read_config
 from muonlab.train.run import Outcome
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Seconds that the other ranks have to end by themselves after one has ended, then after SIGTERM, before SIGKILL.
 PATIENCE, LAST = 8.0, 8.0
 _PR_SET_PDEATHSIG = 1
@@ -85,7 +84,8 @@ class Ranks:
             config = Path(place) / "config.json"
             config.write_text(json.dumps(self.config.as_dict()), encoding="utf-8")
             if threading.current_thread() is threading.main_thread():
-                self._old = {number: signal.signal(number, self._pass_on) for number in SIGNALS}
+                heard = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+                self._old = {number: signal.signal(number, self._pass_on) for number in heard}
             try:
                 port = _free_port()
                 self.ranks = [
@@ -210,7 +210,6 @@ def _end_with_parent() -> None:
 
 def main(config_file: str, report_to: int) -> None:
     """Body of one rank. Every word but the first rank's progress and a crash's traceback is left to the parent."""
-    from muonlab.command import listen
 
     def report(**what: Any) -> None:
         with suppress(OSError):  # nobody listens any more

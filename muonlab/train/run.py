@@ -83,9 +83,10 @@ def train(config: RunConfig, on_step: Callable[[int], None] | None = None) -> Ou
         from muonlab.train.ranks import train_on_ranks
 
         return train_on_ranks(config, folder, on_step)
-    from muonlab.train.peers import Peers, told_of_lost_peers
+    from muonlab.train.peers import Peers, lost_peer, peer_fault
 
-    with told_of_lost_peers():
+    peers, lost = None, False
+    try:
         peers = Peers(place, accelerator)
         if not config.force and (earlier := peers.from_first(lambda: _earlier(config, folder))):
             return earlier
@@ -94,6 +95,14 @@ def train(config: RunConfig, on_step: Callable[[int], None] | None = None) -> Ou
             if config.force and is_run(folder):
                 _set_aside(folder)
         return _train(config, peers, accelerator, folder, on_step)
+    except Exception as error:
+        lost = lost_peer(error) or lost_peer(error.__cause__)
+        if lost_peer(error):
+            raise peer_fault() from error
+        raise
+    finally:
+        if peers is not None:
+            peers.part(lost)
 
 
 def _train(
