@@ -72,6 +72,7 @@ SUITE = Look("this very suite")
 SETUP = Look("installs for minutes what runs this test; test_project.py and every fresh clone prove it")
 CHAOS = "an hour; tests/chaos/test_chaos.py is its short form"
 WHOLE = "hours; tests/study/test_design.py composes every run of every experiment"
+RANKS = "needs four devices; tests/train/test_ranks.py trains on two"
 RECORD = "runs/*/config.yaml"
 
 TABLE: dict[str, Run | Compose | Look] = {
@@ -102,6 +103,8 @@ TABLE: dict[str, Run | Compose | Look] = {
     "python -m muonlab.train optimizer=muonclip optimizer.tau=30 model=nanogpt_xs seed=1": Run(
         "DATA SIZE", makes=RECORD, says="run: runs/muonclip"
     ),
+    "python -m muonlab.train trainer.devices=4": Compose(RANKS),
+    "python -m muonlab.train trainer.devices=4 trainer.strategy=fsdp2": Compose(RANKS),
     "python -m muonlab.train --help": Run(says="optimizer: adamw, adamwclip, muon, muonclip"),
     "python -m muonlab.train --cfg job optimizer=muon": Run(says="name: muon"),
     "python -m muonlab.train +experiment=switch": Run("DATA SIZE", makes=RECORD),
