@@ -8,8 +8,9 @@ if TYPE_CHECKING:
     from muonlab.record.identity import run_identity
     from muonlab.record.load import Run, load_run
     from muonlab.record.mlflow_run import MlflowRun
-    from muonlab.record.run import OVER, STATUSES, RunRecord
+    from muonlab.record.run import RunRecord
     from muonlab.record.spikes import detect_spikes, spike_score
+    from muonlab.record.state import OVER, STATUSES
     from muonlab.record.store import prepare_store, store_uri
 
 __all__ = [
@@ -28,8 +29,8 @@ __all__ = [
 ]
 
 _MODULES = {
-    "OVER": "run",
-    "STATUSES": "run",
+    "OVER": "state",
+    "STATUSES": "state",
     "MlflowRun": "mlflow_run",
     "Run": "load",
     "RunRecord": "run",

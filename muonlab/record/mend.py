@@ -12,14 +12,39 @@ from muonlab.record.environment import Environment
 from muonlab.record.files import remove_leftovers, set_aside
 from muonlab.record.mlflow_link import Link
 from muonlab.record.parts import set_aside_torn as set_aside_torn_traces
-from muonlab.record.state import FILE, read_state
+from muonlab.record.state import FILE, OVER, read_state
+from muonlab.record.stream import whole_until
 
-SMALL = ("config.yaml", "environment.json", "routing.json", FILE, "mlflow.json", "events.json")
+NEEDED = ("config.yaml", "environment.json", "routing.json", FILE, "events.json")
+SMALL = (*NEEDED, "mlflow.json")
+# The fast parser, where libyaml is there.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def is_run(folder: Path) -> bool:
     """Whether there is a run in `folder`, be it a damaged one."""
     return any((folder / name).exists() for name in SMALL)
+
+
+def ended(folder: Path, max_steps: int) -> dict[str, Any] | None:
+    """The state (see read_state) of a run that is over and whole; None where something is left to do: where it is not
+    over, has no final metrics, or where a file of it is missing or cannot be read. Raises EnvironmentFault for a file
+    that the system refuses."""
+    try:
+        state = read_state(folder)
+        if state is None or state["status"] not in OVER:
+            return None
+        if any(_torn(folder / name) for name in SMALL if name in NEEDED or (folder / name).exists()):
+            return None
+        recorded = whole_until(folder / "traces")
+    except EnvironmentFault:
+        raise
+    except MuonlabError:
+        return None
+    # A run that was killed between its last step and its metrics may say that it is finished without having any.
+    if state["status"] == "finished" and ("val_loss" not in state["metrics"] or recorded != max_steps - 1):
+        return None
+    return state
 
 
 def set_aside_torn(folder: Path) -> list[Path]:
@@ -38,7 +63,7 @@ def set_aside_torn(folder: Path) -> list[Path]:
 
 def _torn(path: Path) -> bool:
     read: dict[str, Callable[[Path], Any]] = {
-        "config.yaml": lambda path: dict(yaml.safe_load(_text(path))),
+        "config.yaml": lambda path: dict(yaml.load(_text(path), Loader=LOADER)),
         "environment.json": lambda path: Environment.read(dict(json.loads(_text(path)))),
         "routing.json": lambda path: [dict(route) for route in json.loads(_text(path))],
         FILE: lambda path: read_state(path.parent),
@@ -57,5 +82,7 @@ def _torn(path: Path) -> bool:
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise MuonlabError(f"{path} is missing") from error
     except OSError as error:
         raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from error

@@ -31,16 +31,12 @@ from muonlab.record.lease import Lease
 from muonlab.record.mend import is_run, set_aside_torn
 from muonlab.record.owner import Owner
 from muonlab.record.score import SERIES, describe_spikes
-from muonlab.record.state import FILE, read_state
+from muonlab.record.state import FILE, STATUSES, read_state
 from muonlab.record.stream import read_trace
 from muonlab.record.trace import TraceWriter
 
 if TYPE_CHECKING:
     import torch
-
-STATUSES = ("running", "finished", "diverged", "pruned", "out-of-memory", "failed", "interrupted")
-OVER = ("finished", "diverged", "out-of-memory")
-"""After these there is nothing left to do: they are outcomes of the settings, which a second try would have too."""
 
 
 class RunRecord:

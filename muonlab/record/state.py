@@ -12,6 +12,9 @@ from muonlab.record.lease import held
 from muonlab.settings.check import Text, check
 
 FILE = "status.json"
+STATUSES = ("running", "finished", "diverged", "pruned", "out-of-memory", "failed", "interrupted")
+OVER = ("finished", "diverged", "out-of-memory")
+"""After these there is nothing left to do: they are outcomes of the settings, which a second try would have too."""
 # Metrics that are no numbers are text, since JSON has none for them.
 SHAPE: dict[str, Any] = {
     "status": Text,

@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -281,13 +282,17 @@ def server() -> None:
 
 
 def _claim_temporary_folder() -> None:
-    """Write into the folder of multiprocessing's sockets whose it is, and remove those of killed processes."""
+    """Write into the folder of multiprocessing's sockets whose it is."""
     ours = Path(get_temp_dir()) / OWNER
-    if ours.exists():
-        return
-    with suppress(OSError):
-        ours.write_text(json.dumps(Owner.this().values()))
-    for path in ours.parent.parent.glob(f"pymp-*/{OWNER}"):
+    if not ours.exists():
+        with suppress(OSError):
+            ours.write_text(json.dumps(Owner.this().values()))
+        remove_dead_sockets()
+
+
+def remove_dead_sockets() -> None:
+    """Remove the folders of sockets of killed commands."""
+    for path in Path(tempfile.gettempdir()).glob(f"pymp-*/{OWNER}"):
         with suppress(OSError, ValueError, KeyError, TypeError):
             if Owner.read(json.loads(path.read_text())).alive is False:
                 shutil.rmtree(path.parent)

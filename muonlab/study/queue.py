@@ -103,10 +103,16 @@ class Queue:
     def finish(self, claim: Claim, status: str, cause: str, loss: float | None) -> None:
         """The attempt ended: with a loss in nats it is complete, without one it failed and the slot is open again.
 
-        Only its first end counts.
+        Only its first end counts, and one complete attempt at a slot: a later one, by which a damaged run was made
+        whole, withdraws.
         """
         study = self._study(claim.slot)
-        self._end(study, claim.attempt, status, cause, loss)
+        states = {t.state for t in self._attempts(study, claim.slot) if t.number != claim.attempt}
+        withdrawn = "withdrawn" in self._trial(study, claim.attempt).user_attrs
+        if withdrawn or (loss is not None and TrialState.COMPLETE in states):
+            self._withdraw(study, claim.attempt)
+        else:
+            self._end(study, claim.attempt, status, cause, loss)
         self._claimed.discard((study.study_name, claim.attempt))
 
     @one_sentence()
@@ -132,6 +138,15 @@ class Queue:
             if slot is not None and (drawn := self.drawn(slot)):
                 rows.append((Claim(drawn, trial.number), not self._dead(study, trial)))
         return rows
+
+    @one_sentence()
+    def uncounted(self, slots: Iterable[Slot]) -> list[Slot]:
+        """Those without a complete or running attempt; every Optuna study is read once."""
+        states = (TrialState.COMPLETE, TrialState.RUNNING)
+        studies = {id(study): study for study in map(self._study, slots)}.values()
+        trials = [t for study in studies for t in study.get_trials(deepcopy=False, states=states)]
+        counted = {t.user_attrs.get("slot") for t in trials if "withdrawn" not in t.user_attrs}
+        return [slot for slot in slots if slot.name not in counted]
 
     @one_sentence()
     def attempts(self, slots: Sequence[Slot]) -> list[Attempt]:
@@ -238,7 +253,9 @@ class Queue:
         studies = {id(study): study for study in map(self._study, slots)}.values()
         running = (TrialState.RUNNING,)
         trials = [(study, t) for study in studies for t in study.get_trials(deepcopy=False, states=running)]
-        return [(study, trial) for study, trial in trials if "slot" in trial.user_attrs]
+        return [
+            (study, t) for study, t in trials if "slot" in t.user_attrs and "withdrawn" not in t.user_attrs
+        ]
 
     def _space(self, slot: Slot) -> dict[str, BaseDistribution]:
         search = self._searches.get(slot.condition)

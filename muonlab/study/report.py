@@ -9,6 +9,7 @@ from analysis.tables import as_text, comparison_table, save_table
 from muonlab.settings.search import SearchSettings
 from muonlab.study.design import Design, searches
 from muonlab.study.judging import Judgement
+from muonlab.study.pool import remove_dead_sockets
 from muonlab.study.queue import Queue
 from muonlab.study.slots import Slot
 from muonlab.study.storage import open_storage
@@ -43,15 +44,16 @@ def finished_report(study: Study) -> str | None:
     study.save()  # refuses another study of this name
     queue = Queue(open_storage(study.storage, study.folder), study.name, study.design)
     slots = [queue.drawn(slot) for slot in study.slots()]
-    if any(slot is None or finished_run(slot.config) is None for slot in slots):
+    if any(slot is None or finished_run(slot.config) is None for slot in slots) or queue.uncounted(
+        study.slots()
+    ):
         return None
     trained = [(slot, run_folder(slot.config)) for slot in slots if slot is not None]
     fresh = study.slots(chosen_levels(best_levels(trained, study.design)))
-    return (
-        report.read_text(encoding="utf-8")
-        if all(finished_run(s.config) for s in fresh if not s.drawn)
-        else None
-    )
+    if not all(finished_run(slot.config) for slot in fresh) or queue.uncounted(fresh):
+        return None
+    remove_dead_sockets()
+    return report.read_text(encoding="utf-8")
 
 
 def comparison_text(

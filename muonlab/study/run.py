@@ -9,7 +9,7 @@ from pathlib import Path
 from muonlab.command import tell
 from muonlab.errors import EnvironmentFault, MuonlabError
 from muonlab.study.design import Design
-from muonlab.study.pool import Pool, default_workers
+from muonlab.study.pool import Pool, default_workers, remove_dead_sockets
 from muonlab.study.queue import Queue
 from muonlab.study.slots import Slot, levels_of
 from muonlab.study.storage import open_storage
@@ -25,6 +25,7 @@ def train_study(study: Study) -> tuple[Trained, list[Best], Queue]:
     Raises MuonlabError for a mistake that any run would find, before there is a study; and, after all other runs ended,
     for slots that are missing: no conclusion is drawn from searches of unequal effort.
     """
+    remove_dead_sockets()
     pool = _pool(study)
     _check_places(study, pool)
     study.save()

@@ -10,7 +10,7 @@ import yaml
 
 from muonlab.cli import compose_config, plain
 from muonlab.errors import MuonlabError
-from muonlab.record.files import write_atomic
+from muonlab.record.files import remove_leftovers, write_atomic
 from muonlab.record.identity import HARDWARE
 from muonlab.settings.address import public_address, with_password
 from muonlab.study.design import Design, make_design, searches
@@ -92,6 +92,7 @@ class Study:
                 _refuse_other(self.name, _read(self.folder / FILE).get("definition", {}), definition)
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         write_atomic(self.folder / FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        remove_leftovers(self.folder)
 
     def definition(self) -> dict[str, Any]:
         """What makes a search this one: all that its runs share but for hardware, and every space."""

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from muonlab.errors import EnvironmentFault, MuonlabError
-from muonlab.record import Run, load_run
+from muonlab.errors import EnvironmentFault
+from muonlab.record import OVER, Run, load_run
 from muonlab.record.lease import Held, Watch, held
-from muonlab.record.state import read_state
+from muonlab.record.mend import ended
 from muonlab.study.patience import Patience
 from muonlab.study.pool import Job, Pool, Result
 from muonlab.study.queue import SILENT, Claim, Queue
 from muonlab.study.slots import Slot
 from muonlab.train.config import RunConfig
-from muonlab.train.run import OVER, run_folder
+from muonlab.train.run import run_folder
 
 # The loss in nats that Optuna's samplers see of a run that diverged before its first step.
 WORST_LOSS = 100.0
@@ -35,18 +35,9 @@ class Missing:
 
 
 def finished_run(config: RunConfig) -> Path | None:
-    """The folder of the run that these settings describe, if it is over."""
+    """The folder of the run that these settings describe, if it is over and whole."""
     folder = run_folder(config)
-    try:
-        state = read_state(folder)
-    except EnvironmentFault:
-        raise
-    except MuonlabError:  # damaged: the next attempt mends it
-        return None
-    if state is None or state["status"] not in OVER:
-        return None
-    # A run that was killed between its last step and its metrics is not over.
-    return folder if state["status"] != "finished" or "val_loss" in state["metrics"] else None
+    return folder if ended(folder, config.trainer.max_steps) else None
 
 
 def objective(run: Run) -> float:
@@ -223,10 +214,20 @@ class Worker:
             self._end(claim, result)
         for claim, alive in self.queue.running(slots):
             if folder := finished_run(claim.slot.config):
-                run = load_run(folder)
-                self._end(claim, Result(run.status, run.cause, folder))
+                self._end(claim, _outcome(folder))
             elif not alive and self._lease(claim.slot) is None:
                 self._end(claim, Result("killed", SILENT))
+        for slot in self.queue.uncounted(
+            slots
+        ):  # a power cut may take the queue's last lines, but not the run
+            if self.folder(slot) and (counted := self.queue.claim(slot)):
+                self._end(counted, _outcome(self._over[slot.name]))
+
+
+def _outcome(folder: Path) -> Result:
+    """That of a run that is over."""
+    run = load_run(folder)
+    return Result(run.status, run.cause, folder)
 
 
 def _loss(result: Result) -> float | None:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from muonlab.command import tell
 from muonlab.errors import EnvironmentFault, MuonlabError
-from muonlab.record import OVER, RunRecord, collect_environment, load_run
+from muonlab.record import RunRecord, collect_environment
 from muonlab.record.environment import Environment
 from muonlab.record.files import check_folder, remove_leftovers
 from muonlab.record.lease import Lease
-from muonlab.record.mend import is_run
+from muonlab.record.mend import ended, is_run
 from muonlab.record.store import check_uri, store_uri
 from muonlab.record.stream import whole_until
 from muonlab.runtime import settle
@@ -184,33 +184,18 @@ def _train(
     return Outcome(folder, ending.status, ending.cause, signal=ending.signal)
 
 
-def _outcome(folder: Path, max_steps: int) -> Outcome | None:
-    """How the run in `folder` ended; None where something is left to do, a damaged file to mend included."""
-    if not is_run(folder):
-        return None
-    try:
-        run = load_run(folder)
-        recorded = whole_until(folder / "traces")
-    except EnvironmentFault:
-        raise
-    except MuonlabError:
-        return None
-    # A run that was killed between its last step and its metrics says that it is finished without having any.
-    whole = run.status != "finished" or ("val_loss" in run.metrics and recorded == max_steps - 1)
-    return Outcome(folder, run.status, run.cause, trained=False) if run.status in OVER and whole else None
-
-
 def _earlier(config: RunConfig, folder: Path) -> Outcome | None:
     """The outcome of a run that is over; what its store lacks, since that failed or the process was killed, is sent."""
-    outcome = _outcome(folder, config.trainer.max_steps)
-    if outcome is not None:
-        from muonlab.train.tracking import reconcile_mlflow
+    state = ended(folder, config.trainer.max_steps)
+    if state is None:
+        return None
+    from muonlab.train.tracking import reconcile_mlflow
 
-        try:
-            reconcile_mlflow(config, folder)
-        except EnvironmentFault as fault:
-            tell(f"{fault}; the run is recorded in its folder")
-    return outcome
+    try:
+        reconcile_mlflow(config, folder)
+    except EnvironmentFault as fault:
+        tell(f"{fault}; the run is recorded in its folder")
+    return Outcome(folder, state["status"], state["cause"], trained=False)
 
 
 def _open_record(folder: Path, config: RunConfig, module: Any, environment: Environment) -> RunRecord:

@@ -290,6 +290,15 @@ def test_attempts_of_dead_workers_are_ended_once(opened, dies, monkeypatch):
     assert queue.running(slots) == []
 
 
+def test_a_slot_is_counted_once_however_often_its_run_is_mended(opened):
+    queue, slots = opened()
+    assert queue.uncounted(slots) == slots
+    for _ in range(2):
+        queue.finish(queue.claim(slots[0]), "finished", "", 1.0)
+    assert [(a.slot, a.state) for a in queue.attempts(slots)] == [(slots[0].name, "COMPLETE")]
+    assert queue.uncounted(slots) == slots[1:]
+
+
 def test_any_optuna_storage_will_do(opened, tmp_path):
     url = f"sqlite:///{tmp_path}/o.db"
     assert len(settings_of(*opened(trials=2, storage=url))) == 2

@@ -210,6 +210,21 @@ def test_an_interrupted_study_resumes_with_the_same_slots(study, tmp_path, sampl
     assert sorted(complete) == sorted(slot.name for slot, _ in trained)
 
 
+def test_runs_that_the_queue_forgot_are_counted_and_damaged_ones_made_whole(study):
+    """As after a power cut, which may take the last lines of a journal and the end of a file."""
+    made = study({"search": {"search": search(trials=3), "seeds": [0]}})
+    trained, _, _ = train_study(made)
+    (made.folder / "journal.log").unlink()
+    torn = trained[1][1] / "events.json"
+    whole = torn.read_bytes()
+    torn.write_bytes(whole[:10])
+    again, _, queue = train_study(made)
+    assert [folder for _, folder in again] == [folder for _, folder in trained]
+    assert torn.read_bytes() == whole
+    attempts = queue.attempts([slot for slot, _ in again])
+    assert [(a.slot, a.state) for a in attempts] == [(slot.name, "COMPLETE") for slot, _ in trained]
+
+
 def test_a_worker_helps_with_any_study_until_none_is_left(study, monkeypatch, capsys):
     made = study({"one": {"arms": {"adamw": ["optimizer=adamw"]}}})
     made.save()
