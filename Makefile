@@ -58,7 +58,7 @@ smoke: setup  ## everything once, tiny (under 2 minutes)
 sweep: setup  ## search AdamW, Muon and MuonClip at equal budget, compare them, draw the figures
 	@$(RUN) -m muonlab.sweep $(OVERRIDES)
 
-ablation: setup  ## the loss-spike ablation: explosion, collapse, cure, and the switch, with verdicts
+ablation: setup  ## the loss-spike ablation: explosion, collapse, cure, and the switch, with answers
 	@$(RUN) -m muonlab.experiment ablation $(OVERRIDES)
 
 evidence: setup  ## every experiment at cpu scale (hours; stop at any time, the same command goes on)
@@ -67,7 +67,7 @@ evidence: setup  ## every experiment at cpu scale (hours; stop at any time, the 
 figures: setup  ## redraw every figure of results/ from its stored tables
 	@$(RUN) -m analysis.redraw results
 
-report: setup  ## results/report.html: every figure, every verdict and the method on one page
+report: setup  ## results/report.html: every figure, every answer and the method on one page
 	@$(RUN) -m analysis.report results
 
 ui: setup  ## browse all runs in MLflow at http://127.0.0.1:5000

@@ -1,1 +1,1 @@
-"""Statistics, verdicts, tables and figures, computed from run records alone."""
+"""One comparison, tests of runs, answers to claims, measures, tables and figures, from run records alone."""

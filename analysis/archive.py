@@ -1,82 +1,39 @@
 """The tidy tables of an experiment on disk: small enough to commit, enough to redraw and to judge again."""
 
+import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from analysis.frames import Frames, downsample
-from analysis.kept import read_table
 from muonlab.errors import MuonlabError
 
 IDENTITY = ["run", "condition", "arm", "level", "optimizer", "lr", "seed", "status", "step"]
-# Kept beside whatever was recorded at a cadence of its own, such as spectra.
-EVERY_STEP = [
-    "tokens",
-    "flops",
-    "seconds",
-    "scheduled_lr",
-    "train_loss",
-    "probe_loss",
-    "val_loss",
-    "max_logit",
-]
-EVERY_STEP += ["gamma", "entropy", "grad_norm", "loss_spikes", "grad_spikes"]
-POINTS = (1000, 600, 400, 250, 150, 100, 60)  # rows a run: as many as fit
+POINTS = (1000, 600, 400, 250, 150, 100, 60)  # rows per run: as many as fit
 HEAD_POINTS = 200  # steps of heads.parquet
 STEPS_BYTES = 700_000  # of steps.parquet, so that an experiment's folder stays near one megabyte
 
 
-def stack(conditions: Mapping[str, Frames]) -> Frames:
-    """The frames of several conditions under one another, with the column `condition` in each table."""
-    tables = {
-        field.name: [getattr(f, field.name).assign(condition=name) for name, f in conditions.items()]
-        for field in fields(Frames)
-    }
-    return Frames(**{name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()})
-
-
-def choose(frames: Frames, conditions: Iterable[str] = (), arms: Iterable[str] = ()) -> Frames:
-    """The runs of some conditions and arms, in the order of `arms`; an empty choice is every one.
-
-    Raises MuonlabError where nothing is left.
-    """
-    conditions, arms = list(conditions), list(arms)
-    chosen = {}
-    for field in fields(Frames):
-        table = getattr(frames, field.name)
-        if len(table):
-            if conditions:
-                table = table[table["condition"].isin(conditions)]
-            if arms:
-                order = {arm: rank for rank, arm in enumerate(arms)}
-                table = table[table["arm"].isin(arms)].sort_values(
-                    "arm", key=lambda a: a.map(order), kind="stable"
-                )
-        chosen[field.name] = table.reset_index(drop=True)
-    if chosen["runs"].empty:
-        raise MuonlabError(f"no run of condition {conditions or 'any'} and arm {arms or 'any'} is there")
-    return Frames(**chosen)
-
-
 def save_frames(frames: Frames, folder: Path) -> None:
     """Write runs.csv, events.csv (every spike of every run by every definition), steps.parquet with every recorded
-    scalar in single precision, and heads.parquet where there are heads, at most 200 rows a run and head: each the
-    largest logit and the smallest gamma of its steps.
+    scalar in single precision, and heads.parquet where there are heads: at most 200 rows per run and head, each with
+    the largest logit and the smallest gamma of its steps.
 
     A run keeps at most 1,000 rows, and fewer, down to 60, where the file would pass 700 kB. Paths of this machine are
-    left out; what needs every head or every step is judged before.
+    left out; tests and measures that need every head or every step are applied before.
     """
     folder.mkdir(parents=True, exist_ok=True)
     runs = frames.runs.drop(columns="folder")
     runs.to_csv(folder / "runs.csv", index=False, float_format="%.9g", lineterminator="\n")
     frames.events.to_csv(folder / "events.csv", index=False, float_format="%.6g", lineterminator="\n")
-    rare = sorted(set(frames.steps.columns) - set(IDENTITY) - set(EVERY_STEP))
-    columns = [name for name in [*IDENTITY, *EVERY_STEP, *rare] if name in frames.steps]
+    columns = [name for name in dict.fromkeys([*IDENTITY, *frames.steps.columns]) if name in frames.steps]
     wide = frames.steps[columns].dropna(axis="columns", how="all")
     for points in POINTS:
         _write(downsample(wide, points), folder / "steps.parquet")
@@ -90,6 +47,66 @@ def save_frames(frames: Frames, folder: Path) -> None:
         _write(bins.agg(rules).reset_index(), folder / "heads.parquet")
 
 
+def load_frames(folder: Path) -> Frames:
+    """What `save_frames` wrote, except the events, which no figure draws; heads are empty where none were kept.
+
+    Raises MuonlabError where it wrote nothing, and for tables that are damaged.
+    """
+    if not (folder / "runs.csv").exists():
+        raise MuonlabError(f"no experiment in {folder}: it has no runs.csv")
+    runs = read_table(folder / "runs.csv")
+    steps = read_table(folder / "steps.parquet")
+    path = folder / "heads.parquet"
+    heads = read_table(path) if path.exists() else pd.DataFrame()
+    if unknown := set(steps.get("run", ())) - set(runs.get("run", ())):
+        raise MuonlabError(f"the results in {folder} are damaged: runs.csv lacks {sorted(unknown)[0]}")
+    return Frames(runs, steps, heads, pd.DataFrame())
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns whatever reading this file raises into MuonlabError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise MuonlabError(f"the results in {path.parent} are damaged: they have no {path.name}") from error
+    # ValueError: not UTF-8, not JSON, or not a table; KeyError: the table lacks a column.
+    except (OSError, ValueError, KeyError, yaml.YAMLError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise MuonlabError(
+            f"the results in {path.parent} are damaged: {path.name} cannot be read: {reason}"
+        ) from error
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file. Raises MuonlabError for a file that holds something else."""
+    with reading(path):
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    if not isinstance(content, dict):
+        raise MuonlabError(f"the results in {path.parent} are damaged: {path.name} does not hold a mapping")
+    return content
+
+
+def read_rows(path: Path) -> list[Mapping[str, Any]]:
+    """The list of mappings in a JSON file. Raises MuonlabError for a file that holds something else."""
+    with reading(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, list) or not all(isinstance(row, Mapping) for row in content):
+        raise MuonlabError(
+            f"the results in {path.parent} are damaged: {path.name} does not hold a list of rows"
+        )
+    return content
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
+    """The table in a CSV or Parquet file, or some of its columns. Raises MuonlabError for one that cannot be read."""
+    with reading(path):
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path, columns=columns)
+        return pd.read_csv(path, usecols=columns)
+
+
 def _write(steps: pd.DataFrame, path: Path) -> None:
     floats = [c for c in steps.select_dtypes("float64").columns if c not in IDENTITY]
     steps = steps.astype(dict.fromkeys(floats, "float32"))
@@ -99,19 +116,3 @@ def _write(steps: pd.DataFrame, path: Path) -> None:
     text = [c for c in steps.columns if c not in floats]
     table = pa.Table.from_pandas(steps, preserve_index=False)
     pq.write_table(table, path, compression="zstd", use_dictionary=text, use_byte_stream_split=floats)
-
-
-def load_frames(folder: Path) -> Frames:
-    """What `save_frames` wrote, but for the events, which no figure draws; heads are empty where none were kept.
-
-    Raises MuonlabError where it wrote nothing, and for tables that are damaged.
-    """
-    if not (folder / "runs.csv").exists():
-        raise MuonlabError(f"no experiment in {folder}: it has no runs.csv")
-    runs = read_table(folder / "runs.csv")
-    steps = read_table(folder / "steps.parquet")
-    kept = folder / "heads.parquet"
-    heads = read_table(kept) if kept.exists() else pd.DataFrame()
-    if unknown := set(steps.get("run", ())) - set(runs.get("run", ())):
-        raise MuonlabError(f"the results in {folder} are damaged: runs.csv lacks {sorted(unknown)[0]}")
-    return Frames(runs, steps, heads, pd.DataFrame())

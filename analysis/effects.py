@@ -1,18 +1,17 @@
-"""The size of a claim's effect: a measure over seeds, or its paired difference or ratio, with its interval."""
+"""The size of a claim's effect: a quantity's mean over seeds, or its paired difference or ratio, with its interval."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.archive import choose
+from analysis.claims import Compared, Ranged, Side
+from analysis.columns import LOST
+from analysis.comparison import Interval, Paired, Sample, compare, t_interval
 from analysis.frames import Frames
-from analysis.measures import MEASURES, measured, parts_by_seed
-from analysis.measures.registry import Part, level_of, split_measure, unit_of
-from analysis.statistics import SMALLEST_DIFFERENCE, Interval, paired_p, pooled_deviation, t_interval
+from analysis.measures import Part, Quantity, parts_by_seed
 from muonlab.errors import MuonlabError
 
 NOTHING = Interval(math.nan, math.nan, math.nan, 0)
@@ -20,194 +19,111 @@ NOTHING = Interval(math.nan, math.nan, math.nan, 0)
 
 @dataclass(frozen=True)
 class Effect:
-    """A mean over seeds with its 95 % t interval.
+    """What was measured, with the 95 % t interval of its mean over seeds.
 
-    what: the measure in words. unit: of the interval; "x" where it is a ratio (a geometric mean, judged on logarithms).
-    p: of the paired t test against no difference, NaN without a baseline. floor: differences up to it are ties, in the
-    unit, or for a ratio in natural logarithms. values: by seed. censored: how many runs never reached what was asked
-    and count with what they had spent. untestable: why nothing can be said, or "".
+    unit: of values and interval; "x" for a ratio, whose interval is that of a geometric mean. values: one per seed.
+    paired: the comparison with the baseline, None where there is none. censored: how many runs never reached their
+    target and count with what they had spent. untestable: why nothing can be said; "" where something can.
     """
 
-    what: str
+    quantity: Quantity
     unit: str
-    interval: Interval
-    p: float
-    floor: float
-    values: tuple[float, ...]
-    censored: int
-    untestable: str
-    paired: bool
+    values: tuple[float, ...] = ()
+    interval: Interval = NOTHING
+    paired: Paired | None = None
+    censored: int = 0
+    untestable: str = ""
 
     @property
-    def neutral_estimate(self) -> float:
-        """The estimate on the scale on which 0 is no difference: the logarithm of a ratio."""
-        return math.log(self.interval.estimate) if self.unit == "x" else self.interval.estimate
+    def p(self) -> float:
+        """Of the paired t test; NaN without a comparison."""
+        return self.paired.p if self.paired else math.nan
 
     def __str__(self) -> str:
-        form = (
-            "{:.3g}"
-            if self.unit == "x" or not self.paired
-            else "{:+.3f}"
-            if self.unit == "nats"
-            else "{:+.3g}"
-        )
-        sign = "x" if self.unit == "x" else ""
+        signed = self.paired is not None and self.unit != "x"
+        form = ("{:+.3f}" if self.unit == "nats" else "{:+.3g}") if signed else "{:.3g}"
         unit = f" {self.unit}" if self.unit not in ("", "x") else ""
         if not math.isfinite(self.interval.low):
-            told = ", ".join(form.format(value) for value in self.values)
-            return f"{self.what} {told}{unit}"
-        mean, low, high = (
-            form.format(x) for x in (self.interval.estimate, self.interval.low, self.interval.high)
-        )
+            return f"{self.quantity} {', '.join(map(form.format, self.values))}{unit}"
+        mean, low, high = map(form.format, (self.interval.estimate, self.interval.low, self.interval.high))
         never = f", {self.censored} never reached" if self.censored else ""
-        return f"{self.what} {sign}{mean} [{low}, {high}]{unit}{never}"
+        return f"{self.quantity} {'x' if self.unit == 'x' else ''}{mean} [{low}, {high}]{unit}{never}"
 
 
-def measure_effect(claim: Mapping[str, Any], frames: Frames) -> Effect:
-    """The effect that a claim with a `metric` or `measure` is about. What keeps it from being measured is said in
-    `untestable`, so that one claim costs no other."""
-    given = claim.get("measure", claim.get("metric"))
-    unit = "x" if claim.get("as") == "ratio" else unit_of(given)
+def measure_effect(asked: Ranged | Compared, side: Side, frames: Frames) -> Effect:
+    """The effect that a claim is about. What prevents measuring it is said in `untestable`, so that one claim costs no
+    other."""
+    unit = "x" if asked.ratio else asked.quantity.unit
     try:
-        return _effect(claim, given, unit, frames)
+        arm = parts_by_seed(side.of(frames))
+        if asked.baseline is None:
+            return _mean(asked.quantity, unit, _sample(asked.quantity, arm))
+        baseline = parts_by_seed(asked.baseline.of(frames))
+        if asked.quantity.kind == "pair":
+            shared = sorted(set(arm) & set(baseline))
+            values = {seed: asked.quantity.of_pair(arm[seed], baseline[seed]) for seed in shared}
+            return _mean(asked.quantity, unit, _Values(Sample(_known(values)), {}))
+        return _difference(asked.quantity, unit, arm, baseline)
     except MuonlabError as error:
-        return Effect(
-            _words(given), unit, NOTHING, math.nan, math.nan, (), 0, str(error), "baseline" in claim
-        )
+        return Effect(asked.quantity, unit, untestable=str(error))
 
 
-def at_levels(levels: pd.Series, choice: Mapping[str, Any]) -> pd.Series:
-    """Which of `levels` are the choice's `level`, or among its `levels`: numbers by value, names by text."""
-    wanted = list(choice["levels"]) if "levels" in choice else [choice["level"]]
-    numbers = pd.to_numeric(levels, errors="coerce")
-    found = levels.astype(str).isin([str(w) for w in wanted])
-    for value in wanted:
-        if isinstance(value, int | float):
-            found |= np.isclose(numbers, value, rtol=1e-9, atol=0)
-    return found
+@dataclass(frozen=True)
+class _Values:
+    """A quantity by seed, and which seeds' runs never reached their target (1) or did (0)."""
+
+    sample: Sample
+    censored: Mapping[int, int]
 
 
-def _effect(claim: Mapping[str, Any], given: Any, unit: str, frames: Frames) -> Effect:
-    name, _ = split_measure(given)
-    arm = _parts(frames, claim)
-    baseline = _parts(frames, _baseline(claim, frames)) if "baseline" in claim else {}
-    if name in MEASURES and MEASURES[name].kind == "pair":
-        return _of_pairs(claim, given, unit, arm, baseline)
-    values, censored = _values(given, arm)
-    paired = bool(baseline)
-    others, late = _values(given, baseline)
-    if paired:
-        shared = sorted(set(values) & set(others))
-        values, others = ({seed: side[seed] for seed in shared} for side in (values, others))
-    if not values:
-        raise MuonlabError(f"no seed has a value of {_words(given)}")
-    a, b = np.array(list(values.values())), np.array(list(others.values()))
-    if paired:
-        a, b = _bounded(a, b)
-    if unit == "x":
-        if (a <= 0).any() or (b <= 0).any():
-            raise MuonlabError(f"{_words(given)} is not positive everywhere, so it has no ratio")
-        a, b = np.log(a), np.log(b)
-    differences = a - b if paired else a
-    floor = pooled_deviation([a, b]) if paired else math.nan
-    if paired and unit == "nats":
-        floor = float(np.nanmax([floor, SMALLEST_DIFFERENCE]))
-    why = _clip_never_acted(arm, baseline, list(values)) if paired else ""
-    if len(differences) < 2:
-        why = why or f"one {'pair of seeds' if paired else 'seed'} has no interval: two are needed"
-    interval = _interval(differences, unit)
-    p = paired_p(differences) if paired else math.nan
-    told = tuple(np.exp(differences) if unit == "x" else differences)
-    count = sum(censored[s] + late.get(s, 0) for s in values)
-    return Effect(_words(given), unit, interval, p, floor if paired else math.nan, told, count, why, paired)
-
-
-def _of_pairs(claim: Any, given: Any, unit: str, arm: dict[int, Part], baseline: dict[int, Part]) -> Effect:
-    name, settings = split_measure(given)
-    if not baseline:
-        raise MuonlabError(f"measure {name} compares two arms, so the claim needs a `baseline`")
-    shared = sorted(set(arm) & set(baseline))
-    values = np.array([MEASURES[name].function(arm[seed], baseline[seed], **settings) for seed in shared])
-    values = values[~np.isnan(values)]
+def _mean(quantity: Quantity, unit: str, measured: _Values) -> Effect:
+    values = np.array(list(measured.sample.by_seed.values()))
     if not len(values):
-        raise MuonlabError(f"no seed has a value of {_words(given)}")
-    if unit == "x":
-        values = np.log(values)
-    told = tuple(np.exp(values) if unit == "x" else values)
-    why = "one pair of seeds has no interval: two are needed" if len(values) < 2 else ""
-    return Effect(_words(given), unit, _interval(values, unit), math.nan, math.nan, told, 0, why, False)
-
-
-def _values(given: Any, parts: Mapping[int, Part]) -> tuple[dict[int, float], dict[int, int]]:
-    """By seed the value used in calculations, NaN left out, and whether the target was never reached."""
-    values, censored = {}, {}
-    for seed, part in parts.items():
-        value, bound = measured(given, part)
-        if not math.isnan(value):
-            values[seed], censored[seed] = bound, int(value != bound)
-    return values, censored
-
-
-def _bounded(*sides: np.ndarray) -> list[np.ndarray]:
-    """Infinite values count as the largest finite one of both sides, so that no difference is overstated."""
-    finite = np.concatenate(sides)[np.isfinite(np.concatenate(sides))]
-    if not len(finite):
-        raise MuonlabError("every value is infinite, so there is no difference to take")
-    return [np.clip(side, finite.min(), finite.max()) for side in sides]
-
-
-def _interval(values: np.ndarray, unit: str) -> Interval:
+        raise MuonlabError(f"no seed has a value of {quantity}")
     if not np.isfinite(values).all():
-        return Interval(float(np.median(values)), math.nan, math.nan, len(values))
-    found = t_interval(values)
-    if unit != "x":
-        return found
-    return Interval(math.exp(found.estimate), math.exp(found.low), math.exp(found.high), found.n)
+        interval = Interval(float(np.median(values)), math.nan, math.nan, len(values))
+    elif unit != "x":
+        interval = t_interval(values)
+    elif (values > 0).all():
+        interval = t_interval(np.log(values)).exp()
+    else:
+        raise MuonlabError(f"{quantity} is not positive everywhere, so it has no geometric mean")
+    why = "one seed has no interval: two are needed" if len(values) < 2 else ""
+    return Effect(quantity, unit, tuple(values), interval, None, sum(measured.censored.values()), why)
 
 
-def _baseline(claim: Mapping[str, Any], frames: Frames) -> Mapping[str, Any]:
-    """The baseline's arm, condition and level: the claim's where it says nothing else and has levels to choose from."""
-    given = claim["baseline"]
-    own = dict(given) if isinstance(given, Mapping) else {"arm": given}
-    kept = {key: claim[key] for key in ("arm", "condition", "conditions", "level", "levels") if key in claim}
-    if {"condition", "conditions"} & set(own):
-        kept = {key: value for key, value in kept.items() if key not in ("condition", "conditions")}
-    runs = _runs(frames, kept | own).runs
-    if {"level", "levels"} & set(own) or ("level" in runs and runs["level"].isna().all()):
-        kept = {key: value for key, value in kept.items() if key not in ("level", "levels")}
-    return kept | own
+def _difference(quantity: Quantity, unit: str, arm: dict[int, Part], baseline: dict[int, Part]) -> Effect:
+    ours, theirs = _sample(quantity, arm), _sample(quantity, baseline)
+    paired = compare(ours.sample, theirs.sample, unit, str(quantity))
+    values, interval = paired.differences, paired.difference
+    if unit == "x":
+        values, interval = np.exp(values), interval.exp()
+    why = _clip_never_acted(arm, baseline, paired.seeds)
+    if len(values) < 2:
+        why = why or "one pair of seeds has no interval: two are needed"
+    censored = sum(side.censored[seed] for side in (ours, theirs) for seed in paired.seeds)
+    return Effect(quantity, unit, tuple(values), interval, paired, censored, why)
 
 
-def _runs(frames: Frames, side: Mapping[str, Any]) -> Frames:
-    return choose(frames, side["conditions"] if "conditions" in side else [side["condition"]], [side["arm"]])
+def _sample(quantity: Quantity, parts: Mapping[int, Part]) -> _Values:
+    """The values used in calculations, NaN left out; a seed is lost where its only run is."""
+    pairs = {seed: quantity.value(part) for seed, part in parts.items()}
+    values = _known({seed: bound for seed, (value, bound) in pairs.items() if not math.isnan(value)})
+    lost = {s for s, part in parts.items() if len(part.runs) == 1 and part.runs["status"].iloc[0] in LOST}
+    censored = {seed: int(pairs[seed][0] != pairs[seed][1]) for seed in values}
+    return _Values(Sample(values, frozenset(lost)), censored)
 
 
-def _parts(frames: Frames, side: Mapping[str, Any]) -> dict[int, Part]:
-    chosen = _runs(frames, side)
-    if {"level", "levels"} & set(side):
-        runs = chosen.runs[at_levels(level_of(chosen.runs), side)]
-        if runs.empty:
-            raise MuonlabError(
-                f"no run of {side['arm']} has the level {side.get('level', side.get('levels'))}"
-            )
-        keys = ["condition", "run"]
-        steps = chosen.steps.merge(runs[keys].drop_duplicates(), on=keys)
-        chosen = Frames(runs, steps, chosen.heads, chosen.events)
-    return parts_by_seed(chosen)
+def _known(values: Mapping[int, float]) -> dict[int, float]:
+    return {seed: value for seed, value in values.items() if not math.isnan(value)}
 
 
-def _clip_never_acted(arm: Mapping[int, Part], baseline: Mapping[int, Part], seeds: list[int]) -> str:
+def _clip_never_acted(arm: Mapping[int, Part], baseline: Mapping[int, Part], seeds: tuple[int, ...]) -> str:
     """A clipped arm against the same optimizer without clip says nothing where no head was ever clipped."""
     runs, others = (pd.concat([side[seed].runs for seed in seeds]) for side in (arm, baseline))
+    # The registry names an optimizer with QK-Clip after the one without: muon, muonclip.
     names = [set(table["optimizer"].str.removesuffix("clip")) for table in (runs, others)]
     only_one = runs["tau"].notna().all() and others["tau"].isna().all()
     if only_one and names[0] == names[1] and (runs["clipped_share"] == 0).all():
         return "the clip never acted, which is no evidence"
     return ""
-
-
-def _words(given: Any) -> str:
-    name, settings = split_measure(given)
-    of = settings.pop("of", None)
-    told = [f"{key} {value}" for key, value in settings.items()] + ([f"of {_words(of)}"] if of else [])
-    return f"{name} ({', '.join(told)})" if told else name

@@ -1,4 +1,4 @@
-"""python -m analysis.evidence FOLDER: gather every experiment's answers there in FOLDER/README.md, a row a claim."""
+"""python -m analysis.evidence FOLDER: gather every experiment's answers there in FOLDER/README.md, a row per claim."""
 
 import os
 from dataclasses import dataclass
@@ -7,27 +7,23 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.archive import read_mapping, read_rows, read_table
+from analysis.claims import ANSWERS
 from analysis.frames import rows_of
-from analysis.kept import read_mapping, read_rows, read_table
 from analysis.tables import as_markdown
 from muonlab.command import argument_parser, run_command
 from muonlab.errors import MuonlabError
 
-VERDICTS = ("reproduced", "not reproduced", "opposite", "tie", "not testable")
+TEMPLATES = Path(__file__).with_name("templates")
 COLUMNS = [
-    "id",
-    "claim",
-    "source",
-    "n",
-    "effect",
-    "verdict",
-    "contradicts",
-    "side",
-    "figure",
-    "note",
-    "command",
+    *("id", "claim", "source", "n", "effect", "answer", "contradicts", "side", "figure", "note", "command")
 ]
-# What an experiment said before it ran, in the order of a page.
+TITLES = {
+    "contradicts": "disagreement",
+    "side": "this evidence is on the side of",
+    "effect": "effect [95 %]",
+}
+# What an experiment's file said before it ran, in the order of a page.
 SAID = {
     "prediction": "Prediction",
     "source": "Source",
@@ -38,20 +34,21 @@ SAID = {
 METHOD = """
 Arms of one condition share their seeds, and a seed fixes initialisation and batch order, so differences are
 taken seed by seed. Brackets hold the 95 % t interval of the mean over n seeds (of the mean logarithm for a
-ratio, written x). A verdict that is passed on each run comes with the exact 95 % interval of the share of such
-runs (0 of 5 leaves up to half open) and the median of its value with the smallest and largest. The noise floor
-is the standard deviation over seeds, pooled over both arms, and at least 0.003 nats: a mean difference inside
+ratio, written x). A test that is applied to each run comes with the exact 95 % interval of the share of runs in
+which it holds (0 of 5 leaves up to half open) and the median of its value with the smallest and largest. The noise
+floor is the standard deviation over seeds, pooled over both arms, and at least 0.003 nats: a mean difference inside
 it is a tie, whatever its sign. p is of the paired t test, corrected by Holm's method for all comparisons of an
 experiment; from 0.05 on it is a tie. A diverged run stays in, with the loss that it started from; a target that
 was never reached counts as reached at the end. Spikes are searched in the raw trace. Settings that were tuned
-were tuned on other seeds than those that judge them. What each verdict means is written out in
+were tuned on other seeds than those that judge them. What each answer means is written out in
 [experiments/README.md](../experiments/README.md).
 """
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What one folder of results/ says: its file, how it was made, and its answers (COLUMNS)."""
+    """One folder of results/: its file, how it was made, its answers (COLUMNS), the names of its figures, and how many
+    runs it has."""
 
     name: str
     spec: dict[str, Any]
@@ -67,42 +64,87 @@ class Experiment:
 
     @property
     def said(self) -> dict[str, str]:
-        """What its file said before it ran, by heading, as far as it does."""
+        """What its file said before it ran, by heading."""
         return {
             title: " ".join(str(self.spec[key]).split()) for key, title in SAID.items() if self.spec.get(key)
         }
 
+    @property
+    def notes(self) -> list[str]:
+        """What its answers note about the searches behind them, each once."""
+        return list(dict.fromkeys(note for row in self.answers["note"] for note in row.split("; ") if note))
+
+    @property
+    def command(self) -> str:
+        """What repeats it."""
+        return str(self.made["command"])
+
+    @property
+    def commits(self) -> str:
+        """The commits that trained its runs, shortened."""
+        commits = self._trained("commits", [self.made.get("commit") or "unknown"])
+        return ", ".join(commit[:9] for commit in commits)
+
+    @property
+    def dirty(self) -> int:
+        """How many runs were trained with uncommitted changes; of one without runs, whether its code had some."""
+        return int(self._trained("dirty", self.made.get("dirty") or 0))
+
+    @property
+    def hardware(self) -> str:
+        """What trained its runs; "" where that was not recorded."""
+        return ", ".join(
+            [*self._trained("accelerators", self.made.get("accelerators", ())), *self._trained("cpu", ())]
+        )
+
+    @property
+    def date(self) -> str:
+        """The day of its answers; "" where that was not recorded."""
+        return str(self.made.get("date", ""))
+
+    def _trained(self, key: str, default: Any) -> Any:
+        return self.made.get("runs", {}).get(key, default)
+
 
 def load_evidence(folder: Path) -> list[Experiment]:
-    """Every experiment kept in `folder`, by name. Raises MuonlabError where there is none."""
-    found = [_load(path.parent) for path in sorted(folder.glob("*/experiment.yaml"))]
-    if not found:
+    """Every experiment in `folder`, by name. Raises MuonlabError where there is none, and for one with claims but
+    without answers."""
+    experiments = [_load(path.parent) for path in sorted(folder.glob("*/experiment.yaml"))]
+    if not experiments:
         raise MuonlabError(f"no experiment is kept in {folder}; make ablation makes the first")
-    return found
+    return experiments
+
+
+def disputes(experiments: list[Experiment]) -> pd.DataFrame:
+    """The answers to claims that papers contradict each other on, by disagreement."""
+    claims = pd.concat([e.answers for e in experiments], ignore_index=True)
+    return claims[claims["contradicts"] != ""].sort_values("contradicts", kind="stable")
+
+
+def totals(experiments: list[Experiment]) -> dict[str, int]:
+    """How many claims have each answer."""
+    counts = pd.concat([e.answers["answer"] for e in experiments]).value_counts()
+    return {answer: int(counts.get(answer, 0)) for answer in ANSWERS}
 
 
 def evidence(experiments: list[Experiment]) -> str:
     """The page in Markdown: totals, contradictions between papers, then every experiment with its claims. The same
     experiments give the same text."""
-    claims = pd.concat([e.answers for e in experiments], ignore_index=True)
+    from jinja2 import Environment, FileSystemLoader
+
+    pages = Environment(loader=FileSystemLoader(TEMPLATES), trim_blocks=True, lstrip_blocks=True)
+    pages.filters["rows"] = _rows
     asked = [e for e in experiments if len(e.answers)]
-    counts = claims["verdict"].value_counts()
-    totals = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in VERDICTS)
-    parts = [
-        "# The evidence",
-        f"{len(claims)} claims, judged by code in {len(asked)} experiments with {sum(e.runs for e in asked)} runs: "
-        f"{totals}. This page is written by `python -m analysis.evidence results`; `make figures` redraws the figures "
-        "from the tables beside them.",
-        "## Method",
-        METHOD.strip(),
-    ]
-    disputed = claims[claims["contradicts"] != ""].sort_values("contradicts", kind="stable")
-    if len(disputed):
-        table = _rows(disputed, ["contradicts", "claim", "n", "effect", "verdict", "side", "figure"])
-        parts += ["## Where papers disagree", as_markdown(table)]
-    for experiment in experiments:
-        parts += [f"## {experiment.name}", experiment.question, *_section(experiment)]
-    return "\n\n".join(parts) + "\n"
+    page = pages.get_template("evidence.md.j2").render(
+        experiments=experiments,
+        claims=pd.concat([e.answers for e in experiments]),
+        disputed=disputes(experiments),
+        asked=len(asked),
+        runs=sum(e.runs for e in asked),
+        totals=", ".join(f"{count} {answer}" for answer, count in totals(experiments).items()),
+        method=METHOD.strip(),
+    )
+    return page.rstrip() + "\n"
 
 
 def write_evidence(folder: Path) -> Path:
@@ -116,8 +158,10 @@ def write_evidence(folder: Path) -> Path:
 
 def _load(folder: Path) -> Experiment:
     spec, made = read_mapping(folder / "experiment.yaml"), read_mapping(folder / "made.json")
-    kept = folder / "verdict.json"
-    rows = read_rows(kept) if kept.exists() else []
+    path = folder / "answers.json"
+    if spec.get("claims") and not path.exists():
+        raise MuonlabError(f"the results in {folder} are damaged: there are claims, and no {path.name}")
+    rows = read_rows(path) if path.exists() else []
     answers = pd.DataFrame(rows).reindex(columns=COLUMNS).astype(object)
     answers = answers.where(answers.notna(), "").assign(experiment=folder.name)
     figures = [figure["name"] for figure in spec.get("figures", ())]
@@ -126,51 +170,14 @@ def _load(folder: Path) -> Experiment:
     return Experiment(folder.name, spec, made, answers, figures, runs)
 
 
-def _section(experiment: Experiment) -> list[str]:
-    answers = experiment.answers
-    parts = [
-        f"{title}: {experiment.said[title]}{'' if experiment.said[title].endswith('.') else '.'}"
-        for title in ("Prediction", "Held equal", "Tuning")
-        if title in experiment.said
-    ]
-    if len(answers):
-        table = _rows(answers, ["claim", "source", "n", "effect", "verdict", "figure"])
-        parts.append(as_markdown(table))
-    notes = dict.fromkeys(note for row in answers["note"] for note in row.split("; ") if note)
-    parts += [f"Searched: {note}." for note in notes]
-    links = ", ".join(f"[{name}]({experiment.name}/{name}.png)" for name in experiment.figures)
-    shown = f" Figures: {links}." if links else ""
-    return [*parts, f"{_made(experiment)}{shown}"]
-
-
-def _made(experiment: Experiment) -> str:
-    made = experiment.made
-    trained = made.get("runs", {})
-    commits = [commit[:9] for commit in trained.get("commits", [made.get("commit") or "unknown"])]
-    told = [f"Repeat: `{made['command']}`"]
-    if experiment.runs:
-        changed = f", {trained['dirty']} with uncommitted changes" if trained.get("dirty") else ""
-        told.append(f"{experiment.runs} runs, trained at {', '.join(commits)}{changed}")
-    hardware = [*trained.get("accelerators", made.get("accelerators", ())), *trained.get("cpu", ())]
-    told += [", ".join(hardware)] if hardware else []
-    told += [made["date"]] if "date" in made else []
-    return "; ".join(told) + "."
-
-
-def _rows(answers: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+def _rows(answers: pd.DataFrame, columns: list[str]) -> str:
     table = answers.copy()
     table["figure"] = [
         f"[{row.figure}]({row.experiment}/{row.figure}.png)" if row.figure else "" for row in rows_of(table)
     ]
     table["n"] = ["" if n == "" else f"{n:.0f}" for n in table["n"]]
-    table["verdict"] = "**" + table["verdict"] + "**"
-    return table[columns].rename(
-        columns={
-            "contradicts": "disagreement",
-            "side": "this evidence is on the side of",
-            "effect": "effect [95 %]",
-        }
-    )
+    table["answer"] = "**" + table["answer"] + "**"
+    return as_markdown(table[columns].rename(columns=TITLES))
 
 
 def main() -> None:

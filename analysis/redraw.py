@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from analysis.archive import load_frames
-from analysis.compose import draw
-from analysis.kept import read_mapping, read_table
+from analysis.archive import load_frames, read_mapping, read_table
+from analysis.figures import draw, read_figure
 from muonlab.command import argument_parser, run_command
 from muonlab.errors import MuonlabError
 
@@ -12,36 +11,27 @@ from muonlab.errors import MuonlabError
 def redraw(folder: Path) -> list[Path]:
     """Draw the figures of one experiment's folder; their PNG files.
 
-    A figure with `table` shows that CSV file of the folder, any other the kept runs. Raises MuonlabError for those that
-    cannot be drawn, after all others were.
+    A figure with `table` shows that CSV file of the folder, any other the stored runs. Raises MuonlabError for those
+    that cannot be drawn, after all others were.
     """
     spec, made = read_mapping(folder / "experiment.yaml"), read_mapping(folder / "made.json")
-    paths, failed = [], []
-    for figure in spec.get("figures", ()):
-        figure = _with_windows(figure, spec.get("conditions", {}))
-        table = figure.pop("table", None)
+    conditions = spec.get("conditions", {})
+    windows = {name: each["windows"] for name, each in conditions.items() if "windows" in each}
+    paths, failures = [], []
+    for values in spec.get("figures", ()):
         try:
-            data = read_table(folder / table) if table else load_frames(folder)
+            figure = read_figure(values, windows)
+            data = read_table(folder / figure.table) if figure.table else load_frames(folder)
             paths.append(draw(figure, data, folder, made_by(made))["png"])
         except MuonlabError as error:
-            failed.append(f"{figure['name']}: {error}")
-    if failed:
-        raise MuonlabError(f"{folder} has figures that cannot be drawn: {'; '.join(failed)}")
+            failures.append(f"{values.get('name', 'a figure without name')}: {error}")
+    if failures:
+        raise MuonlabError(f"{folder} has figures that cannot be drawn: {'; '.join(failures)}")
     return paths
 
 
-def _with_windows(figure: dict, conditions: dict) -> dict:
-    """The figure's settings; one of the switch takes the windows of its condition."""
-    found = [
-        conditions[name]["windows"]
-        for name in figure.get("conditions", ())
-        if "windows" in conditions.get(name, ())
-    ]
-    return dict(figure) | ({"windows": found[0]} if figure["kind"] == "switch" and found else {})
-
-
 def made_by(made: dict) -> str:
-    """The caption's last sentence: how to repeat it, and with which code its runs were trained."""
+    """The caption's last sentence: the command that repeats the runs, and the commits that trained them."""
     trained = made.get("runs", {"commits": [made.get("commit") or "unknown"], "dirty": made.get("dirty")})
     commits = ", ".join(commit[:9] for commit in trained["commits"])
     changed = "+changes" if trained["dirty"] else ""

@@ -3,22 +3,37 @@
 import base64
 import io
 import re
-from collections.abc import Iterable
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
-from analysis.evidence import METHOD, VERDICTS, Experiment, load_evidence
+from analysis.drawing.save import CAPTION_SHARE
+from analysis.evidence import METHOD, TEMPLATES, Experiment, disputes, load_evidence, totals
 from analysis.frames import rows_of
-from analysis.save import CAPTION_SHARE
 from muonlab.command import argument_parser, run_command
 from muonlab.errors import MuonlabError
 
-STYLE = Path(__file__).with_name("report.css")
-WIDTHS = (2070, 1400, 1000, 700)  # pixels of the widest figure: the most that stay within BYTES
-BYTES = 15_000_000  # of the page
+WIDTHS = (
+    2070,
+    1400,
+    1000,
+    700,
+)  # pixels of the widest figure: the largest that keeps the page within BYTES is taken
+BYTES = 15_000_000
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG figure without its caption strip. data: a data URI. width, height: in CSS pixels, of its printed size."""
+
+    data: str
+    caption: str
+    width: int
+    height: int
 
 
 def report(folder: Path) -> str:
@@ -32,24 +47,28 @@ def report(folder: Path) -> str:
     if missing := [str(path) for path in paths.values() if not path.exists()]:
         raise MuonlabError(f"{', '.join(missing)} was not drawn; draw all figures first (make figures)")
     for width in WIDTHS:
-        figures = {key: embedded(path, width) for key, path in paths.items()}
-        if sum(len(data) for data, *_ in figures.values()) <= BYTES:
+        pictures = {key: embedded(path, width) for key, path in paths.items()}
+        if sum(len(picture.data) for picture in pictures.values()) <= BYTES:
             break
-    claims = pd.concat([e.answers for e in experiments], ignore_index=True)
-    disputed = claims[claims["contradicts"] != ""].sort_values("contradicts", kind="stable")
-    parts = [_head(experiments, claims, len(disputed))]
-    parts += _disputed(disputed) if len(disputed) else []
-    parts += _answers(claims)
-    parts += [f'<h2 id="method">Method</h2>\n<p>{_inline(METHOD)}</p>']
-    for experiment in experiments:
-        parts.append(_experiment(experiment, figures))
-    parts.append("<footer>Written by <code>python -m analysis.report</code> from the tables and figures kept in "
-                 "<code>results/</code>; the same files give the same page.</footer>")  # fmt: skip
-    return _page("muonlab: the evidence", "\n".join(parts))
+    pages = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    pages.filters |= {"inline": _inline, "facts": _facts}
+    return pages.get_template("report.html.j2").render(
+        style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        experiments=experiments,
+        claims=list(rows_of(pd.concat([e.answers for e in experiments], ignore_index=True))),
+        disputed=list(rows_of(disputes(experiments))),
+        totals=totals(experiments),
+        asked=sum(bool(len(e.answers)) for e in experiments),
+        runs=sum(e.runs for e in experiments),
+        method=METHOD,
+        pictures=pictures,
+    )
 
 
-def embedded(path: Path, width: int) -> tuple[str, str, tuple[int, int]]:
-    """A PNG figure as a data URI without its caption strip, its caption, and its printed size in CSS pixels.
+def embedded(path: Path, width: int) -> Picture:
+    """A figure for the page.
 
     width: of a full-page figure, in pixels at most; narrower ones in proportion. Colours are quantised to 256, without
     visible loss.
@@ -64,142 +83,28 @@ def embedded(path: Path, width: int) -> tuple[str, str, tuple[int, int]]:
     small = image if scale == 1 else image.resize(size, Image.Resampling.LANCZOS)
     written = io.BytesIO()
     small.quantize(256, dither=Image.Dither.NONE).save(written, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}", caption, printed
+    data = base64.b64encode(written.getvalue()).decode()
+    return Picture(f"data:image/png;base64,{data}", caption, *printed)
 
 
-def _head(experiments: list[Experiment], claims: pd.DataFrame, disputed: int) -> str:
-    counts = claims["verdict"].value_counts()
-    totals = "".join(f"<li><b>{counts.get(verdict, 0)}</b>{_verdict(verdict)}</li>" for verdict in VERDICTS)
-    runs = sum(e.runs for e in experiments)
-    contents = [("disputed", "Where papers disagree")] if disputed else []
-    contents += [("answers", "All answers"), ("method", "Method")]
-    contents += [*((f"e-{e.name}", e.name.replace("_", " ")) for e in experiments)]
-    links = "".join(f'<li><a href="#{anchor}">{escape(title)}</a></li>' for anchor, title in contents)
-    asked = sum(bool(len(e.answers)) for e in experiments)
-    return (
-        "<h1>What optimizers do to a transformer's training: the evidence</h1>\n"
-        f'<p class="lead">{len(claims)} claims about AdamW, Muon and MuonClip, judged by code in {asked} '
-        f"experiments with {runs:,} runs of small models.</p>\n"
-        f'<ul class="totals">{totals}</ul>\n<nav aria-label="contents"><ul>{links}</ul></nav>'
-    )
-
-
-def _answers(claims: pd.DataFrame) -> list[str]:
-    rows = []
-    for claim in rows_of(claims):
-        told = f'{escape(claim.claim)}<br><span class="source">{escape(str(claim.source))}</span>'
-        at = f'<a href="#e-{claim.experiment}">{escape(claim.experiment.replace("_", " "))}</a>'
-        shown = _link(claim.experiment, claim.figure) if claim.figure else ""
-        rows.append([told, ("n", claim.n), ("effect", claim.effect), ("verdict", claim.verdict), at, shown])
+def _facts(experiment: Experiment) -> list[tuple[str, str]]:
+    """What the page lists of an experiment above its answers, by heading; empty where nothing was said."""
     return [
-        '<h2 id="answers">All answers</h2>',
-        _table(["claim", "n", "effect [95%]", "verdict", "experiment", "figure"], rows),
+        *experiment.said.items(),
+        ("Seeds", ", ".join(map(str, experiment.spec.get("seeds", ())))),
+        ("Repeat", f"`{experiment.command}`"),
+        ("Runs", f"{experiment.runs:,}" if experiment.runs else ""),
+        ("Commit", experiment.commits + (" with uncommitted changes" if experiment.dirty else "")),
+        ("Hardware", experiment.hardware),
+        ("Date", experiment.date),
+        ("Note on tuning", "; ".join(experiment.notes)),
     ]
-
-
-def _disputed(claims: pd.DataFrame) -> list[str]:
-    rows = [
-        [
-            f"<b>{escape(claim.contradicts)}</b><br>{escape(claim.claim)}",
-            ("effect", claim.effect),
-            ("verdict", claim.verdict),
-            escape(claim.side) or "undecided",
-            _link(claim.experiment, claim.figure) if claim.figure else "",
-        ]
-        for claim in rows_of(claims)
-    ]
-    head = ["question and claim", "effect [95%]", "verdict", "this evidence is on the side of", "figure"]
-    return ['<h2 id="disputed">Where papers disagree</h2>', _table(head, rows)]
-
-
-def _experiment(experiment: Experiment, figures: dict) -> str:
-    name, answers, made = experiment.name, experiment.answers, experiment.made
-    parts = [
-        f'<h2 id="e-{name}">{escape(name.replace("_", " "))}</h2>',
-        f"<p>{escape(experiment.question)}</p>",
-    ]
-    facts = dict(experiment.said)
-    if "seeds" in experiment.spec:
-        facts["Seeds"] = ", ".join(str(seed) for seed in experiment.spec["seeds"])
-    trained = made.get("runs", {})
-    commits = ", ".join(c[:9] for c in trained.get("commits", [made.get("commit") or "unknown"]))
-    facts["Repeat"] = f"`{made['command']}`"
-    facts["Runs"] = f"{experiment.runs:,}" if experiment.runs else ""
-    facts["Commit"] = commits + (
-        " with uncommitted changes" if trained.get("dirty", made.get("dirty")) else ""
-    )
-    hardware = [*trained.get("accelerators", made.get("accelerators", ())), *trained.get("cpu", ())]
-    facts["Hardware"] = ", ".join(hardware)
-    facts["Date"] = made.get("date", "")
-    notes = dict.fromkeys(note for row in answers["note"] for note in str(row).split("; ") if note)
-    facts["Note on tuning"] = "; ".join(notes)
-    parts.append(_facts({title: words for title, words in facts.items() if words}))
-    if len(answers):
-        rows = [
-            [
-                f'{escape(row.claim)}<br><span class="source">{escape(str(row.source))}</span>',
-                ("n", row.n),
-                ("effect", row.effect),
-                ("verdict", row.verdict),
-            ]
-            for row in rows_of(answers)
-        ]
-        parts.append(_table(["claim", "n", "effect [95%]", "verdict"], rows))
-    for figure in experiment.figures:
-        data, caption, (width, height) = figures[name, figure]
-        parts.append(
-            f'<figure id="f-{name}-{figure}"><img src="{data}" width="{width}" height="{height}" '
-            f'alt="{escape(caption)}">'
-            f"<figcaption><b>{escape(figure)}.</b> {escape(caption)}</figcaption></figure>"
-        )
-    return "\n".join(parts)
-
-
-def _facts(facts: dict[str, str]) -> str:
-    return (
-        "<dl>"
-        + "".join(f"<dt>{title}</dt><dd>{_inline(words)}</dd>" for title, words in facts.items())
-        + "</dl>"
-    )
-
-
-def _table(head: Iterable[str], rows: Iterable[list]) -> str:
-    """Cells are HTML, or (class, plain text)."""
-
-    def cell(content: str | tuple[str, object]) -> str:
-        if isinstance(content, str):
-            return f"<td>{content}</td>"
-        kind, text = content[0], str(content[1])
-        inside = _verdict(text) if kind == "verdict" else escape(text)
-        return f'<td class="{kind}">{inside}</td>'
-
-    titles = "".join(f"<th>{escape(title)}</th>" for title in head)
-    body = "\n".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
-    return (
-        f'<div class="wide"><table><thead><tr>{titles}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
-    )
-
-
-def _verdict(verdict: str) -> str:
-    return f'<span class="v {verdict.replace(" ", "-")}">{escape(verdict)}</span>'
-
-
-def _link(experiment: str, figure: str) -> str:
-    return f'<a href="#f-{escape(experiment)}-{escape(figure)}">{escape(figure)}</a>'
 
 
 def _inline(words: str) -> str:
-    """Escaped words in which `code` is code, and links into the repository are their text alone."""
+    """HTML of words in which `code` is code, and links into the repository are their text alone."""
     plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", " ".join(words.split()))
     return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(plain))
-
-
-def _page(title: str, body: str) -> str:
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
 
 
 def main() -> None:

@@ -7,59 +7,58 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.comparison import Paired, compare_arms, holm, t_interval
+from analysis.drawing.palette import styles
 from analysis.frames import rows_of
-from analysis.palette import styles
-from analysis.statistics import Comparison, compare, holm, t_interval
-from analysis.verdicts import VERDICTS
+from analysis.run_tests import RUN_TESTS
 from muonlab.errors import MuonlabError
 
 
 def comparison_table(
     runs: pd.DataFrame, baseline: str, trials: Mapping[str, int] | None = None, metric: str = "loss"
 ) -> pd.DataFrame:
-    """One row an arm, in the order of `runs`, best settings over fresh seeds: what a sweep ends with.
+    """One row per arm, in the order of `runs`, best settings over fresh seeds: what a sweep ends with.
 
-    runs: `Frames.runs`, one setting an arm. baseline: the arm that differences are taken from, over shared
-    seeds; an interval holding zero, or a difference inside the noise floor, is a tie. trials: search trials
-    spent by arm. Columns: optimizer, validation loss (nats per token, with 95 % t interval), against the
-    baseline, p (Holm), seeds, diverged, tokens, seconds, max logit (median over seeds of a run's largest),
-    spike score, setting, trials. Diverged seeds count with the loss at initialisation. Raises MuonlabError
-    for an unknown baseline.
+    runs: `Frames.runs`, one setting per arm. baseline: the arm that differences are taken to, over shared seeds; by
+    `Paired.direction`, with p corrected over the rows, each is lower, higher or a tie. trials: search trials spent by
+    arm. Columns: optimizer, validation loss (nats per token, with 95 % t interval), against the baseline, p (Holm),
+    seeds, diverged, tokens, seconds, max logit (median over seeds of a run's largest), spike score, setting, trials.
+    Diverged seeds count with the loss at initialisation. Raises MuonlabError for an unknown baseline.
     """
     arms = list(dict.fromkeys(runs["arm"]))
     if baseline not in arms:
         raise MuonlabError(f"the baseline '{baseline}' has no run; arms: {', '.join(arms)}")
     others = {arm: _compared(runs, arm, baseline, metric) for arm in arms if arm != baseline}
     adjusted = dict(zip(others, holm([c.p if c else math.nan for c in others.values()]), strict=True))
-    rows = []
+    against, rows = f"against {styles([baseline])[baseline].label}", []
     for arm, style in styles(arms).items():
-        chosen = runs[runs["arm"] == arm]
-        losses, comparison = chosen[metric].dropna(), others.get(arm)
+        own = runs[runs["arm"] == arm]
+        losses = own[metric].dropna()
         row = {
             "optimizer": style.label,
             "validation loss": str(t_interval(losses)) if len(losses) else "none finished",
-            f"against {styles([baseline])[baseline].label}": _against(comparison) if arm != baseline else "",
+            against: _against(others[arm], adjusted[arm]) if arm != baseline else "",
             "p (Holm)": _short(adjusted.get(arm, math.nan)),
-            "seeds": len(chosen),
-            "diverged": int((chosen["status"] == "diverged").sum()),
-            "tokens": f"{chosen['tokens'].median():,.0f}",
-            "seconds": f"{chosen['seconds'].median():,.0f}",
-            "max logit": f"{chosen['max_logit'].median():,.0f}",
-            "spike score": _short(chosen["spike_score"].median()),
-            "setting": _setting(chosen.iloc[0]),
+            "seeds": len(own),
+            "diverged": int((own["status"] == "diverged").sum()),
+            "tokens": f"{own['tokens'].median():,.0f}",
+            "seconds": f"{own['seconds'].median():,.0f}",
+            "max logit": f"{own['max_logit'].median():,.0f}",
+            "spike score": _short(own["spike_score"].median()),
+            "setting": _setting(own.iloc[0]),
         }
         rows.append(row | ({"trials": trials[arm]} if trials else {}))
     return pd.DataFrame(rows)
 
 
-def verdict_table(summary: pd.DataFrame) -> pd.DataFrame:
-    """One row per arm, level and learning rate, one column a verdict ("3/3 (134)": held of judged runs, median
+def outcome_table(summary: pd.DataFrame) -> pd.DataFrame:
+    """One row per arm, level and learning rate, one column per test ("3/3 (134)": holds in 3 of 3 judged runs, median
     value).
 
-    summary: `judge.summarise`. A dash: not judged in any run.
+    summary: of `run_tests.summarise`. A dash: judged in no run.
     """
     labels = styles(summary["arm"])
-    names = sorted(set(summary["name"]), key=VERDICTS.index)
+    names = sorted(set(summary["name"]), key=list(RUN_TESTS).index)
     rows = []
     varied = summary["level"].notna().any()
     settings: Any = summary.groupby(["arm", "level", "lr"], sort=False, dropna=False)
@@ -116,18 +115,18 @@ def save_table(table: pd.DataFrame, folder: str | Path, name: str) -> dict[str, 
     return paths
 
 
-def _compared(runs: pd.DataFrame, arm: str, baseline: str, metric: str) -> Comparison | None:
+def _compared(runs: pd.DataFrame, arm: str, baseline: str, metric: str) -> Paired | None:
     seeds = [set(runs.loc[(runs["arm"] == name) & runs[metric].notna(), "seed"]) for name in (arm, baseline)]
-    return compare(runs, arm, baseline, metric) if seeds[0] & seeds[1] else None
+    return compare_arms(runs, arm, baseline, metric) if seeds[0] & seeds[1] else None
 
 
-def _against(comparison: Comparison | None) -> str:
-    if comparison is None:
+def _against(paired: Paired | None, p: float) -> str:
+    if paired is None:
         return "no shared seed"
-    d = comparison.difference
+    d = paired.difference
     if d.n < 2:
         return f"{d.estimate:+.3f} (n=1)"
-    return f"{d.estimate:+.3f} [{d.low:+.3f}, {d.high:+.3f}] {comparison.verdict}"
+    return f"{d.estimate:+.3f} [{d.low:+.3f}, {d.high:+.3f}] {paired.direction(p)}"
 
 
 def _setting(run: pd.Series) -> str:
@@ -141,10 +140,10 @@ def _cells(table: pd.DataFrame) -> list[list[str]]:
 
 
 def _numeric_columns(table: pd.DataFrame) -> list[bool]:
-    """Which columns hold numbers and, besides, at most empty cells and dashes."""
+    """Which columns hold nothing but numbers, empty cells and dashes."""
     columns = zip(*_cells(table)[1:], strict=True)
-    found = [[cell for cell in column if cell not in ("", "-")] for column in columns]
-    return [bool(cells) and all(map(_is_number, cells)) for cells in found] or [False] * table.shape[1]
+    filled = [[cell for cell in column if cell not in ("", "-")] for column in columns]
+    return [bool(cells) and all(map(_is_number, cells)) for cells in filled] or [False] * table.shape[1]
 
 
 def _is_number(cell: str) -> bool:
@@ -156,7 +155,7 @@ def _is_number(cell: str) -> bool:
 
 
 def _cell(row: Any) -> str:
-    return f"{row.held}/{row.judged} ({row.value:.3g})" if row.judged else "-"
+    return f"{row.positive}/{row.judged} ({row.value:.3g})" if row.judged else "-"
 
 
 def _short(value: float) -> str:

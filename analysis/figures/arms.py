@@ -1,88 +1,87 @@
 """Many arms against one baseline: what each costs or gains in loss, and how large its logits get."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from analysis.canvas import Look, styled
-from analysis.figures.traces import mark_divergence, set_log_axis
-from analysis.palette import styles
-from analysis.statistics import compare
+from analysis.comparison import Paired, compare_arms
+from analysis.drawing.canvas import PAGE, Look, new_figure
+from analysis.drawing.layout import RUN_COLUMNS, columns_of, with_conditions
+from analysis.drawing.lines import mark_divergence, set_log_axis
+from analysis.drawing.palette import Style, styles
+from analysis.figures.registry import Drawing, figure
+from analysis.frames import Frames
 
 BAND = "#efefef"
 
 
-@dataclass(frozen=True)
-class ArmRow:
-    """One arm's paired differences in loss to the baseline by seed, and its interval of their mean."""
+@figure("arms")
+def draw_arms(
+    frames: Frames, baseline: str = "muon", metric: str = "loss", tau: float | None = None, title: str = ""
+) -> Drawing:
+    """For each condition the arms' paired differences in loss to the baseline, and their max logits beside them."""
+    frames = with_conditions(frames)
+    runs = frames.runs
+    conditions, arms = list(dict.fromkeys(runs["condition"])), list(dict.fromkeys(runs["arm"]))
+    height = 0.75 + 0.17 * len(arms)
+    fig, axes = new_figure(1, 2 * len(conditions), width=PAGE, height=height, sharey=True)
+    for column, condition in enumerate(conditions):
+        left, right = axes[0, 2 * column : 2 * column + 2]
+        chosen = runs[runs["condition"] == condition]
+        name = condition.replace("_", " ") if len(conditions) > 1 else title
+        plot_differences(left, chosen, baseline, metric, name, arms)
+        plot_logit_dots(right, chosen, tau, arms)
+        for ax in (left, right) if column else (right,):
+            ax.tick_params(labelleft=False)
+    if title and len(conditions) > 1:
+        fig.suptitle(title)
+    note = "Ticks are seeds, markers means (right: medians), bars 95% intervals of the paired mean; "
+    note += "grey: the noise floor of each row."
+    return fig, columns_of(runs, [*RUN_COLUMNS, metric, "end_max_logit"]), note
 
-    differences: np.ndarray
-    low: float
-    mean: float
-    high: float
-    floor: float
-    diverged: int
 
-
-@styled
 def plot_differences(
-    ax: Axes,
-    frame: pd.DataFrame,
-    baseline: str,
-    metric: str = "loss",
-    title: str = "",
-    arms: list[str] | None = None,
+    ax: Axes, frame: pd.DataFrame, baseline: str, metric: str, title: str, arms: list[str]
 ) -> None:
-    """Paired difference of every arm's loss to the baseline's: a point a seed, a bar for the 95 % interval of the mean.
+    """Paired differences of every arm's loss to the baseline's: a tick per seed, a bar for their mean's 95 % interval.
 
-    frame: `Frames.runs` of one condition. arms: rows from top to bottom; None takes the frame's. The grey band is the
-    largest noise floor of any row: beyond it no difference is within the noise; inside it one may still exceed the
-    floor of its own row. Arms that are far worse than the rest are drawn at the right edge with their mean beside them.
-    The number of diverged seeds, which count with the loss at initialisation, is written there too.
+    frame: `Frames.runs` of one condition. arms: rows from top to bottom. The grey band of a row is its noise floor,
+    inside which a mean difference is a tie. Arms that are far worse than the rest are drawn at the right edge with
+    their mean beside them, and so is the number of diverged seeds, which count with the loss at initialisation.
     """
-    names = styles(arms or frame["arm"])
-    rows = {arm: _row(frame, arm, baseline, metric) for arm in names if arm in set(frame["arm"])}
-    usual = _usual([row.mean for row in rows.values()])
-    inside = [row for row in rows.values() if row.mean <= usual]
-    edge = max([usual, *(1.04 * max(row.high, row.differences.max()) for row in inside)])
-    floor = np.nanmax([row.floor for row in rows.values()])
-    ax.axvspan(-floor, floor, color=BAND, lw=0, zorder=0.5, gid="noise floor")
+    names = styles(arms)
+    rows = {
+        arm: compare_arms(frame, arm, baseline, metric)
+        for arm in names
+        if arm in set(frame["arm"]) and arm != baseline
+    }
+    usual = _usual([0.0, *(paired.difference.estimate for paired in rows.values())])
+    inside = {arm: paired for arm, paired in rows.items() if paired.difference.estimate <= usual}
+    edge = max([usual, *(1.04 * max(_span(paired)) for paired in inside.values())])
     ax.axvline(0, color="#8c8c8c", lw=0.7, zorder=1)
     for place, (arm, style) in enumerate(names.items()):
-        if (row := rows.get(arm)) is None:
+        if arm == baseline:
+            ax.plot([0], [place], style.marker, color=style.colour, mec="white", ms=4.5, zorder=5, gid="mean")
+        if arm not in rows:
             continue
-        if row.mean > usual:
-            ax.plot([edge], [place], ">", color=style.colour, ms=5, clip_on=False, zorder=5, gid="beyond")
+        paired = rows[arm]
+        mean = paired.difference.estimate
+        band = Rectangle((-paired.floor, place - 0.5), 2 * paired.floor, 1, color=BAND, lw=0, zorder=0.5)
+        band.set_gid("noise floor")
+        ax.add_patch(band)
+        if arm in inside:
+            _draw_row(ax, place, paired, style)
         else:
-            ax.plot([row.low, row.high], [place, place], color=style.colour, lw=2.0, alpha=0.45, zorder=3)
-            ax.plot(
-                row.differences,
-                [place] * len(row.differences),
-                "|",
-                color=style.colour,
-                ms=5,
-                mew=0.8,
-                zorder=4,
-            )
-            ax.plot(
-                [row.mean],
-                [place],
-                style.marker,
-                color=style.colour,
-                mec="white",
-                ms=4.5,
-                zorder=5,
-                gid="mean",
-            )
-        said = [f"{row.mean:+.2f}"] if row.mean > usual else []
-        said += [f"{row.diverged} of {len(row.differences)} diverged"] if row.diverged else []
+            ax.plot([edge], [place], ">", color=style.colour, ms=5, clip_on=False, zorder=5, gid="beyond")
+        diverged = int((frame.loc[frame["arm"] == arm, "status"] == "diverged").sum())
+        said = [] if arm in inside else [f"{mean:+.2f}"]
+        said += [f"{diverged} of {len(paired.seeds)} diverged"] if diverged else []
         words: Look = {"ha": "right", "va": "center", "fontsize": 6, "color": "#4d4d4d"}
         if said:
             ax.annotate(", ".join(said), (edge, place), (-5, 0), textcoords="offset points", **words)
-    low = min([-floor, *(min(row.low, row.differences.min()) for row in inside)])
+    low = min([0.0, *(min(-paired.floor, *_span(paired)) for paired in inside.values())])
     ax.set_xlim(low - 0.05 * (edge - low), edge)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
     _name_rows(ax, names)
@@ -91,15 +90,27 @@ def plot_differences(
     ax.set_title(title)
 
 
-@styled
-def plot_logit_dots(
-    ax: Axes, frame: pd.DataFrame, tau: float | None = None, title: str = "", arms: list[str] | None = None
-) -> None:
+def _draw_row(ax: Axes, place: int, paired: Paired, style: Style) -> None:
+    mean = paired.difference
+    look: Look = {"color": style.colour}
+    if np.isfinite(mean.low):
+        ax.plot([mean.low, mean.high], [place, place], lw=2.0, alpha=0.45, zorder=3, gid="interval", **look)
+    ax.plot(paired.differences, [place] * len(paired.seeds), "|", ms=5, mew=0.8, zorder=4, **look)
+    ax.plot([mean.estimate], [place], style.marker, mec="white", ms=4.5, zorder=5, gid="mean", **look)
+
+
+def _span(paired: Paired) -> tuple[float, float]:
+    """What a row shows: its seeds, and its interval where there is one."""
+    ends = [paired.difference.low, paired.difference.high, *paired.differences]
+    return float(np.nanmin(ends)), float(np.nanmax(ends))
+
+
+def plot_logit_dots(ax: Axes, frame: pd.DataFrame, tau: float | None, arms: list[str]) -> None:
     """Max logit at the end by arm, log axis: a tick a seed, a marker at the median, a line at `tau`.
 
     frame, arms: as for `plot_differences`; a diverged seed is a cross at the right edge.
     """
-    names = styles(arms or frame["arm"])
+    names = styles(arms)
     values = frame.loc[(frame["end_max_logit"] > 0) & (frame["status"] != "diverged"), "end_max_logit"]
     low, high = values.min() / 1.6, max(values.max(), tau or 0) * 1.6
     ax.set_xscale("log")
@@ -123,20 +134,6 @@ def plot_logit_dots(
     set_log_axis(ax.xaxis, low, high, narrow=True)
     _name_rows(ax, names)
     ax.set_xlabel("max logit at the end")
-    ax.set_title(title)
-
-
-def _row(frame: pd.DataFrame, arm: str, baseline: str, metric: str) -> ArmRow:
-    runs = frame[frame["arm"] == arm].set_index("seed")
-    diverged = int((runs["status"] == "diverged").sum())
-    if arm == baseline:
-        return ArmRow(np.zeros(1), 0.0, 0.0, 0.0, np.nan, diverged)
-    found = compare(frame, arm, baseline, metric)
-    others = frame[frame["arm"] == baseline].set_index("seed")[metric]
-    differences = (runs[metric] - others).dropna().to_numpy()
-    mean = found.difference
-    low, high = (mean.estimate,) * 2 if np.isnan(mean.low) else (mean.low, mean.high)
-    return ArmRow(differences, low, mean.estimate, high, found.floor, diverged)
 
 
 def _usual(means: list[float]) -> float:

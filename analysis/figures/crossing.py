@@ -6,15 +6,46 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.canvas import styled
-from analysis.figures.loss import plot_loss
-from analysis.figures.traces import clock_of, hide_steps_labels, set_steps_axis
-from analysis.palette import styles
-from analysis.statistics import t_interval
+from analysis.comparison import t_interval
+from analysis.drawing.canvas import PAGE, new_figure
+from analysis.drawing.layout import TRACE_COLUMNS, clock_by_arm, columns_of, legend_above, line_per_level
+from analysis.drawing.lines import clock_of, hide_steps_labels, set_steps_axis
+from analysis.drawing.palette import styles
+from analysis.drawing.panels import plot_loss
+from analysis.figures.registry import Drawing, figure
+from analysis.frames import Frames
 from muonlab.errors import MuonlabError
 
 
-@styled
+@figure("crossing")
+def draw_crossing(
+    frames: Frames,
+    title: str = "",
+    baseline: str = "",
+    x: str = "",
+    column: str = "probe_loss",
+    clock: bool = False,
+) -> Drawing:
+    """Loss over steps, and every line's paired difference to the baseline's beneath.
+
+    baseline: a line's name, arm and level ("muon 0"); "" takes the first. clock: the axis counts 1 / (lr x decay), with
+    the product of the first line that has decay.
+    """
+    frames = line_per_level(frames, x)
+    steps = frames.steps
+    if clock:
+        steps = steps.assign(clock=clock_by_arm(frames.runs).min())
+    baseline = baseline or steps["arm"].iloc[0]
+    fig, axes = new_figure(2, 1, width=PAGE, height=3.7, height_ratios=(3, 2))
+    plot_crossing(list(axes[:, 0]), steps, baseline, column, title=title)
+    legend_above(fig, axes[:1, 0])
+    name = styles(steps["arm"])[baseline].label
+    note = (
+        f"Below: minus {name}, paired over seeds, with the 95% interval of the mean; below zero an arm leads."
+    )
+    return fig, columns_of(steps, [*TRACE_COLUMNS, column]).dropna(subset=[column]), note
+
+
 def plot_crossing(
     axes: Sequence[Axes],
     frame: pd.DataFrame,

@@ -4,15 +4,29 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.canvas import Look, styled
-from analysis.figures.labels import axis_label
-from analysis.figures.level_axis import level_axis
-from analysis.figures.traces import set_log_axis
-from analysis.palette import styles
+from analysis.columns import axis_label
+from analysis.drawing.canvas import Look, new_figure
+from analysis.drawing.layout import SETTING, columns_of, legend_above
+from analysis.drawing.level_axis import level_axis
+from analysis.drawing.lines import set_log_axis
+from analysis.drawing.palette import styles
+from analysis.figures.registry import Drawing, figure
+from analysis.frames import Frames
 from muonlab.errors import MuonlabError
 
 
-@styled
+@figure("extrapolation")
+def draw_extrapolation(
+    frames: Frames, metric: str = "end_max_logit", x: str = "width", degree: int = 2, title: str = ""
+) -> Drawing:
+    """A metric over sizes with the fit to all but the largest, which is held out."""
+    fig, axes = new_figure(1, 1, height=2.4)
+    plot_extrapolation(axes[0, 0], frames.runs, metric, x, degree, title)
+    legend_above(fig, list(axes.flat))
+    note = f"Shaded: the held-out size; ring: its prediction by a polynomial of degree {degree} in the logarithms."
+    return fig, columns_of(frames.runs, [*SETTING, metric]), note
+
+
 def plot_extrapolation(
     ax: Axes,
     frame: pd.DataFrame,

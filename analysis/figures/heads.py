@@ -4,15 +4,44 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.canvas import styled
-from analysis.figures.labels import axis_label
-from analysis.figures.max_logit import draw_tau
-from analysis.figures.traces import set_log_axis, set_steps_axis
-from analysis.palette import Style, lighter, styles
+from analysis.columns import axis_label
+from analysis.drawing.layout import (
+    columns_of,
+    line_per_level,
+    only_outer_labels,
+    small_multiples,
+)
+from analysis.drawing.lines import set_log_axis, set_steps_axis
+from analysis.drawing.palette import Style, lighter, styles
+from analysis.drawing.panels import draw_tau
+from analysis.figures.registry import Drawing, figure
+from analysis.frames import Frames
 from muonlab.errors import MuonlabError
 
 
-@styled
+@figure("heads")
+def draw_heads(frames: Frames, title: str = "", tau: float | None = None, seed: int | None = None) -> Drawing:
+    """Every head's max logit, a panel an arm, of one seed (None: the first)."""
+    heads = line_per_level(frames).heads
+    if heads.empty:
+        raise MuonlabError("no head's logits were kept; set `heads: true` on the experiment's condition")
+    seed = heads["seed"].min() if seed is None else seed
+    heads = heads[heads["seed"] == seed]
+    arms = list(dict.fromkeys(heads["arm"]))
+    fig, axes = small_multiples(len(arms), 2.1)
+    limits = head_limits(heads, tau)
+    for ax, arm in zip(axes, arms, strict=True):
+        plot_heads(ax, heads[heads["arm"] == arm], tau, limits=limits)
+    only_outer_labels(axes)
+    if title:
+        fig.suptitle(title)
+    table: pd.DataFrame = columns_of(
+        heads, ["run", "condition", "arm", "seed", "step", "layer", "head", "value", "gamma"]
+    )
+    count = np.unique(heads[["layer", "head"]], axis=0).shape[0]
+    return fig, table, f"One line a head ({count}), deeper layers lighter; seed {seed} alone is drawn."
+
+
 def plot_heads(
     ax: Axes,
     frame: pd.DataFrame,

@@ -6,8 +6,21 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.canvas import Look, styled
-from analysis.figures.traces import median_trace, set_steps_axis
+from analysis.columns import peak_step
+from analysis.drawing.canvas import Look
+from analysis.drawing.layout import (
+    TRACE_COLUMNS,
+    columns_of,
+    legend_above,
+    line_per_level,
+    only_outer_labels,
+    share_limits,
+    small_multiples,
+)
+from analysis.drawing.lines import median_trace, set_steps_axis
+from analysis.drawing.palette import styles
+from analysis.figures.registry import Drawing, figure
+from analysis.frames import Frames
 from muonlab.errors import MuonlabError
 
 PARTS = {
@@ -17,7 +30,24 @@ PARTS = {
 }
 
 
-@styled
+@figure("mechanism")
+def draw_mechanism(frames: Frames, title: str = "", x: str = "") -> Drawing:
+    """The growth of the largest logit in parts, a panel an arm."""
+    steps = line_per_level(frames, x).steps
+    arms = styles(steps["arm"])
+    fig, axes = small_multiples(len(arms), 2.1)
+    for ax, (arm, style) in zip(axes, arms.items(), strict=True):
+        plot_mechanism(ax, steps[steps["arm"] == arm], title=style.label)
+    share_limits(axes)
+    only_outer_labels(axes)
+    if title:
+        fig.suptitle(title)
+    legend_above(fig, axes[:1])
+    parts = ["probe_max_logit", "argmax_query_norm", "argmax_key_norm", "argmax_cosine"]
+    table = columns_of(steps, [*TRACE_COLUMNS, *parts]).dropna(subset=parts, how="all")
+    return fig, table, "Medians over seeds; log10 of the largest logit is the sum of the parts."
+
+
 def plot_mechanism(ax: Axes, frame: pd.DataFrame, title: str = "") -> None:
     """Growth of the largest logit of the probe batch, split into three stacked parts, medians over seeds.
 
@@ -52,9 +82,8 @@ def _growth(frame: pd.DataFrame, column: str) -> pd.Series:
     """log10 of the column minus itself at the first reading after warm-up, the median over runs by step."""
     traces = {}
     for run, rows in frame.groupby("run", sort=False):
-        rates = rows.set_index("step")["scheduled_lr"]
-        peak = rates.index[int(rates.argmax())] if rates.notna().any() else 0
+        peak = peak_step(rows["step"], rows["scheduled_lr"])
         readings = rows.set_index("step")[column].dropna().astype(float).clip(lower=1e-30).map(math.log10)
-        readings = readings[readings.index >= peak]
+        readings = readings[~(readings.index < peak)]
         traces[run] = readings - readings.iloc[0]
     return median_trace(pd.DataFrame(traces))

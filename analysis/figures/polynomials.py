@@ -3,8 +3,10 @@
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.canvas import styled
-from analysis.palette import Style
+from analysis.drawing.canvas import PAGE, new_figure
+from analysis.drawing.layout import legend_above
+from analysis.drawing.palette import Style
+from analysis.figures.registry import Drawing, figure
 
 # A schedule is no optimizer, so none has an optimizer's place in the palette; Muon's own has its colour and its line.
 SCHEDULES = {
@@ -16,10 +18,23 @@ SCHEDULES = {
     "cubic": Style("cubic", "#8a8a8a", (0, (2.2, 1.1)), ""),
     "deepseek": Style("DeepSeek", "#7b3294", (0, (3, 1, 1, 1, 1, 1)), ""),
 }
+
+
 UNKNOWN = Style("", "#000000", (0, (1, 1)), "")
 
 
-@styled
+@figure("polynomials")
+def draw_polynomials(table: pd.DataFrame, title: str = "") -> Drawing:
+    """Newton-Schulz schedules over all singular values (panel "whole") and over small ones ("small")."""
+    fig, axes = new_figure(1, 2, width=PAGE, height=2.5)
+    plot_polynomials(axes[0, 0], table[table["panel"] == "whole"])
+    plot_polynomials(axes[0, 1], table[table["panel"] == "small"], log=True)
+    axes[0, 0].set_title(title or "All singular values")
+    axes[0, 1].set_title("Small singular values")
+    legend_above(fig, list(axes.flat))
+    return fig, table, "Shaded: Jordan's accepted band, 0.7 to 1.3."
+
+
 def plot_polynomials(ax: Axes, frame: pd.DataFrame, log: bool = False) -> None:
     """Image of a singular value under each schedule, with a dotted line at 1 and Jordan's accepted band shaded.
 

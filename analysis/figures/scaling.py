@@ -5,18 +5,36 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from analysis.canvas import Look, styled
-from analysis.figures.labels import axis_label
+from analysis.columns import axis_label
+from analysis.comparison import CONFIDENCE
+from analysis.drawing.canvas import Look, new_figure
+from analysis.drawing.layout import SETTING, columns_of, legend_above
+from analysis.drawing.palette import styles
+from analysis.figures.registry import Drawing, figure
+from analysis.frames import Frames
 from analysis.measures.scaling import PowerLaw, bootstrap_ratio, fit_lines, fit_power_law
-from analysis.palette import styles
-from analysis.statistics import CONFIDENCE
 from muonlab.errors import MuonlabError
 
 RESAMPLES = 2000
+
+
 Points = tuple[np.ndarray, np.ndarray]  # compute by size (sizes,) and losses (sizes, seeds)
 
 
-@styled
+@figure("scaling")
+def draw_scaling(
+    frames: Frames, arm: str = "muon", baseline: str = "adamw", metric: str = "loss", title: str = ""
+) -> Drawing:
+    """Loss over compute with power laws, their bootstrap bands and the saving."""
+    fig, axes = new_figure(1, 1, height=2.6)
+    plot_scaling(axes[0, 0], frames.runs, arm, baseline, metric, title)
+    legend_above(fig, list(axes.flat))
+    note = (
+        "Power laws through the means over seeds; bands and brackets hold 95% of the laws of resampled seeds."
+    )
+    return fig, columns_of(frames.runs, [*SETTING, "flops", metric]), note
+
+
 def plot_scaling(
     ax: Axes,
     frame: pd.DataFrame,

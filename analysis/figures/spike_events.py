@@ -1,13 +1,20 @@
-"""Where spikes appear: a table of spike scores, a row a knob, a column a definition, a panel an optimizer."""
+"""Where spikes appear: spike scores by what was varied (rows) and definition (columns), a panel per arm."""
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 
-from analysis.canvas import Look, styled
+from analysis.drawing.canvas import Look
+from analysis.drawing.layout import RUN_COLUMNS, columns_of, small_multiples, with_conditions
+from analysis.drawing.palette import styles
+from analysis.figures.registry import Drawing, figure
+from analysis.frames import Frames
+from muonlab.errors import MuonlabError
 
 PREFIX = "spikes/"
+
+
 DEFINITIONS = {
     "olmo2": "OLMo 2",
     "olmo2_upward": "OLMo 2, up",
@@ -15,11 +22,43 @@ DEFINITIONS = {
     "rolling_2x": "2 x mean",
     "zclip": "ZClip",
 }
+
+
 SERIES = {"train_loss": "loss", "grad_norm": "grad"}
+
+
 SHADES = LinearSegmentedColormap.from_list("spikes", ["#ffffff", "#f6c9a4", "#d55e00", "#7a2f00"])
 
 
-@styled
+SCORES = [
+    *("olmo2_upward/train_loss", "olmo2_upward/grad_norm", "olmo2/grad_norm"),
+    *("six_sigma/train_loss", "rolling_2x/train_loss", "zclip/grad_norm"),
+]
+
+
+@figure("spike_events")
+def draw_spike_events(frames: Frames, scores: list[str] | None = None, title: str = "") -> Drawing:
+    """Spike scores by knob (rows) and definition (columns), a panel an arm."""
+    frames = with_conditions(frames)
+    runs = frames.runs
+    columns = [f"{PREFIX}{name}" for name in scores or SCORES if f"{PREFIX}{name}" in runs]
+    if not columns:
+        raise MuonlabError(
+            "these runs have no spike scores; they were kept by an older version, judge them again"
+        )
+    knobs, arms = list(dict.fromkeys(runs["condition"])), styles(runs["arm"])
+    top = float(runs.groupby(["condition", "arm"])[columns].mean().max().max())
+    fig, axes = small_multiples(len(arms), 1.25 + 0.17 * len(knobs), sharey=True)
+    for place, (ax, (arm, style)) in enumerate(zip(axes, arms.items(), strict=True)):
+        plot_spike_events(ax, runs[runs["arm"] == arm], knobs, columns, top, title=style.label)
+        if place:
+            ax.tick_params(labelleft=False)
+    if title:
+        fig.suptitle(title)
+    note = "Percent of the steps that spike by each definition (OLMo 2: 7 sigma), mean over seeds; †: a seed diverged."
+    return fig, columns_of(runs, [*RUN_COLUMNS, *columns]), note
+
+
 def plot_spike_events(
     ax: Axes, frame: pd.DataFrame, knobs: list[str], columns: list[str], top: float, title: str = ""
 ) -> None:

@@ -6,14 +6,29 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.canvas import styled
-from analysis.figures.loss import plot_loss
-from analysis.figures.max_logit import plot_max_logit
-from analysis.figures.traces import draw_traces, hide_steps_labels, set_log_axis, set_steps_axis
-from analysis.palette import styles
+from analysis.drawing.canvas import PAGE, new_figure
+from analysis.drawing.layout import BOLD, TRACE_COLUMNS, columns_of, legend_above, line_per_level
+from analysis.drawing.lines import draw_lines, hide_steps_labels, set_log_axis, set_steps_axis
+from analysis.drawing.palette import styles
+from analysis.drawing.panels import plot_loss, plot_max_logit
+from analysis.figures.registry import Drawing, figure
+from analysis.frames import Frames
 
 
-@styled
+@figure("spike_vs_stable")
+def draw_spike_vs_stable(
+    frames: Frames, title: str = "", tau: float | None = None, window: int = 25, x: str = ""
+) -> Drawing:
+    """Training loss, max logit and gradient norm under one another, spikes marked."""
+    steps = line_per_level(frames, x).steps
+    fig, axes = new_figure(3, 1, width=PAGE, height=5.2, sharex=True)
+    plot_spike_vs_stable(list(axes[:, 0]), steps, tau, window=window, title=title)
+    legend_above(fig, axes[:1, 0])
+    note = f"Loss and gradient norm: centred mean of {window} steps over the raw trace, spikes of the raw one. {BOLD}"
+    drawn = ["train_loss", "max_logit", "grad_norm", "loss_spikes", "grad_spikes"]
+    return fig, columns_of(steps, [*TRACE_COLUMNS, *drawn]), note
+
+
 def plot_spike_vs_stable(
     axes: Sequence[Axes],
     frame: pd.DataFrame,
@@ -30,7 +45,7 @@ def plot_spike_vs_stable(
     top, middle, bottom = axes
     plot_loss(top, frame, column, window, title=title)
     plot_max_logit(middle, frame, tau)
-    draw_traces(bottom, frame, "grad_norm", window)
+    draw_lines(bottom, frame, "grad_norm", window)
     positive = frame.loc[np.isfinite(frame["grad_norm"]) & (frame["grad_norm"] > 0), "grad_norm"]
     low, high = positive.quantile(0.002) / 1.2, positive.max() * 1.2
     bottom.set_yscale("log")

@@ -6,14 +6,38 @@ from itertools import pairwise
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.canvas import styled
-from analysis.figures.loss import plot_loss
-from analysis.figures.max_logit import plot_max_logit
-from analysis.figures.traces import hide_steps_labels
-from analysis.verdicts import off_windows
+from analysis.drawing.canvas import PAGE, new_figure
+from analysis.drawing.layout import BOLD, TRACE_COLUMNS, columns_of, legend_above, line_per_level
+from analysis.drawing.lines import hide_steps_labels
+from analysis.drawing.panels import plot_loss, plot_max_logit
+from analysis.figures.registry import Drawing, figure
+from analysis.frames import Frames
+from analysis.run_tests import off_windows
+from muonlab.errors import MuonlabError
 
 
-@styled
+@figure("switch")
+def draw_switch(
+    frames: Frames,
+    windows: Sequence[Sequence[int]] | None = None,
+    title: str = "",
+    tau: float | None = None,
+    x: str = "",
+) -> Drawing:
+    """Probe loss above max logit, shaded where the clip is off: outside `windows`, by default the condition's."""
+    if not windows:
+        raise MuonlabError("a figure of the switch needs `windows`; set them on its condition")
+    steps = line_per_level(frames, x).steps
+    fig, axes = new_figure(2, 1, width=PAGE, height=3.9, sharex=True)
+    plot_switch(list(axes[:, 0]), steps, windows, tau, title=title)
+    legend_above(fig, axes[:1, 0])
+    return (
+        fig,
+        columns_of(steps, [*TRACE_COLUMNS, "probe_loss", "max_logit"]),
+        f"Shaded: the clip is off. {BOLD}",
+    )
+
+
 def plot_switch(
     axes: Sequence[Axes],
     frame: pd.DataFrame,

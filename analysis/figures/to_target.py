@@ -5,16 +5,55 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from analysis.canvas import Look, styled
-from analysis.palette import styles
-from analysis.statistics import t_interval
+from analysis.comparison import t_interval
+from analysis.drawing.canvas import COLUMN, Look, new_figure
+from analysis.drawing.layout import columns_of, legend_above, with_conditions
+from analysis.drawing.palette import styles
+from analysis.figures.registry import Drawing, figure
+from analysis.frames import Frames
+from analysis.measures import read_quantity, run_parts
 from muonlab.errors import MuonlabError
 
 CLOCKS = {"steps": "steps", "tokens": "tokens", "flops": "FLOPs", "seconds": "seconds"}
+
+
 TICKS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1, 1.25, 1.5, 2, 3, 4, 6, 10)
 
 
-@styled
+@figure("to_target")
+def draw_to_target(
+    frames: Frames, target: float, baseline: str = "adamw", column: str = "probe_loss", title: str = ""
+) -> Drawing:
+    """Steps, tokens, FLOPs and seconds until `column` first reads `target` (nats), over the baseline's."""
+    table = spent_until(with_conditions(frames), target, column)
+    fig, axes = new_figure(1, 1, width=COLUMN, height=0.75 + 0.38 * table["clock"].nunique())
+    plot_to_target(axes[0, 0], table, baseline, title)
+    legend_above(fig, list(axes.flat))
+    label = column.replace("_", " ")
+    note = (
+        f"Until the {label} first reads {target:g}, interpolated. Ticks are seeds, bars 95% intervals of the "
+    )
+    return (
+        fig,
+        table,
+        note + "geometric mean; open triangles: never reached, the ratio is at least (or at most) that.",
+    )
+
+
+def spent_until(frames: Frames, target: float, column: str = "probe_loss") -> pd.DataFrame:
+    """run, arm, seed, clock, spent, reached: what each run spent until the target, or in all where it never came."""
+    rows = []
+    for part in run_parts(frames):
+        for clock in CLOCKS:
+            if clock != "steps" and (clock not in part.steps or part.steps[clock].isna().all()):
+                continue
+            quantity = read_quantity({"name": f"{clock}_to_target", "target": target, "column": column})
+            value, spent = quantity.value(part)
+            row = columns_of(part.runs, ["run", "arm", "seed"]).iloc[0].to_dict()
+            rows.append(row | {"clock": clock, "spent": spent, "reached": bool(np.isfinite(value))})
+    return pd.DataFrame(rows)
+
+
 def plot_to_target(ax: Axes, frame: pd.DataFrame, baseline: str, title: str = "") -> None:
     """Ratios of what was spent: a row a clock, a marker at the geometric mean, a bar for its 95 % interval.
 

@@ -1,15 +1,16 @@
-"""What a measure is, how a claim names one, and the runs of one seed that it is taken of."""
+"""What a measure is, how a claim names one, and the runs of one seed that it is computed from."""
 
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
-from analysis.frames import METRICS, Frames
+from analysis.columns import METRICS
+from analysis.frames import Frames, level_of
 from muonlab.errors import MuonlabError, unknown_name
 
 KINDS = ("run", "sweep", "pair")
@@ -24,7 +25,7 @@ class Part:
 
     @cached_property
     def levels(self) -> list["Part"]:
-        """One part a level, the lowest first. The level of a run whose condition varies nothing is its peak learning
+        """One part per level, the lowest first. The level of a run whose condition varies nothing is its peak learning
         rate. Raises MuonlabError where a level has several runs."""
         levels = level_of(self.runs)
         if levels.duplicated().any():
@@ -44,16 +45,16 @@ class Part:
     def only(self) -> pd.DataFrame:
         """The row of the only run. Raises MuonlabError where there are several: a claim must then choose a level."""
         if len(self.runs) != 1:
-            found = ", ".join(str(level) for level in level_of(self.runs))
+            levels = ", ".join(str(level) for level in level_of(self.runs))
             raise MuonlabError(
-                f"a measure of one run was given {len(self.runs)}; choose one of the levels {found}"
+                f"a measure of one run was given {len(self.runs)}; choose one of the levels {levels}"
             )
         return self.runs
 
     def trace(self, column: str, over: str = "max") -> pd.Series:
-        """The readings of a column of the only run, by step. `svd_entropy/*` takes all columns that match, and over
-        them at each step the `max`, `mean`, `median` or `min`. Raises MuonlabError for a column without readings."""
-        _ = self.only
+        """The readings of a column of the only run, by step. `svd_entropy/*` takes all columns that match, and at each
+        step their `max`, `mean`, `median` or `min`. Raises MuonlabError for a column without readings."""
+        name = self.only["run"].iloc[0]
         steps = self.steps.set_index("step")
         several = column.endswith("*")
         names = [n for n in steps.columns if (n.startswith(column[:-1]) if several else n == column)]
@@ -63,7 +64,7 @@ class Part:
             steps[names].dropna(how="all").agg(over, axis="columns") if several else steps[column].dropna()
         )
         if readings.empty:
-            raise MuonlabError(f"{column} was never recorded in {self.runs['run'].iloc[0]}")
+            raise MuonlabError(f"{column} was never recorded in {name}")
         return readings
 
 
@@ -99,14 +100,6 @@ def measure(kind: str, unit: str, source: str, **details: Any) -> Callable[[Call
     return register
 
 
-def level_of(runs: pd.DataFrame) -> pd.Series:
-    """The level of each run, as numbers where all are numbers; its learning rate where its condition varies nothing."""
-    levels = runs["level"] if "level" in runs else pd.Series(math.nan, index=runs.index)
-    levels = levels.where(levels.notna(), runs["lr"])
-    numbers = pd.to_numeric(levels, errors="coerce")
-    return numbers if numbers.notna().all() else levels.astype(str)
-
-
 def parts_by_seed(frames: Frames) -> dict[int, Part]:
     """{seed: its runs} of the frames of one arm."""
     traces = dict(list(frames.steps.groupby("seed")))
@@ -114,63 +107,89 @@ def parts_by_seed(frames: Frames) -> dict[int, Part]:
     return {seed: Part(frames.runs[frames.runs["seed"] == seed], traces[seed]) for seed in seeds}
 
 
-def split_measure(given: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Name and settings of `name` or `{name: ..., setting: ...}`."""
-    if isinstance(given, str):
-        return given, {}
-    settings = dict(given)
-    return settings.pop("name", ""), settings
+def run_parts(frames: Frames) -> list[Part]:
+    """A part for each run, in the order of `Frames.runs`."""
+    keys = ["condition", "arm", "run"]
+    traces = dict(list(frames.steps.groupby(keys, sort=False)))
+    return [Part(frames.runs.loc[[i]], traces[tuple(frames.runs.loc[i, keys])]) for i in frames.runs.index]
 
 
-def check_measure(given: str | Mapping[str, Any], kinds: tuple[str, ...] = KINDS) -> None:
-    """Raises MuonlabError, naming what is near, for a measure or a setting that is not there."""
-    name, settings = split_measure(given)
+@dataclass(frozen=True)
+class Quantity:
+    """What a claim or a figure is about: a measure with its settings, or a column of `Frames.runs`.
+
+    of: the quantity of each run that a sweep measure takes; None: `loss`.
+    """
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    of: "Quantity | None" = None
+
+    def __str__(self) -> str:
+        details = [f"{key} {value}" for key, value in self.settings.items()]
+        details += [f"of {self.of}"] if self.of else []
+        return f"{self.name} ({', '.join(details)})" if details else self.name
+
+    @property
+    def kind(self) -> str:
+        """ "run", "sweep" or "pair"; a column of `Frames.runs` is of one run."""
+        return MEASURES[self.name].kind if self.name in MEASURES else "run"
+
+    @property
+    def picks(self) -> bool:
+        """Whether it looks for the best level, so that it says nothing about fresh seeds."""
+        return self.name in MEASURES and MEASURES[self.name].picks
+
+    @property
+    def unit(self) -> str:
+        """The unit of its values; "" for a pure number, "x" for a factor."""
+        if self.name not in MEASURES:
+            return METRICS[self.name]
+        unit = MEASURES[self.name].unit
+        return (self.of or Quantity("loss")).unit if unit == "of" else unit
+
+    def value(self, part: Part) -> tuple[float, float]:
+        """The value of a run or sweep quantity, and the value used in calculations: the limit where it is infinite
+        because its target was never reached, else the same. In a sweep, levels that never reached their target stay
+        infinite."""
+        if self.name not in MEASURES:
+            value = float(part.only[self.name].iloc[0])
+            return value, value
+        measure = MEASURES[self.name]
+        if measure.kind == "sweep":
+            of = self.of or Quantity("loss")
+            values = {level.level: of.value(level)[0] for level in part.levels}
+            value = float(measure.function(pd.Series(values, dtype=float), **self.settings))
+            return value, value
+        value = float(measure.function(part, **self.settings))
+        bound = measure.limit(part, **self.settings) if math.isinf(value) and measure.limit else value
+        return value, float(bound)
+
+    def of_pair(self, arm: Part, baseline: Part) -> float:
+        """The value of a pair quantity."""
+        return float(MEASURES[self.name].function(arm, baseline, **self.settings))
+
+
+def read_quantity(text: str | Mapping[str, Any], kinds: tuple[str, ...] = KINDS) -> Quantity:
+    """The quantity that a file calls `name` or `{name: ..., setting: ...}`.
+
+    Raises MuonlabError, naming what is near, for an unknown measure or setting and for a missing one.
+    """
+    settings = {"name": text} if isinstance(text, str) else dict(text)
+    name = settings.pop("name", "")
     if name in METRICS and "run" in kinds and not settings:
-        return
-    known = {n: m for n, m in MEASURES.items() if m.kind in kinds}
-    if name not in known:
-        raise unknown_name("measure", name, [*known, *(METRICS if "run" in kinds else ())])
-    parameters = list(inspect.signature(known[name].function).parameters.values())
-    own = {p.name: p for p in parameters[2 if known[name].kind == "pair" else 1 :]}
-    inner = settings.pop("of", None) if known[name].kind == "sweep" else None
-    if inner is not None:
-        check_measure(inner, ("run",))
+        return Quantity(name)
+    allowed = {n: m for n, m in MEASURES.items() if m.kind in kinds}
+    if name not in allowed:
+        raise unknown_name("measure", name, [*allowed, *(METRICS if "run" in kinds else ())])
+    sweep = allowed[name].kind == "sweep"
+    of = read_quantity(settings.pop("of"), ("run",)) if sweep and "of" in settings else None
+    parameters = list(inspect.signature(allowed[name].function).parameters.values())
+    own = {p.name: p for p in parameters[2 if allowed[name].kind == "pair" else 1 :]}
     for key in settings:
         if key not in own:
-            raise unknown_name(
-                f"setting of measure {name}", key, [*own, *(["of"] if kinds != ("run",) else [])]
-            )
+            raise unknown_name(f"setting of measure {name}", key, [*own, *(["of"] if sweep else [])])
     for key, parameter in own.items():
         if parameter.default is inspect.Parameter.empty and key not in settings:
             raise MuonlabError(f"measure {name} needs '{key}'")
-
-
-def measured(given: str | Mapping[str, Any], part: Part) -> tuple[float, float]:
-    """The value of a run or sweep measure, and the value used in calculations: the limit where it is infinite because
-    its target was never reached, else the same.
-
-    A name that is no measure is a column of `Frames.runs`. A sweep takes `of`, a run measure (default `loss`), at every
-    level; levels that never reached what they are asked for stay infinite there.
-    """
-    name, settings = split_measure(given)
-    if name not in MEASURES:
-        value = float(part.only[name].iloc[0])
-        return value, value
-    found = MEASURES[name]
-    if found.kind == "run":
-        value = float(found.function(part, **settings))
-        bound = found.limit(part, **settings) if math.isinf(value) and found.limit else value
-        return value, float(bound)
-    of = settings.pop("of", "loss")
-    values = pd.Series({level.level: measured(of, level)[0] for level in part.levels}, dtype=float)
-    value = float(found.function(values, **settings))
-    return value, value
-
-
-def unit_of(given: str | Mapping[str, Any]) -> str:
-    """The unit of a measure's values, empty for a pure number and for columns that have none written down."""
-    name, settings = split_measure(given)
-    if name not in MEASURES:
-        return METRICS.get(name, "")
-    unit = MEASURES[name].unit
-    return unit_of(settings.get("of", "loss")) if unit == "of" else unit
+    return Quantity(name, settings, of)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from analysis.frames import END_SHARE
+from analysis.columns import END_SHARE
 from analysis.measures.registry import Part, measure
 from muonlab.errors import MuonlabError
 from muonlab.record.spikes import trailing_moments
@@ -95,7 +95,7 @@ def value_at(
     return float(np.interp(at, readings.index, readings))
 
 
-@measure("run", "", "the verdict `exploded`")
+@measure("run", "", "the test `exploded`")
 def end(part: Part, column: str, over: str = "max") -> float:
     """Median of a column's readings in the last 5 % of the steps, or its last reading."""
     readings = part.trace(column, over)
@@ -121,7 +121,7 @@ def peak_over_end(part: Part, column: str = "max_logit") -> float:
     return peak(part, column) / end(part, column)
 
 
-@measure("run", "x", "the verdict `exploded`")
+@measure("run", "x", "the test `exploded`")
 def growth(part: Part, column: str = "max_logit", over: str = "max") -> float:
     """The end (last 5 % of the steps) over the first reading after warm-up; NaN for a run that ended within it."""
     after = after_warmup(part, part.trace(column, over))

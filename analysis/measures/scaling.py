@@ -6,8 +6,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from analysis.comparison import CONFIDENCE, Interval
 from analysis.measures.registry import Part, measure
-from analysis.statistics import CONFIDENCE, Interval
 from muonlab.errors import MuonlabError
 
 Numbers = TypeVar("Numbers", float, np.ndarray)

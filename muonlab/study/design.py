@@ -4,16 +4,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
 from annotated_types import MinLen
 
 from muonlab.cli import compose_config, plain, project_folder
-from muonlab.errors import MuonlabError, shown, unknown_name
+from muonlab.errors import MuonlabError, unknown_name
 from muonlab.settings.check import Seed, Text, build, check, defaults
 from muonlab.settings.search import SearchSettings
 from muonlab.study.reading import read_yaml
+
+if TYPE_CHECKING:
+    from analysis.claims import Claim
 
 Overrides = Sequence[str]
 Seeds = Annotated[Sequence[Seed], MinLen(1)]
@@ -108,14 +111,21 @@ class Design:
             return {name: Arm(overrides=(f"optimizer={name}",)) for name in searched}
         return self.arms_of(section.tuned_on) if section.tuned_on else {}
 
-    def all_claims(self) -> list[dict[str, Any]]:
-        """The claims in the order in which they are answered: `claims`, then one for each pair of `harmless`."""
+    def all_claims(self) -> "list[Claim]":
+        """The claims, checked, in the order of their answers: `claims`, then one for each pair of `harmless`."""
         pairs = []
         for pair in self.harmless:
-            claim = f"The clip is harmless at a {pair['condition']} learning rate"
-            said = {"claim": claim, "source": "K2 App. D", "harmless": pair["baseline"]}
+            claim = f"The clip is harmless at a {pair.get('condition')} learning rate"
+            said = {"claim": claim, "source": "K2 App. D", "harmless": pair.get("baseline")}
             pairs.append(said | {key: value for key, value in pair.items() if key != "baseline"})
-        return [*map(dict, self.claims), *pairs]
+        if not self.claims and not pairs:
+            return []
+        from analysis.claims import (
+            read_claim,  # imports pandas, which a mistake in a search need not wait for
+        )
+
+        conditions = {name: self.arms_of(name) for name in self.conditions}
+        return [read_claim(values, conditions, self.tuning_conditions) for values in (*self.claims, *pairs)]
 
 
 def _said(section: Any) -> Any:
@@ -231,21 +241,14 @@ def _typed(name: str, changed: Mapping[str, Any]) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------- checks
 def _check_questions(design: Design, where: str) -> None:
-    conditions = {name: {"arms": design.arms_of(name)} for name in design.conditions}
     figures = {check(Text, figure.get("name"), f"a figure's name in {where}") for figure in design.figures}
-    for claim in design.all_claims():
-        from analysis.claims import check_claim  # imports pandas, which a sweep's mistakes need not wait for
-
-        try:
-            check_claim(claim, conditions, sorted(design.tuning_conditions))
-        except MuonlabError as error:
-            raise MuonlabError(f"{where}: {error}") from error
-        except (AttributeError, TypeError, ValueError) as error:  # a list for a name, a number for a list
-            raise MuonlabError(
-                f"{where}: claim {shown(claim)} holds a value of a wrong type: {error}"
-            ) from error
-        if "figure" in claim and claim["figure"] not in figures:
-            raise unknown_name(f"figure of '{claim['claim']}' in {where}", claim["figure"], map(str, figures))
+    try:
+        claims = design.all_claims()
+    except MuonlabError as error:
+        raise MuonlabError(f"{where}: {error}") from error
+    for claim in claims:
+        if claim.figure and claim.figure not in figures:
+            raise unknown_name(f"figure of '{claim.claim}' in {where}", claim.figure, figures)
     for figure in design.figures:
         kind = f"condition of figure {figure.get('name')} in {where}"
         _known(check(Sequence[str], figure.get("conditions", ()), kind), design.conditions, kind)

@@ -10,63 +10,61 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from analysis.archive import save_frames, stack
-from analysis.claims import answer_all
-from analysis.frames import Frames, collect
-from analysis.judge import judge_runs, judge_switch, summarise
-from analysis.tables import as_text, save_table, verdict_table
+from analysis.answers import answer_all
+from analysis.archive import save_frames
+from analysis.claims import Claim
+from analysis.frames import Frames, collect, stack
+from analysis.run_tests import apply_tests, summarise
+from analysis.tables import as_text, outcome_table, save_table
 from muonlab.record import collect_environment, load_run
 from muonlab.study.design import Design
 from muonlab.study.study import Study
 from muonlab.study.tuning import Best, Trained
 
+# Of answers.json, in this order.
 ANSWER_COLUMNS = [
-    "id",
-    "claim",
-    "source",
-    "question",
-    "conditions",
-    "arm",
-    "n",
-    "effect",
-    "estimate",
-    "low",
-    "high",
-]
-ANSWER_COLUMNS += [
-    "unit",
-    "floor",
-    "p",
-    "p_holm",
-    "verdict",
-    "contradicts",
-    "side",
-    "figure",
-    "note",
-    "command",
+    *(
+        "id",
+        "claim",
+        "source",
+        "question",
+        "conditions",
+        "arm",
+        "n",
+        "effect",
+        "estimate",
+        "low",
+        "high",
+        "unit",
+    ),
+    *("floor", "p", "p_holm", "answer", "contradicts", "side", "figure", "note", "command"),
 ]
 MADE = ("command", "commit", "dirty", "python", "packages", "platform", "cpu", "cores", "accelerators")
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The frames of all runs, the tests of each, and a row of answers per claim."""
+    """The frames of all runs, the outcomes of their tests, and a row of ANSWER_COLUMNS per claim."""
 
     frames: Frames
-    verdicts: pd.DataFrame
+    outcomes: pd.DataFrame
     answers: pd.DataFrame
 
 
 def judge(study: Study, trained: Trained, tuned: list[Best], out: Path) -> Judgement:
     """Write the finished runs' tables, tests and answers into `out`, from which figures are drawn."""
     design = study.design
-    frames, verdicts = gather(design, trained)
+    frames, outcomes = gather(design, trained)
     claims = design.all_claims()
-    rows = answer_all(claims, frames, verdicts)
-    for number, (claim, row) in enumerate(zip(claims, rows, strict=True), start=1):
-        row |= {"id": f"{study.name}-{number:02d}", "question": " ".join(design.question.split())}
+    question = " ".join(design.question.split())
+    rows = []
+    for number, (claim, answer) in enumerate(
+        zip(claims, answer_all(claims, frames, outcomes), strict=True), start=1
+    ):
+        notes = [str(best) for best in tuned if best.edge and _rests_on(claim, best, design)]
+        row = vars(answer) | {"id": f"{study.name}-{number:02d}", "question": question}
         row |= {"figure": figure_of(claim, design.figures), "command": study.command}
-        row["note"] = "; ".join(str(best) for best in tuned if best.edge and _rests_on(claim, best, design))
+        rows.append(row | {"note": "; ".join(notes)})
 
     save_frames(frames, out)
     text = yaml.safe_dump(design.as_mapping(), sort_keys=False, allow_unicode=True)
@@ -76,23 +74,24 @@ def judge(study: Study, trained: Trained, tuned: list[Best], out: Path) -> Judge
     if tuned:
         table = pd.DataFrame([vars(best) | {"level": str(best.level)} for best in tuned])
         table.to_csv(out / "tuned.csv", index=False, float_format="%.6g", lineterminator="\n")
-    verdicts.to_csv(out / "verdicts.csv", index=False, float_format="%.6g", lineterminator="\n")
+    outcomes.to_csv(out / "tests.csv", index=False, float_format="%.6g", lineterminator="\n")
     answers = pd.DataFrame(rows, columns=ANSWER_COLUMNS)
-    (out / "verdict.json").write_text(
+    (out / "answers.json").write_text(
         answers.to_json(orient="records", indent=1, double_precision=6) + "\n", encoding="utf-8"
     )
-    shown = ["claim", "source", "n", "effect", "verdict", *(c for c in ("side", "note") if answers[c].any())]
+    shown = ["claim", "source", "n", "effect", "answer", *(c for c in ("side", "note") if answers[c].any())]
     save_table(answers[shown], out, "answers")
-    return Judgement(frames, verdicts, answers)
+    return Judgement(frames, outcomes, answers)
 
 
 def gather(design: Design, trained: Trained) -> tuple[Frames, pd.DataFrame]:
-    """The frames of all runs, with `condition` and `level` (None where nothing varies), and their per-run verdicts.
+    """The frames of all runs, with `condition` and `level` (None where nothing varies), and the outcomes of
+    their tests.
 
     Conditions are read one after another, and the traces of single heads are let go after judging, except those of
     conditions with `heads: true`: they are the bulk of a record.
     """
-    parts, verdicts = {}, []
+    parts, outcomes = {}, []
     for condition, section in design.conditions.items():
         ended = [(slot, folder) for slot, folder in trained if slot.condition == condition]
         arms: dict[str, list[Path]] = {arm: [] for arm in design.arms_of(condition)}
@@ -102,43 +101,38 @@ def gather(design: Design, trained: Trained) -> tuple[Frames, pd.DataFrame]:
         levels = pd.DataFrame(named, columns=["arm", "run", "level"])
         tables = vars(collect(arms)).items()
         frames = Frames(**{n: table.merge(levels, on=["arm", "run"], how="left") for n, table in tables})
-        verdicts.append(judge_runs(frames).assign(condition=condition))
-        if section.windows is not None:
-            verdicts.append(judge_switch(frames, section.windows).assign(condition=condition))
+        outcomes.append(apply_tests(frames, section.windows).assign(condition=condition))
         heads = frames.heads if section.heads else frames.heads.head(0)
         parts[condition] = replace(frames, heads=heads)
-    return stack(parts), pd.concat(verdicts, ignore_index=True)
+    return stack(parts), pd.concat(outcomes, ignore_index=True)
 
 
-def figure_of(claim: Mapping[str, Any], figures: Sequence[Mapping[str, Any]]) -> str:
+def figure_of(claim: Claim, figures: Sequence[Mapping[str, Any]]) -> str:
     """The figure that shows a claim: the one it names, or the first that draws its condition and arm; "" for none."""
-    if "figure" in claim:
-        return claim["figure"]
-    conditions = set(claim.get("conditions", [claim.get("condition")]))
+    if claim.figure:
+        return claim.figure
+    conditions = set(claim.side.conditions)
     for figure in figures:
         drawn = set(figure.get("conditions", conditions))
-        if conditions <= drawn and claim["arm"] in figure.get("arms", [claim["arm"]]):
+        if conditions <= drawn and claim.side.arm in figure.get("arms", [claim.side.arm]):
             return figure["name"]
     return ""
 
 
-def _rests_on(claim: Mapping[str, Any], best: Best, design: Design) -> bool:
-    conditions = claim.get("conditions", [claim.get("condition")])
-    tuned_on = {design.conditions[condition].tuned_on for condition in conditions}
-    baseline = claim.get("baseline")
-    arms = {claim["arm"], baseline.get("arm") if isinstance(baseline, Mapping) else baseline}
-    return best.condition in tuned_on and best.arm in arms
+def _rests_on(claim: Claim, best: Best, design: Design) -> bool:
+    tuned_on = {design.conditions[condition].tuned_on for condition in claim.side.conditions}
+    return best.condition in tuned_on and best.arm in claim.arms
 
 
 def answers_text(design: Design, judgement: Judgement, tuned: list[Best]) -> str:
     """What an experiment ends with: the tests of its runs by condition, what its searches chose, and the answers."""
-    lines, verdicts = [], judgement.verdicts
+    lines, outcomes = [], judgement.outcomes
     for condition in design.conditions:
-        lines.append(f"{condition}: verdict held in runs / judged runs (median value)")
-        lines += [as_text(verdict_table(summarise(verdicts[verdicts["condition"] == condition]))), ""]
+        lines.append(f"{condition}: runs in which a test holds / runs that could be judged (median value)")
+        lines += [as_text(outcome_table(summarise(outcomes[outcomes["condition"] == condition]))), ""]
     lines += map(str, tuned)
     for row in judgement.answers.to_dict("records"):
-        lines.append(f"{row['verdict']:<15}{row['claim']} [{row['source']}]")
+        lines.append(f"{row['answer']:<15}{row['claim']} [{row['source']}]")
         lines.append(f"{'':15}{row['effect']} (n = {row['n']})")
         if row["side"]:
             lines.append(f"{'':15}{row['contradicts']}: this evidence is on the side of {row['side']}")

@@ -41,9 +41,9 @@ def finished_run(config: RunConfig) -> Path | None:
 
 
 def objective(run: Run) -> float:
-    """What a run that is over counts with, in nats (see analysis.frames.settled_loss): the rule of sweeps and
+    """What a run that is over counts with, in nats (see analysis.columns.settled_loss): the rule of sweeps and
     experiments alike."""
-    from analysis.frames import settled_loss
+    from analysis.columns import settled_loss
 
     first = float(run.steps["train_loss"].iloc[0]) if len(run.steps) else WORST_LOSS
     return settled_loss(run.metrics.get("val_loss", float("nan")), first, run.status)

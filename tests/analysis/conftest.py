@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.drawing.canvas import style
 from analysis.frames import Frames, collect
 
 TAU = 30.0
@@ -108,6 +109,13 @@ def _pieces(heads):
     return iter([heads.iloc[:cut], heads.iloc[cut:]])
 
 
+@pytest.fixture(autouse=True)
+def drawn_in_style():
+    """Panels are drawn as `draw` does, in the style sheet's look."""
+    with style():
+        yield
+
+
 @pytest.fixture(scope="session")
 def make_run():
     """`made_up_run` for tests."""
@@ -142,7 +150,7 @@ def frames(runs):
 
 @pytest.fixture
 def long_frames(runs, make_run):
-    """Three arms of three seeds with 400 steps: long enough for every verdict."""
+    """Three arms of three seeds with 400 steps: long enough for every test of a run."""
     arms = {}
     for optimizer in ("adamw", "muon", "muonclip"):
         for seed in (1, 2, 3):

@@ -7,11 +7,13 @@ import pandas as pd
 import pytest
 import yaml
 
-from analysis.archive import choose, load_frames, save_frames, stack
-from analysis.claims import answer_all
-from analysis.compose import draw
-from analysis.judge import judge_runs
+from analysis.answers import answer_all
+from analysis.archive import load_frames, save_frames
+from analysis.claims import read_claim
+from analysis.figures import read_figure
+from analysis.frames import stack
 from analysis.redraw import redraw
+from analysis.run_tests import apply_tests
 from muonlab.errors import MuonlabError
 
 FIGURES = [
@@ -99,16 +101,16 @@ def test_the_traces_of_single_heads_are_kept_with_their_peaks(stacked, tmp_path)
 
 
 def test_a_choice_keeps_the_order_of_its_arms_and_may_not_be_empty(stacked):
-    chosen = choose(stacked, ["raised"], ["muonclip", "adamw"])
+    chosen = stacked.select(["raised"], ["muonclip", "adamw"])
     assert list(dict.fromkeys(chosen.runs["arm"])) == ["muonclip", "adamw"]
     assert set(chosen.steps["arm"]) == set(chosen.heads["arm"]) == {"muonclip", "adamw"}
     with pytest.raises(MuonlabError, match="no run of condition"):
-        choose(stacked, ["calm"])
+        stacked.select(["calm"])
 
 
-def test_an_unknown_kind_of_figure_is_told(stacked, tmp_path):
+def test_an_unknown_kind_of_figure_is_refused():
     with pytest.raises(MuonlabError, match="did you mean 'switch'"):
-        draw({"name": "x", "kind": "swich"}, stacked, tmp_path, "")
+        read_figure({"name": "x", "kind": "swich"})
 
 
 @pytest.mark.parametrize("name", ["experiment.yaml", "made.json", "runs.csv", "steps.parquet"])
@@ -131,12 +133,12 @@ def test_a_folder_without_an_experiment_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("claim", "verdict"),
+    ("claim", "answer"),
     [
-        ({"arm": "muonclip", "verdict": "capped", "expect": True}, "reproduced"),
-        ({"arm": "muonclip", "verdict": "exploded", "expect": True}, "opposite"),
-        ({"arm": "muonclip", "verdict": "exploded", "expect": False}, "reproduced"),
-        ({"arm": "adamw", "verdict": "capped", "expect": True}, "not testable"),
+        ({"arm": "muonclip", "test": "capped", "expect": True}, "reproduced"),
+        ({"arm": "muonclip", "test": "exploded", "expect": True}, "opposite"),
+        ({"arm": "muonclip", "test": "exploded", "expect": False}, "reproduced"),
+        ({"arm": "adamw", "test": "capped", "expect": True}, "not testable"),
         ({"arm": "muonclip", "baseline": "muon", "metric": "max_logit", "expect": "lower"}, "reproduced"),
         ({"arm": "muonclip", "baseline": "muon", "metric": "max_logit", "expect": "higher"}, "opposite"),
         (
@@ -155,8 +157,13 @@ def test_a_folder_without_an_experiment_is_told(tmp_path):
         ({"arm": "muonclip", "baseline": "muonclip", "metric": "loss", "expect": "lower"}, "tie"),
     ],
 )
-def test_claims_are_answered_by_the_runs(stacked, claim, verdict):
-    verdicts = judge_runs(stacked, tau=30.0).assign(condition="raised")
-    [row] = answer_all([{"claim": "c", "source": "s", "condition": "raised"} | claim], stacked, verdicts)
-    assert row["verdict"] == verdict
-    assert row["n"] == 3
+def test_claims_are_answered_by_the_runs(stacked, claim, answer):
+    every_tau = replace(stacked, runs=stacked.runs.assign(tau=30.0))
+    outcomes = apply_tests(every_tau).assign(condition="raised")
+    asked = read_claim(
+        {"claim": "c", "source": "s", "condition": "raised"} | claim,
+        {"raised": ["adamw", "muon", "muonclip"]},
+    )
+    [row] = answer_all([asked], stacked, outcomes)
+    assert row.answer == answer
+    assert row.n == 3

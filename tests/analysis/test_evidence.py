@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from analysis.evidence import VERDICTS, evidence, load_evidence, write_evidence
+from analysis.claims import ANSWERS
+from analysis.evidence import evidence, load_evidence, write_evidence
 from analysis.redraw import made_by
 from muonlab.errors import MuonlabError
 
@@ -18,7 +19,7 @@ ROW = {
     "effect": "loss -0.1 [-0.2, -0.05]",
 }
 ROW |= {
-    "verdict": "reproduced",
+    "answer": "reproduced",
     "contradicts": "",
     "side": "",
     "figure": "f",
@@ -37,18 +38,18 @@ def keep(folder, name, rows, made=MADE | {"runs": RUNS}, runs=3):
     (out / "experiment.yaml").write_text(yaml.safe_dump(spec))
     (out / "made.json").write_text(json.dumps(made))
     if rows:
-        (out / "verdict.json").write_text(json.dumps(rows))
+        (out / "answers.json").write_text(json.dumps(rows))
         pd.DataFrame({"run": range(runs)}).to_csv(out / "runs.csv", index=False)
 
 
 @pytest.fixture
 def results(tmp_path):
-    dispute = ROW | {"id": "a-02", "contradicts": "D3: enough?", "side": "Anson", "verdict": "opposite"}
+    dispute = ROW | {"id": "a-02", "contradicts": "D3: enough?", "side": "Anson", "answer": "opposite"}
     first = dispute | {
         "id": "a-03",
         "contradicts": "D1: why?",
         "side": "neither",
-        "verdict": "tie",
+        "answer": "tie",
         "n": None,
     }
     keep(tmp_path, "b", [ROW | {"note": "search/muon: best of 3; search/adamw: edge"}])
@@ -87,7 +88,7 @@ def test_disputes_have_a_table_of_their_own_in_order(results):
     rows = [line for line in text.splitlines() if line.startswith("| D")]
     assert [row.split(" | ")[0] for row in rows] == ["| D1: why?", "| D3: enough?"]
     assert "| **opposite** | Anson | [f](a/f.png) |" in rows[1]
-    (results / "a" / "verdict.json").unlink()
+    (results / "a" / "answers.json").unlink()
     assert "Where papers disagree" not in evidence(load_evidence(results))
 
 
@@ -106,9 +107,9 @@ def test_the_same_answers_give_the_same_bytes(results):
     assert sorted(path.name for path in results.iterdir()) == ["README.md", "a", "b", "exact"]
 
 
-def test_every_verdict_is_counted(results):
+def test_every_answer_is_counted(results):
     page = evidence(load_evidence(results))
-    counts = [int(page.partition(f" {verdict}")[0].split()[-1]) for verdict in VERDICTS[1:]]
+    counts = [int(page.partition(f" {answer}")[0].split()[-1]) for answer in ANSWERS[1:]]
     assert counts == [0, 1, 1, 0]
 
 

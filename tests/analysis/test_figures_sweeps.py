@@ -4,12 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.canvas import new_figure
-from analysis.figures import plot_extrapolation, plot_levels, plot_scaling, plot_sensitivity
-from analysis.figures.level_axis import level_axis, level_text
-from analysis.figures.levels import draw_reference
-from analysis.layouts.sweeps import draw_levels, draw_lr_sensitivity, sensitivities
-from analysis.statistics import t_interval
+from analysis.comparison import t_interval
+from analysis.drawing.canvas import new_figure
+from analysis.drawing.level_axis import level_axis, level_text
+from analysis.drawing.sweep_panel import draw_reference, plot_levels
+from analysis.figures.extrapolation import plot_extrapolation
+from analysis.figures.levels import draw_levels
+from analysis.figures.lr_sensitivity import draw_lr_sensitivity, plot_sensitivity, sensitivities
+from analysis.figures.scaling import plot_scaling
 from muonlab.errors import MuonlabError
 
 

@@ -5,17 +5,14 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from analysis.canvas import new_figure
-from analysis.figures import (
-    plot_loss,
-    plot_max_logit,
-    plot_spike_vs_stable,
-    plot_switch,
-)
-from analysis.figures.traces import centred_mean, median_trace
+from analysis.drawing.canvas import new_figure
+from analysis.drawing.lines import centred_mean, median_trace
+from analysis.drawing.palette import ARMS
+from analysis.drawing.panels import plot_loss, plot_max_logit
+from analysis.figures.spike_vs_stable import plot_spike_vs_stable
+from analysis.figures.switch import plot_switch
 from analysis.frames import collect
-from analysis.palette import ARMS
-from analysis.verdicts import off_windows
+from analysis.run_tests import off_windows
 from muonlab.errors import MuonlabError
 
 

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from analysis import frames as module
-from analysis.frames import at_end, collect, downsample, settled_loss, warmup_steps
-from analysis.verdicts import collapsed
+from analysis.columns import at_end, peak_step, settled_loss
+from analysis.frames import collect, downsample
+from analysis.run_tests import collapsed
 from muonlab.errors import MuonlabError
 
 
@@ -79,15 +80,15 @@ def test_settled_loss(val_loss, status, counted):
 
 
 def test_warmup_ends_where_the_rate_first_peaks(frames):
-    steps = frames.steps[frames.steps["run"] == "muon-s1"].rename(columns={"lr": "x", "scheduled_lr": "lr"})
-    assert warmup_steps(steps) == 11
-    assert math.isnan(warmup_steps(steps.assign(lr=np.nan)))
+    steps = frames.steps[frames.steps["run"] == "muon-s1"]
+    assert peak_step(steps["step"], steps["scheduled_lr"]) == frames.runs["warmup_steps"].iloc[2] == 11
+    assert math.isnan(peak_step(steps["step"], steps["scheduled_lr"] * np.nan))
 
 
 def test_at_end_is_the_median_of_the_last_twentieth(frames):
     steps = frames.steps[frames.steps["run"] == "muon-s1"]
-    assert at_end(steps, "max_logit") == steps["max_logit"].tail(6).median()
-    assert at_end(steps, "probe_loss") == steps["probe_loss"].iloc[[115, 119]].median()
+    assert at_end(steps["max_logit"]) == steps["max_logit"].tail(6).median()
+    assert at_end(steps["probe_loss"]) == steps["probe_loss"].iloc[[115, 119]].median()
 
 
 def test_downsampling_keeps_peaks_means_and_counts(frames):
@@ -119,7 +120,7 @@ def test_no_run_at_all_is_refused():
 def test_analysis_starts_without_torch_or_pyplot():
     heavy = "{'torch', 'lightning', 'mlflow', 'optuna', 'hydra', 'matplotlib.pyplot'}"
     command = (
-        f"import sys, analysis.redraw, analysis.judge, analysis.tables; print({heavy} & set(sys.modules))"
+        f"import sys, analysis.redraw, analysis.run_tests, analysis.tables; print({heavy} & set(sys.modules))"
     )
     out = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "set()"

@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 
 from analysis.frames import collect
-from analysis.measures import MEASURES, Part, measured, parts_by_seed
+from analysis.measures import MEASURES, Part, parts_by_seed, read_quantity
 from muonlab.errors import MuonlabError
 from muonlab.train.run import train
+
+
+def measured(text, part):
+    return read_quantity(text).value(part)
 
 
 @pytest.fixture

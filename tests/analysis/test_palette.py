@@ -4,7 +4,7 @@ from itertools import combinations
 
 from matplotlib.colors import to_rgb
 
-from analysis.palette import ARMS, styles
+from analysis.drawing.palette import ARMS, styles
 
 
 def luminance(colour):

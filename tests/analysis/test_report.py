@@ -21,10 +21,10 @@ CLAIMS = [
     {
         "claim": "Muon & friends <explode>",
         "source": "K2 Fig 2",
-        "verdict": "opposite",
+        "answer": "opposite",
         "contradicts": "D6: who?",
     },
-    {"claim": "The clip holds", "source": "K2 Fig 3", "verdict": "reproduced", "contradicts": ""},
+    {"claim": "The clip holds", "source": "K2 Fig 3", "answer": "reproduced", "contradicts": ""},
 ]
 
 
@@ -53,7 +53,7 @@ def results(make_frames, tmp_path_factory):
                 "figure": figure["name"],
                 "note": "",
             }
-            (folder / "verdict.json").write_text(json.dumps([claim | more for claim in CLAIMS]))
+            (folder / "answers.json").write_text(json.dumps([claim | more for claim in CLAIMS]))
         redraw(folder)
     return results
 
@@ -75,7 +75,7 @@ def test_the_page_needs_no_network_and_all_its_links_lead_somewhere(results):
         assert len(re.findall(rf"<{tag}[ >]", page)) == page.count(f"</{tag}>"), tag
 
 
-def test_every_answer_stands_in_the_table_with_its_verdict_in_words(results):
+def test_every_answer_stands_in_the_table_with_its_answer_in_words(results):
     page = report(results)
     assert "Muon &amp; friends &lt;explode&gt;" in page
     table = unescape(page.partition('id="answers"')[2].partition("<h2")[0])
@@ -85,7 +85,7 @@ def test_every_answer_stands_in_the_table_with_its_verdict_in_words(results):
         assert claim["claim"] in row
         assert claim["source"] in row
         assert "loss -0.1 [-0.2, 0.0] nats" in row
-        assert f'class="v {claim["verdict"]}">{claim["verdict"]}</span>' in row
+        assert f'class="v {claim["answer"]}">{claim["answer"]}</span>' in row
         assert '<td class="n">5</td>' in row
     disputed = page.partition('id="disputed"')[2].partition("<h2")[0]
     assert "D6: who?" in disputed
@@ -110,17 +110,17 @@ def test_every_experiment_says_how_to_repeat_it(results):
 
 def test_figures_are_embedded_without_the_caption_that_stands_below_them(results):
     path = results / "first" / "first-traces.png"
-    uri, caption, printed = embedded(path, 2070)
-    whole, cut = Image.open(path), images(f'<img src="{uri}"')[0]
+    picture = embedded(path, 2070)
+    whole, cut = Image.open(path), images(f'<img src="{picture.data}"')[0]
     assert cut.width == whole.width
     assert 0.8 * whole.height < cut.height < whole.height
-    assert printed == (round(whole.width / 300 * 96), round(cut.height / 300 * 96))
+    assert (picture.width, picture.height) == (round(whole.width / 300 * 96), round(cut.height / 300 * 96))
     kept = whole.convert("L").crop((0, 0, *cut.size))
     far = ImageChops.difference(cut.convert("L"), kept).point(lambda level: 255 * (level > 16))
     assert ImageStat.Stat(far).mean[0] < 1, (
         "fewer than one pixel in 255 differs by more than the reduced colours do"
     )
-    assert caption.startswith("A figure of both.")
+    assert picture.caption.startswith("A figure of both.")
 
 
 def test_the_same_files_give_the_same_page_within_its_size(results, monkeypatch):

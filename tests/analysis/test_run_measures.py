@@ -8,13 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.measures import MEASURES, Part, check_measure, measured
-from analysis.measures.registry import unit_of
+from analysis.measures import MEASURES, Part, read_quantity
 from analysis.measures.runs import first_crossing
 from muonlab.errors import MuonlabError
 from muonlab.record.spikes import olmo2
 
 N = 101
+
+
+def measured(text, part):
+    return read_quantity(text).value(part)
 
 
 def part(status="finished", level=math.nan, initial_loss=5.0, warmup_steps=10, **columns):
@@ -130,9 +133,14 @@ def test_the_last_clip_as_a_share_of_the_run():
 
 def test_a_name_that_is_no_measure_is_a_column_of_the_runs():
     assert measured("loss", part()) == (2.0, 2.0)
-    assert (unit_of("loss"), unit_of({"name": "tokens_to_target", "target": 1})) == ("nats", "tokens")
-    assert unit_of({"name": "lr_sensitivity"}) == "nats"
-    assert unit_of({"name": "bowl_depth", "of": {"name": "steps_to_target", "target": 1}}) == "steps"
+    assert (read_quantity("loss").unit, read_quantity({"name": "tokens_to_target", "target": 1}).unit) == (
+        "nats",
+        "tokens",
+    )
+    assert read_quantity({"name": "lr_sensitivity"}).unit == "nats"
+    assert (
+        read_quantity({"name": "bowl_depth", "of": {"name": "steps_to_target", "target": 1}}).unit == "steps"
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,7 +157,7 @@ def test_a_name_that_is_no_measure_is_a_column_of_the_runs():
 )
 def test_misspelt_measures_and_settings_are_told(given, message):
     with pytest.raises(MuonlabError, match=message):
-        check_measure(given)
+        read_quantity(given)
 
 
 def test_every_measure_says_what_it_is():

@@ -8,17 +8,19 @@ import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from analysis.canvas import COLUMN, new_figure
-from analysis.figures import plot_loss, plot_spike_vs_stable
-from analysis.save import save_figure
+from analysis.drawing.canvas import COLUMN, new_figure, style
+from analysis.drawing.panels import plot_loss
+from analysis.drawing.save import save_figure
+from analysis.figures.spike_vs_stable import plot_spike_vs_stable
 
 CAPTION = "Made-up runs of two seeds; " * 6 + "\npython -m muonlab.experiment ablation (commit 0123456)"
 
 
 def save(frames, folder):
-    fig, axes = new_figure(3, 1, height=4.4)
-    plot_spike_vs_stable(axes[:, 0], frames.steps, tau=30.0, window=10)
-    return save_figure(fig, folder, "spikes", frames.steps, caption=CAPTION)
+    with style():
+        fig, axes = new_figure(3, 1, height=4.4)
+        plot_spike_vs_stable(axes[:, 0], frames.steps, tau=30.0, window=10)
+        return save_figure(fig, folder, "spikes", frames.steps, caption=CAPTION)
 
 
 def digests(paths):

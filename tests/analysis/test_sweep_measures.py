@@ -8,9 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.measures import MEASURES, Part, measured
+from analysis.measures import MEASURES, Part, read_quantity
 from analysis.measures.scaling import bootstrap_ratio, compute_at_equal_loss, fit_power_law
 from muonlab.errors import MuonlabError
+
+
+def measured(text, part):
+    return read_quantity(text).value(part)
 
 
 def call(name, values, **settings):

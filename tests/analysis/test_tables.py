@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from analysis.statistics import compare, t_interval
+from analysis.comparison import compare_arms, t_interval
 from analysis.tables import as_markdown, as_text, comparison_table, save_table
 from muonlab.errors import MuonlabError
 
@@ -20,9 +20,9 @@ def test_one_row_an_arm_with_interval_difference_and_cost(frames):
     assert table.loc["AdamW", "setting"] == "lr=0.03 wd=0"
     assert table.loc["Muon", "spike score"] == "0.5"
     assert table.loc["AdamW", "against AdamW"] == ""
-    found = compare(frames.runs, "muonclip", "adamw")
-    assert table.loc["MuonClip", "against AdamW"].startswith(f"{found.difference.estimate:+.3f} [")
-    assert table.loc["MuonClip", "against AdamW"].endswith(found.verdict)
+    paired = compare_arms(frames.runs, "muonclip", "adamw")
+    assert table.loc["MuonClip", "against AdamW"].startswith(f"{paired.difference.estimate:+.3f} [")
+    assert table.loc["MuonClip", "against AdamW"].endswith(paired.direction(paired.p))
 
 
 def test_diverged_seeds_are_counted_and_stay_in_the_mean(frames):
@@ -40,7 +40,7 @@ def test_an_arm_without_a_finished_run_still_has_its_row(frames):
     assert (row["validation loss"], row["against AdamW"]) == ("none finished", "no shared seed")
 
 
-def test_single_seeds_show_the_difference_without_a_verdict(frames):
+def test_single_seeds_show_the_difference_without_a_direction(frames):
     table = comparison_table(frames.runs[frames.runs["seed"] == 1], "adamw").set_index("optimizer")
     assert table.loc["MuonClip", "against AdamW"].endswith("(n=1)")
     assert table.loc["MuonClip", "p (Holm)"] == ""

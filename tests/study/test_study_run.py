@@ -15,6 +15,7 @@ import yaml
 from tiny_designs import SPACE, search
 
 from analysis.archive import load_frames
+from analysis.claims import read_claim
 from analysis.evidence import COLUMNS, write_evidence
 from analysis.redraw import redraw
 from muonlab.errors import MuonlabError
@@ -71,7 +72,7 @@ def test_an_experiment_ends_with_answers_tables_and_figures(tmp_path, capsys, tw
 
     out = tmp_path / "results" / "tiny"
     judgement = judge(two_stages, trained, tuned, out)
-    answers = json.loads((out / "verdict.json").read_text())
+    answers = json.loads((out / "answers.json").read_text())
     assert [list(row) for row in answers] == [ANSWER_COLUMNS] * 2
     assert set(COLUMNS) <= set(ANSWER_COLUMNS)
     assert [row["id"] for row in answers] == ["tiny-01", "tiny-02"]
@@ -80,7 +81,7 @@ def test_an_experiment_ends_with_answers_tables_and_figures(tmp_path, capsys, tw
     }
     assert answers[0]["note"].startswith("search/adamw: best of 2 levels is 0.001")
     assert answers[1]["note"] == "", "muon's search had one level"
-    assert (answers[1]["verdict"], answers[1]["side"]) == ("reproduced", "a")
+    assert (answers[1]["answer"], answers[1]["side"]) == ("reproduced", "a")
     assert "2 never reached" in answers[1]["effect"]
     text = answers_text(two_stages.design, judgement, tuned)
     assert all(row["claim"] in text for row in answers)
@@ -148,10 +149,15 @@ def test_a_claim_is_shown_by_the_figure_it_names_or_the_first_that_draws_it():
         {"name": "a", "conditions": ["x"], "arms": ["adamw"]},
         {"name": "b", "conditions": ["x", "y"]},
     ]
-    assert figure_of({"condition": "x", "arm": "muon"}, figures) == "b"
-    assert figure_of({"conditions": ["x"], "arm": "adamw"}, figures) == "a"
-    assert figure_of({"condition": "x", "arm": "muon", "figure": "a"}, figures) == "a"
-    assert figure_of({"condition": "z", "arm": "muon"}, figures) == ""
+
+    def shown(**sides):
+        words = {"claim": "c", "source": "s", "metric": "loss", "above": 0}
+        return figure_of(read_claim(words | sides, dict.fromkeys("xyz", ("adamw", "muon"))), figures)
+
+    assert shown(condition="x", arm="muon") == "b"
+    assert shown(conditions=["x"], arm="adamw") == "a"
+    assert shown(condition="x", arm="muon", figure="a") == "a"
+    assert shown(condition="z", arm="muon") == ""
 
 
 # ---------------------------------------------------------------------- workers that die
