@@ -219,13 +219,13 @@ def print_clip_cost(repeats: int) -> None:
     model = build_model("nanogpt", vocab_size=256, context=64, d_model=64, num_layers=6, num_heads=2)
     optimizer = build_optimizer("muonclip", model)
     tokens = torch.randint(256, (32, 64))
-    maxima = {layout.name: torch.full((2,), 100.001) for layout in model.attention_layouts()}
+    maxima = torch.full((6, 2), 100.001)
     steps, clips = [], []
 
     def train() -> None:
         optimizer.zero_grad()
         model(tokens, tokens).loss.backward()
-        optimizer.observe(model.max_logits())
+        optimizer.observe(torch.stack(list(model.max_logits().values())))
         optimizer.step()
 
     def clip() -> None:

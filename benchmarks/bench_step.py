@@ -70,15 +70,18 @@ class BareLoop:
         self.model, self.optimizer = module.model, module.optimizer
         if model is not None:
             self.model, self.optimizer = model, OPTIMIZERS.make(settings.optimizer, model)
-        self.maxima: dict[str, torch.Tensor] = {}
+        self.maxima = torch.empty(0)
         if not maxima:
             self.model(*self.data.batch(1, 0, module.batch_size, module.context))
-            self.maxima = self.model.max_logits()
+            self.maxima = self._max_logits()
             self.model.eval()
         self.batch_size, self.context = module.batch_size, module.context
         self.index, self.parts = 0, dict.fromkeys(PARTS, 0.0)
         self.loss = lambda tokens, targets: self.model(tokens, targets).loss
         self._time_the_clip()
+
+    def _max_logits(self) -> torch.Tensor:
+        return torch.stack(list(self.model.max_logits().values()))
 
     def _time_the_clip(self) -> None:
         act = self.optimizer.clip.apply
@@ -110,7 +113,7 @@ class BareLoop:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         clock.append(time.perf_counter())
-        self.optimizer.observe(self.model.max_logits() if self.model.training else self.maxima)
+        self.optimizer.observe(self._max_logits() if self.model.training else self.maxima)
         self.optimizer.step()
         clock.append(time.perf_counter())
         for part, a, b in zip(PARTS, clock, clock[1:], strict=False):

@@ -131,8 +131,8 @@ class CombinedOptimizer(torch.optim.Optimizer):
                 rows.append(Route(name, tuple(param.shape), group["name"], group["rule"], view, reason))
         return rows
 
-    def observe(self, max_logits: Mapping[str, Tensor]) -> None:
-        """Tell the clip the max logits, (heads,) per layer, of one training forward; nothing without a clip.
+    def observe(self, max_logits: Tensor) -> None:
+        """Pass the max logits of one training forward, (layers, heads), to the clip; without a clip do nothing.
 
         Call it after the forward of every micro-batch of a step, not after evaluation.
         """
@@ -163,9 +163,9 @@ class CombinedOptimizer(torch.optim.Optimizer):
         self.steps_done += 1
         return loss
 
-    def gammas(self) -> dict[str, Tensor]:
-        """The (heads,) factors of the last step per layer, 1 where nothing was clipped; {} without a clip."""
-        return {} if self.clip is None else self.clip.gammas()
+    def gammas(self) -> Tensor | None:
+        """The clip's factors of the last step, (layers, heads), 1 where nothing was clipped; None without a clip."""
+        return None if self.clip is None else self.clip.gammas()
 
     def state_dict(self) -> dict[str, Any]:
         """torch's state dict with the step count and the clip's history: all that a resumed run needs.

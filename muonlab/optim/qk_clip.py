@@ -23,7 +23,7 @@ from muonlab.errors import MuonlabError, unknown_name
 from muonlab.layout import AttentionLayout
 from muonlab.optim.clip_history import ClipHistory
 from muonlab.optim.clip_rows import ClipRows, MomentumOf
-from muonlab.optim.saved_state import check_entries
+from muonlab.optim.saved_state import check_entries, describe
 
 
 def head_gammas(max_logits: Tensor, tau: float) -> Tensor:
@@ -52,6 +52,10 @@ class QKClip:
     momentum: what happens to a clipped head's momentum: "keep" (every published implementation), "scale" by
         the weight's factor, or "project" out its part along the head's weights.
     process_group: the ranks that hold the same heads (data and context parallel); None: all ranks.
+
+    Max logits, gammas and ratios are (layers, heads) tensors: one row per layout, in the order of `layouts`, and as
+    many columns as the layer with the most heads has. Where a layer has fewer, what stands in its other columns is
+    not read; gammas hold 1 there and ratios -inf.
 
     Settings, layers and shapes that do not fit raise MuonlabError.
     """
@@ -88,8 +92,15 @@ class QKClip:
         self.windows = None if windows is None else tuple(_window(window) for window in windows)
         self.process_group = process_group
         self._heads = {layout.name: layout.num_heads for layout in self.layouts}
+        self._shape = (len(self.layouts), max(self._heads.values()))
+        # Where in the (layers, heads) tensor each head stands: all of it, where the layers have equally many heads.
+        self._cells = torch.cat(
+            [i * self._shape[1] + torch.arange(n) for i, n in enumerate(self._heads.values())]
+        )
         if len(self._heads) < len(self.layouts):
-            raise MuonlabError("two attention layouts have one name; max logits are told apart by it")
+            raise MuonlabError(
+                "two attention layouts have the same name; saved states and traces need a name for each"
+            )
         self._rows = ClipRows(self.layouts)
         if momentum == "project" and self._rows.sharded:
             raise MuonlabError("momentum='project' needs whole weights, but these are sharded (DTensor)")
@@ -106,14 +117,13 @@ class QKClip:
         self._momentum_of: MomentumOf | None = None
 
     @torch.no_grad()
-    def observe(self, max_logits: Mapping[str, Tensor]) -> None:
+    def observe(self, max_logits: Tensor) -> None:
         """Take the maxima of one training forward into the running maximum that the next `apply` clips by.
 
-        `max_logits`: for every declared layer a (heads,) tensor, the maximum over the batch and the visible
-        (query, key) pairs of the scaled product q.k, before soft-cap and additive biases (ALiBi), which no
-        weight can scale; in fp32 if possible, since bf16 has steps of 0.5 near 100. Call it once per
-        micro-batch, and never for an evaluation pass. A forward that activation checkpointing repeats
-        changes nothing.
+        `max_logits`: (layers, heads), the maximum over the batch and the visible (query, key) pairs of the scaled
+        product q.k, before soft-cap and additive biases (ALiBi), which no weight can scale; in fp32 if possible,
+        since bf16 has steps of 0.5 near 100. Call it once per micro-batch, and never for an evaluation pass. A
+        forward that activation checkpointing repeats changes nothing. Raises MuonlabError for another shape.
         """
         self._place()
         maxima = self._flatten(max_logits)
@@ -140,12 +150,12 @@ class QKClip:
             )
 
     @torch.no_grad()
-    def apply(self, step: int, momentum_of: MomentumOf | None = None) -> dict[str, Tensor]:
+    def apply(self, step: int, momentum_of: MomentumOf | None = None) -> Tensor:
         """Scale the declared weights in place by the maxima observed since the last call, and forget those.
 
         `step`: the optimizer step just taken, from 0. `momentum_of`: gives the momentum buffer of a
-        parameter, in its shape, or None; momentum="scale" and "project" need it. Returns (heads,) gammas
-        per layer, 1 where nothing was clipped. With torch.distributed, the maxima of all layers go over the
+        parameter, in its shape, or None; momentum="scale" and "project" need it. Returns the gammas,
+        (layers, heads), 1 where nothing was clipped. With torch.distributed, the maxima of all layers go over the
         ranks in one reduction. Nothing waits for the device. Raises MuonlabError if the step lies in a
         window and nothing was observed, because a clip that cannot act would pass for one that was not
         needed; `require_maxima` tells it before the update.
@@ -160,12 +170,8 @@ class QKClip:
         return self.gammas()
 
     @torch.no_grad()
-    def verify(
-        self,
-        remeasure: Callable[[], Mapping[str, Tensor]],
-        again: bool = False,
-    ) -> dict[str, Tensor]:
-        """Measure what `apply` achieved: the max logits of the new weights over tau, (heads,) per layer.
+    def verify(self, remeasure: Callable[[], Tensor], again: bool = False) -> Tensor:
+        """Measure what `apply` achieved: the max logits of the new weights over tau, (layers, heads).
 
         `apply` scales the updated weights by logits of the weights before the update, so tau is not exactly
         kept. `remeasure` runs the model on the step's batch, without gradients, and returns its max logits.
@@ -179,16 +185,20 @@ class QKClip:
         maxima = self._over_ranks(self._flatten(measured))
         if again and self.acts(self._step):
             self._history.record_again(self._step, self._clip(maxima))
-        return self._per_layer(maxima / self.tau)
+        return self._by_layer(maxima / self.tau, fill=-math.inf)
 
-    def gammas(self) -> dict[str, Tensor]:
-        """(heads,) factors of the last step per layer; 1 where nothing was clipped."""
-        return self._per_layer(self._history.gamma)
+    def gammas(self) -> Tensor:
+        """The factors of the last step, (layers, heads); 1 where nothing was clipped."""
+        return self._by_layer(self._history.gamma, fill=1.0)
 
     def trace(self) -> dict[str, dict[str, Tensor]]:
         """Per layer, the (heads,) columns of ClipHistory: the last step's, and the totals since step 0."""
-        columns = {name: self._per_layer(values) for name, values in self._history.state_dict().items()}
-        return {layer: {name: column[layer] for name, column in columns.items()} for layer in self._heads}
+        sizes = list(self._heads.values())
+        columns = {name: values.split(sizes) for name, values in self._history.state_dict().items()}
+        return {
+            layer: {name: column[i] for name, column in columns.items()}
+            for i, layer in enumerate(self._heads)
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """The history. Maxima observed but not yet applied are no part of it, as gradients are none."""
@@ -215,30 +225,20 @@ class QKClip:
         if device != self._device:
             self._rows.to(device)
             self._layers, self._key_groups = self._layers.to(device), self._key_groups.to(device)
+            self._cells = self._cells.to(device)
         if device != self._device or dtype is not self._dtype:
             self._history.to(device, dtype)
             self._running = None if self._running is None else self._running.to(device, dtype)
             self._device, self._dtype = device, dtype
 
-    def _flatten(self, max_logits: Mapping[str, Tensor]) -> Tensor:
-        """The maxima of all layers in a row, checked against the layouts."""
-        for name in max_logits:
-            if name not in self._heads:
-                raise unknown_name("attention layer", name, self._heads)
-        for name, heads in self._heads.items():
-            given = max_logits.get(name)
-            if given is None:
-                raise MuonlabError(
-                    f"no max logits for {name}; every call needs those of every declared layer"
-                )
-            if not isinstance(given, Tensor) or given.shape != (heads,):
-                shape = (
-                    f"of shape {tuple(given.shape)}"
-                    if isinstance(given, Tensor)
-                    else f"a {type(given).__name__}"
-                )
-                raise MuonlabError(f"max logits of {name} are {shape}; expected a tensor of shape ({heads},)")
-        return torch.cat([max_logits[name] for name in self._heads]).to(self._device, self._dtype)
+    def _flatten(self, max_logits: Tensor) -> Tensor:
+        """A copy of the maxima of all heads in a row, layer by layer."""
+        if not isinstance(max_logits, Tensor) or max_logits.shape != self._shape:
+            raise MuonlabError(
+                f"the max logits are {describe(max_logits)}; QK-Clip needs a tensor of shape"
+                f" (layers, heads) = {self._shape}, a row for each of {', '.join(self._heads)}"
+            )
+        return max_logits.to(self._device, self._dtype).flatten()[self._cells]
 
     def _over_ranks(self, maxima: Tensor) -> Tensor:
         """The maximum over the ranks of the process group; what is NaN on one rank becomes inf on all."""
@@ -270,8 +270,12 @@ class QKClip:
             raise MuonlabError(f"momentum='{self.momentum}' needs the optimizer's buffers: pass momentum_of")
         return self._momentum_of
 
-    def _per_layer(self, values: Tensor) -> dict[str, Tensor]:
-        return dict(zip(self._heads, values.split(list(self._heads.values())), strict=True))
+    def _by_layer(self, values: Tensor, fill: float) -> Tensor:
+        """Values of all heads in a row as (layers, heads), `fill` where a layer has no such head."""
+        if len(values) == math.prod(self._shape):
+            return values.view(self._shape)
+        padded = values.new_full((math.prod(self._shape),), fill)
+        return padded.index_copy(0, self._cells, values).view(self._shape)
 
 
 class _Groups(NamedTuple):

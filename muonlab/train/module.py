@@ -140,7 +140,7 @@ class LanguageModel(L.LightningModule):
             self.logits, self.exact = self.model.bounded_logits(limit, absolute)
         if clip is not None:
             maxima = self.logits.absolute if absolute else self.logits.highest
-            self.optimizer.observe(dict(zip(self.model.layer_names, maxima.unbind(), strict=True)))
+            self.optimizer.observe(maxima)
 
     def probe(self) -> Probe:
         """Measure one fixed held-out batch: free of data noise."""

@@ -102,8 +102,8 @@ class Recording(L.Callback):
             if module.exact is not None:
                 inexact = trainer.strategy.reduce((~self.heads["exact"]).float(), reduce_op="max")
                 self.heads["exact"] = inexact == 0
-        if gammas := module.optimizer.gammas():
-            self.heads["gamma"] = torch.stack([gammas[name] for name in module.model.layer_names])
+        if (gammas := module.optimizer.gammas()) is not None:
+            self.heads["gamma"] = gammas
         if (experts := module.experts) is not None:
             self._look_at_experts(trainer, experts, module.model.layer_names)
         if self.weights_before:

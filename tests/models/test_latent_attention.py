@@ -95,7 +95,7 @@ def test_the_clip_caps_every_head_at_tau_and_touches_no_other(q_rank, alpha):
     tau = float(before.median())
     clip = QKClip([made.layout("layer_00")], tau=tau, alpha=alpha)
     shared = {n: p.detach().clone() for n, p in made.named_parameters()}
-    clip.observe({"layer_00": before})
+    clip.observe(before[None])
     clip.apply(0)
     after = made(x, cos, sin).logits.extremes.highest
     assert 0 < (before > tau).sum() < 4

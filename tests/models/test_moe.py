@@ -130,7 +130,7 @@ def train(model, optimizer, steps):
     for step in steps:
         optimizer.zero_grad()
         model(tokens(step), tokens(step + 100)).loss.backward()
-        optimizer.observe(model.max_logits())
+        optimizer.observe(torch.stack(list(model.max_logits().values())))
         optimizer.step()
         model.update_balance()
 

@@ -27,13 +27,13 @@ class OracleLayer:
         blocks = (*self.layout.query, *self.layout.key, *self.layout.query_shared_key)
         return list({id(block.parameter): block.parameter for block in blocks}.values())
 
-    def max_logits(self, x: Tensor, absolute: bool = False) -> dict[str, Tensor]:
-        """(heads,) maximum over the batch and causal pairs."""
+    def max_logits(self, x: Tensor, absolute: bool = False) -> Tensor:
+        """(1, heads), the maximum over the batch and causal pairs."""
         with torch.no_grad():
             logits = self.logits(x)
         logits = logits.abs() if absolute else logits
         future = torch.ones(logits.shape[-2:], dtype=torch.bool).triu(1)
-        return {self.layout.name: logits.masked_fill(future, -torch.inf).amax((0, 2, 3))}
+        return logits.masked_fill(future, -torch.inf).amax((0, 2, 3))[None]
 
     def attention(self, x: Tensor) -> Tensor:
         """(batch, heads, T, T) causal softmax."""
@@ -185,10 +185,15 @@ def factors(layout: AttentionLayout) -> tuple[Tensor, Tensor]:
     return tuple(blocks[0].parameter.detach()[::2, 0] for blocks in (layout.query, layout.key))
 
 
-def clip_once(layout: AttentionLayout, maxima: list[float], **clip_settings: object) -> dict[str, Tensor]:
+def clip_once(layout: AttentionLayout, maxima: list[float], **clip_settings: object) -> Tensor:
     qk_clip = QKClip([layout], **clip_settings)
-    qk_clip.observe({layout.name: torch.tensor(maxima, dtype=torch.float64)})
+    qk_clip.observe(torch.tensor(maxima, dtype=torch.float64)[None])
     return qk_clip.apply(0)
+
+
+def by_layer(*layers: Tensor) -> Tensor:
+    """(layers, heads) from each layer's (heads,), NaN where a layer has fewer: what is there must not be read."""
+    return nn.utils.rnn.pad_sequence(layers, batch_first=True, padding_value=torch.nan)
 
 
 def doubles(*values: float) -> Tensor:

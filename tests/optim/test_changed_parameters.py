@@ -44,7 +44,7 @@ def train(model, optimizer, steps, first=0):
         for i, param in enumerate(model.parameters()):
             generator = torch.Generator().manual_seed(100 * step + i)
             param.grad = torch.randn(param.shape, generator=generator).to(param.dtype)
-        optimizer.observe({"layer": torch.tensor([5.0, 40.0])})
+        optimizer.observe(torch.tensor([5.0, 40.0])[None])
         optimizer.step()
 
 
@@ -105,7 +105,7 @@ def step_without_change(model, optimizer, dtype):
             group["momentum_kind"] = "ema"
     for param in model.parameters():
         param.grad = torch.zeros_like(param)
-    optimizer.observe({"layer": torch.tensor([5.0, 5.0])})
+    optimizer.observe(torch.tensor([5.0, 5.0])[None])
     optimizer.step()
     for group, settings in zip(optimizer.param_groups, kept, strict=True):
         group.update(settings)
@@ -119,21 +119,21 @@ def test_the_clip_scales_by_factors_as_precise_as_the_weights():
     before = model.query.detach().clone()
     for param in model.parameters():
         param.grad = torch.zeros_like(param)
-    optimizer.observe({"layer": torch.tensor([30.0, 5.0], dtype=torch.float64)})
+    optimizer.observe(torch.tensor([30.0, 5.0], dtype=torch.float64)[None])
     optimizer.step()
     torch.testing.assert_close(model.query[:2], before[:2] * (1 / 3) ** 0.5, rtol=1e-15, atol=0)
     assert torch.equal(model.query[2:], before[2:])
-    assert optimizer.gammas()["layer"].dtype is torch.float64
+    assert optimizer.gammas()[0].dtype is torch.float64
     assert optimizer.clip.trace()["layer"]["last_trigger"].tolist() == [1, 0]
 
 
 def test_maxima_observed_before_the_change_still_count():
     model = Layer()
     optimizer = MuonClip(model.groups(), model.layouts(), tau=10.0)
-    optimizer.observe({"layer": torch.tensor([40.0, 5.0])})
+    optimizer.observe(torch.tensor([40.0, 5.0])[None])
     model.double()
     optimizer.step()
-    assert optimizer.gammas()["layer"].tolist() == [0.25, 1]
+    assert optimizer.gammas()[0].tolist() == [0.25, 1]
 
 
 @pytest.mark.filterwarnings("ignore:Complex modules")
@@ -145,7 +145,7 @@ def test_a_model_made_complex_is_refused_before_anything_is_updated(name):
     model.key.data, model.key.grad = model.key.data.to(torch.complex64), None
     model.key.grad = torch.zeros_like(model.key)
     before = copy.deepcopy((model.state_dict(), list(buffers(optimizer))))
-    optimizer.observe({"layer": torch.tensor([5.0, 40.0])})
+    optimizer.observe(torch.tensor([5.0, 40.0])[None])
     with pytest.raises(MuonlabError, match=r"is torch.complex64; only real floating-point parameters"):
         optimizer.step()
     after = (model.state_dict(), list(buffers(optimizer)))

@@ -49,7 +49,7 @@ class Attention(nn.Module):
         mixed = (logits.softmax(-1) @ v).transpose(1, 2).flatten(-2)
         predicted = self.head(x + self.output(mixed))[:, :-1]
         loss = nn.functional.cross_entropy(predicted.flatten(0, 1), tokens[:, 1:].flatten())
-        return loss, {"layer_00": logits.detach().amax((0, 2, 3)).float()}
+        return loss, logits.detach().amax((0, 2, 3)).float()[None]
 
 
 def tokens(step=0):
@@ -126,8 +126,9 @@ def test_the_state_round_trips_to_the_bit(name, dtype):
     other.load_state_dict(state)
     assert train(resumed, other, 4, first=4) == expected
     assert_same(weights(straight), weights(resumed))
-    for layer, gamma in optimizer.gammas().items():
-        assert torch.equal(other.gammas()[layer], gamma)
+    assert (other.gammas() is None) == (optimizer.gammas() is None)
+    if optimizer.gammas() is not None:
+        assert torch.equal(other.gammas(), optimizer.gammas())
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
@@ -162,8 +163,7 @@ def test_a_clip_acts_and_only_a_clip(name):
     optimizer = build(name, model)
     train(model, optimizer, 1)
     gammas = optimizer.gammas()
-    assert set(gammas) == ({"layer_00"} if name.endswith("clip") else set())
-    assert all((g < 1).any() for g in gammas.values())
+    assert (gammas < 1).any() if name.endswith("clip") else gammas is None
 
 
 def test_every_parameter_has_one_row_in_the_routing_table(name):

@@ -24,7 +24,7 @@ def train(optimizer, steps=2):
         for group in optimizer.param_groups:
             for param in group["params"]:
                 param.grad = draw(*param.shape, seed=100 + step)
-        optimizer.observe({"layer": torch.tensor([5.0, 40.0])})
+        optimizer.observe(torch.tensor([5.0, 40.0])[None])
         optimizer.step()
     return [param.detach() for group in optimizer.param_groups for param in group["params"]]
 

@@ -26,8 +26,8 @@ def doubles(*values: float) -> Tensor:
 
 def apply_once(layer: OracleLayer, maxima: Tensor, **clip_settings: object) -> Tensor:
     qk_clip = QKClip([layer.layout], **clip_settings)
-    qk_clip.observe({NAME: maxima})
-    return qk_clip.apply(0)[NAME]
+    qk_clip.observe(maxima[None])
+    return qk_clip.apply(0)[0]
 
 
 def head_factors(before: Tensor, after: Tensor, heads: int) -> Tensor:
@@ -83,9 +83,9 @@ def test_a_diverged_maximum_is_not_hidden_by_zeroed_or_nan_weights():
     layer = oracle.separate(3, 3, 2)
     before = [weight.detach().clone() for weight in layer.weights]
     qk_clip = QKClip([layer.layout], tau=20.0)
-    qk_clip.observe({NAME: doubles(math.inf, math.nan, 10)})
-    qk_clip.observe({NAME: doubles(1, 1, 1)})
-    assert qk_clip.apply(0)[NAME].tolist() == [1, 1, 1]
+    qk_clip.observe(doubles(math.inf, math.nan, 10)[None])
+    qk_clip.observe(doubles(1, 1, 1)[None])
+    assert qk_clip.apply(0)[0].tolist() == [1, 1, 1]
     assert all(torch.equal(weight, old) for weight, old in zip(layer.weights, before, strict=True))
     seen = qk_clip.trace()[NAME]["max_logit"]
     assert seen[0] == math.inf
@@ -97,8 +97,8 @@ def test_transformer_engine_rounds_the_maximum_to_the_activation_dtype():
     weights = [nn.Parameter(torch.ones(2, 4, dtype=torch.bfloat16)) for _ in range(2)]
     layout = AttentionLayout(NAME, 1, 1, *((HeadRows(weight, 2),) for weight in weights))
     qk_clip = QKClip([layout], tau=100.0)
-    qk_clip.observe({NAME: torch.tensor([100.2])})
-    torch.testing.assert_close(qk_clip.apply(0)[NAME], torch.tensor([100 / 100.2]), rtol=1e-6, atol=0)
+    qk_clip.observe(torch.tensor([100.2])[None])
+    torch.testing.assert_close(qk_clip.apply(0)[0], torch.tensor([100 / 100.2]), rtol=1e-6, atol=0)
     assert torch.tensor(100.2).bfloat16() == 100
 
 
@@ -116,7 +116,7 @@ def test_under_autocast_the_fp32_weights_that_the_optimizer_owns_are_clipped():
 
     tau = float(maxima().min()) / 2
     qk_clip = QKClip([layout], tau=tau)
-    qk_clip.observe({NAME: maxima()})
+    qk_clip.observe(maxima()[None])
     qk_clip.apply(0)
     torch.testing.assert_close(maxima(), torch.full((2,), tau), rtol=2e-2, atol=0)
 
@@ -125,10 +125,10 @@ def test_megatron_clips_although_the_step_was_skipped():
     layer = oracle.separate(2, 2, 3)
     before = [weight.detach().clone() for weight in layer.weights]
     qk_clip = QKClip([layer.layout], tau=20.0)
-    qk_clip.observe({NAME: doubles(math.inf, 400)})
+    qk_clip.observe(doubles(math.inf, 400)[None])
     qk_clip.forget()  # the gradient scaler found an overflow and took no step
-    qk_clip.observe({NAME: doubles(10, 40)})
-    assert qk_clip.apply(0)[NAME].tolist() == [1, 0.5]
+    qk_clip.observe(doubles(10, 40)[None])
+    assert qk_clip.apply(0)[0].tolist() == [1, 0.5]
     assert torch.equal(layer.weights[0][:3], before[0][:3])
 
 
@@ -145,7 +145,7 @@ def test_megatron_and_axion66_read_every_layer_or_head_on_the_host():
     layers = [oracle.separate(4, 2, 3, bias=True, name=f"layer_{number:02d}") for number in range(3)]
     for settings in ({}, {"per": "layer"}, {"momentum": "scale"}, {"momentum": "project"}):
         qk_clip = QKClip([layer.layout for layer in layers], tau=20.0, **settings)
-        maxima = {layer.layout.name: doubles(80, 40, 10, -1) for layer in layers}
+        maxima = doubles(80, 40, 10, -1).expand(3, 4)
         with NoHostRead():
             qk_clip.observe(maxima)
             qk_clip.apply(0, momentum_of=torch.zeros_like)
@@ -158,7 +158,7 @@ def test_megatron_and_axion66_read_every_layer_or_head_on_the_host():
 def test_megatron_logs_a_negative_maximum_as_zero_and_gad_cell_a_large_one_as_tau():
     layer = oracle.separate(2, 2, 3)
     qk_clip = QKClip([layer.layout], tau=20.0)
-    qk_clip.observe({NAME: doubles(-3.5, 400)})
+    qk_clip.observe(doubles(-3.5, 400)[None])
     qk_clip.apply(0)
     assert qk_clip.trace()[NAME]["max_logit"].tolist() == [-3.5, 400]
 
@@ -177,7 +177,7 @@ class ReportingAttention(nn.Module):
         logits = oracle.products(oracle.heads_of(self.q(x), 2), oracle.heads_of(self.k(x), 2))
         if self.training:
             self.reports.append(logits.detach().amax((0, 2, 3)))
-            self.clip.observe({NAME: self.reports[-1]})
+            self.clip.observe(self.reports[-1][None])
         return logits.softmax(-1).square().sum()
 
 
@@ -200,7 +200,7 @@ def test_an_activation_recomputation_is_counted_once():
     plain(x).backward()
     checkpoint(recomputed, x.clone().requires_grad_(), use_reentrant=False).backward()
     assert (len(plain.reports), len(recomputed.reports)) == (1, 2)
-    gammas = [module.clip.apply(0)[NAME] for module in (plain, recomputed)]
+    gammas = [module.clip.apply(0)[0] for module in (plain, recomputed)]
     assert torch.equal(*gammas)
     assert (gammas[0] < 1).any()
     assert torch.equal(plain.q.weight, recomputed.q.weight)
@@ -220,19 +220,21 @@ def test_megatron_leaves_the_qkv_bias_unscaled():
     with torch.no_grad():
         layer.layout.query[1].parameter.mul_(10)
         layer.layout.key[1].parameter.mul_(10)
-    before = layer.max_logits(x)[NAME]
+    before = layer.max_logits(x)[0]
     tau = float(before.min().clamp(min=1)) / 2
     apply_once(layer, before, tau=tau)
-    torch.testing.assert_close(layer.max_logits(x)[NAME], before.clamp(max=tau), rtol=1e-13, atol=0)
+    torch.testing.assert_close(layer.max_logits(x)[0], before.clamp(max=tau), rtol=1e-13, atol=0)
 
 
 def test_megatron_7382_and_primus_break_on_layers_without_attention():
     """A hybrid model declares its attention layers, whatever their numbers, and any head counts."""
     layers = [oracle.separate(4, 2, 3, name="layer_03"), oracle.separate(2, 2, 3, name="layer_11")]
     qk_clip = QKClip([layer.layout for layer in layers], tau=20.0)
-    qk_clip.observe({"layer_11": doubles(10, 40), "layer_03": doubles(80, 10, 10, 10)})
-    gammas = {name: gamma.tolist() for name, gamma in qk_clip.apply(0).items()}
-    assert gammas == {"layer_03": [0.25, 1, 1, 1], "layer_11": [1, 0.5]}
+    qk_clip.observe(oracle.by_layer(doubles(80, 10, 10, 10), doubles(10, 40)))
+    assert qk_clip.apply(0).tolist() == [[0.25, 1, 1, 1], [1, 0.5, 1, 1]]
+    ratios = qk_clip.verify(lambda: oracle.by_layer(doubles(80, 10, 10, 10), doubles(10, 40)), again=True)
+    assert ratios.tolist() == [[4, 0.5, 0.5, 0.5], [0.5, 2, -math.inf, -math.inf]]
+    assert qk_clip.trace()["layer_11"]["gamma"].tolist() == [1, 0.25]
 
 
 def test_maxtext_refuses_a_soft_cap_and_others_measure_behind_it():
@@ -240,11 +242,11 @@ def test_maxtext_refuses_a_soft_cap_and_others_measure_behind_it():
     torch.manual_seed(0)
     layer, x, cap = oracle.separate(2, 2, 4), torch.randn(2, 7, WIDTH, dtype=torch.float64), 15.0
     with torch.no_grad():
-        layer.weights[0].mul_(60 / layer.max_logits(x)[NAME].max())
-    before = layer.max_logits(x)[NAME]
+        layer.weights[0].mul_(60 / layer.max_logits(x)[0].max())
+    before = layer.max_logits(x)[0]
     assert (cap * (before / cap).tanh() < 20).all()
     apply_once(layer, before, tau=20.0)
-    torch.testing.assert_close(layer.max_logits(x)[NAME].max(), doubles(20)[0], rtol=1e-13, atol=0)
+    torch.testing.assert_close(layer.max_logits(x)[0].max(), doubles(20)[0], rtol=1e-13, atol=0)
 
 
 def test_axion66_wants_a_parameter_where_its_readme_passes_a_linear_layer():
@@ -272,17 +274,17 @@ def test_gad_cell_clips_by_the_last_micro_batch_only():
     layer = oracle.separate(2, 2, 3)
     qk_clip = QKClip([layer.layout], tau=20.0)
     for maxima in (doubles(40, 5), doubles(6, 7)):
-        qk_clip.observe({NAME: maxima})
-    assert qk_clip.apply(0)[NAME].tolist() == [0.5, 1]
+        qk_clip.observe(maxima[None])
+    assert qk_clip.apply(0)[0].tolist() == [0.5, 1]
 
 
 def test_apaz_never_resets_its_maxima():
     layer = oracle.separate(2, 2, 3)
     qk_clip = QKClip([layer.layout], tau=20.0)
-    qk_clip.observe({NAME: doubles(40, 40)})
+    qk_clip.observe(doubles(40, 40)[None])
     qk_clip.apply(0)
-    qk_clip.observe({NAME: doubles(5, 5)})
-    assert qk_clip.apply(1)[NAME].tolist() == [1, 1]
+    qk_clip.observe(doubles(5, 5)[None])
+    assert qk_clip.apply(1)[0].tolist() == [1, 1]
     assert qk_clip.trace()[NAME]["max_logit"].tolist() == [5, 5]
 
 
@@ -297,22 +299,22 @@ def test_clipping_by_the_step_before_lets_the_new_weights_pass_tau_unless_verifi
     """All but GAD-cell clip W_t by logits of W_{t-1}; none reports what that leaves."""
     torch.manual_seed(0)
     layer, x = oracle.separate(2, 2, 4), torch.randn(2, 7, WIDTH, dtype=torch.float64)
-    tau = float(layer.max_logits(x)[NAME].min()) / 2
+    tau = float(layer.max_logits(x)[0].min()) / 2
     qk_clip = QKClip([layer.layout], tau=tau)
     qk_clip.observe(layer.max_logits(x))
     with torch.no_grad():
         layer.weights[0].mul_(1.5)
     qk_clip.apply(0)
-    over = qk_clip.verify(lambda: layer.max_logits(x), again=True)[NAME]
+    over = qk_clip.verify(lambda: layer.max_logits(x), again=True)[0]
     torch.testing.assert_close(over, doubles(1.5, 1.5), rtol=1e-13, atol=0)
-    torch.testing.assert_close(layer.max_logits(x)[NAME], doubles(tau, tau), rtol=1e-13, atol=0)
+    torch.testing.assert_close(layer.max_logits(x)[0], doubles(tau, tau), rtol=1e-13, atol=0)
 
 
 def test_nobody_rescales_momentum():
     layer = oracle.separate(2, 2, 3)
     momentum = {weight: torch.ones_like(weight) for weight in layer.weights}
     qk_clip = QKClip([layer.layout], tau=20.0, momentum="scale")
-    qk_clip.observe({NAME: doubles(80, 10)})
+    qk_clip.observe(doubles(80, 10)[None])
     qk_clip.apply(0, momentum_of=momentum.get)
     for buffer in momentum.values():
         assert buffer[:, 0].tolist() == [0.5] * 3 + [1] * 3
@@ -321,7 +323,7 @@ def test_nobody_rescales_momentum():
 def test_nobody_checkpoints_the_clip_history():
     layer = oracle.separate(2, 2, 3)
     before = QKClip([layer.layout], tau=20.0)
-    before.observe({NAME: doubles(80, 10)})
+    before.observe(doubles(80, 10)[None])
     before.apply(17)
     after = QKClip([layer.layout], tau=20.0)
     after.load_state_dict(before.state_dict())

@@ -20,10 +20,11 @@ from muonlab.optim.qk_clip import QKClip
 
 RANKS = 2
 TAU = 20.0
-# Per rank and layer; the maximum over ranks clips heads (1, 0) and, by another rank's maximum, (0, 1).
+# Per rank and layer, of which the second has two heads. The maximum over ranks clips heads (1, 0) and, by another
+# rank's maximum, (0, 1).
 MAXIMA = (
-    {"layer_00": [40.0, 10.0, -3.0, 5.0], "layer_01": [1.0, 25.0]},
-    {"layer_00": [15.0, 80.0, -9.0, 5.0], "layer_01": [21.0, 2.0]},
+    [[40.0, 10.0, -3.0, 5.0], [1.0, 25.0, math.nan, math.nan]],
+    [[15.0, 80.0, -9.0, 5.0], [21.0, 2.0, math.nan, math.nan]],
 )
 
 
@@ -43,11 +44,11 @@ def weights(of: list[AttentionLayout]) -> list[Tensor]:
     return [parameter.detach() for parameter in found.values()]
 
 
-def maxima(rank: int) -> dict[str, Tensor]:
-    return {layer: torch.tensor(values) for layer, values in MAXIMA[rank].items()}
+def maxima(rank: int) -> Tensor:
+    return torch.tensor(MAXIMA[rank])
 
 
-def clip_once(of: list[AttentionLayout], observed: dict[str, Tensor], **settings: Any) -> QKClip:
+def clip_once(of: list[AttentionLayout], observed: Tensor, **settings: Any) -> QKClip:
     qk_clip = QKClip(of, tau=TAU, **settings)
     qk_clip.observe(observed)
     qk_clip.apply(0)
@@ -94,7 +95,7 @@ def fully_sharded() -> tuple[Tensor, Tensor]:
         optimizer = torch.optim.SGD(linear.parameters(), lr=0.1)
         linear(torch.ones(2, 5)).sum().backward()
         optimizer.step()
-        clip_once([layout], {"layer_00": torch.tensor([80.0, 10.0])})
+        clip_once([layout], torch.tensor([[80.0, 10.0]]))
         weight = linear.weight
         results.append((weight.full_tensor() if sharded else weight).detach())
     return tuple(results)
@@ -122,9 +123,9 @@ def run_rank(rank: int, folder: str) -> None:
 
     diverged = maxima(rank)
     if rank == 1:
-        diverged["layer_00"] = torch.tensor([math.nan, 10.0, 10.0, 10.0])
+        diverged[0] = torch.tensor([math.nan, 10.0, 10.0, 10.0])
     nan_clip = clip_once(layouts(), diverged)
-    seen["diverged"] = (nan_clip.trace()["layer_00"]["max_logit"], nan_clip.gammas()["layer_00"])
+    seen["diverged"] = (nan_clip.trace()["layer_00"]["max_logit"], nan_clip.gammas()[0])
 
     alone = [dist.new_group([each]) for each in range(RANKS)][rank]
     seen["alone"] = clip_once(layouts(), maxima(rank), process_group=alone).gammas()
@@ -167,7 +168,7 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 def test_ranks_clip_as_one_process_with_both_batches_would(ranks, whole):
     qk_clip, expected = whole
     for seen in ranks:
-        assert same(list(seen["gammas"].values()), list(qk_clip.gammas().values()))
+        assert torch.equal(seen["gammas"], qk_clip.gammas())
         assert same(seen["weights"], expected)
     assert not same(expected, weights(layouts()))
 
@@ -192,13 +193,13 @@ def test_a_nan_on_one_rank_is_seen_by_all_and_clips_nothing(ranks):
 
 def test_ranks_with_other_heads_stay_out_of_the_process_group(ranks):
     assert all(seen["reduced_in_the_group"] for seen in ranks)
-    torch.testing.assert_close(ranks[0]["alone"]["layer_00"], torch.tensor([0.5, 1, 1, 1]))
-    torch.testing.assert_close(ranks[1]["alone"]["layer_00"], torch.tensor([1, 0.25, 1, 1]))
+    torch.testing.assert_close(ranks[0]["alone"][0], torch.tensor([0.5, 1, 1, 1]))
+    torch.testing.assert_close(ranks[1]["alone"][0], torch.tensor([1, 0.25, 1, 1]))
 
 
 def test_verification_speaks_for_all_ranks(ranks):
     for seen in ranks:
-        assert seen["verified"]["layer_00"].tolist() == [2, 4, pytest.approx(-0.15), 0.25]
+        assert seen["verified"][0].tolist() == [2, 4, pytest.approx(-0.15), 0.25]
 
 
 def test_megatron_7382_flat_shards_of_the_distributed_optimizer_break(ranks, whole):

@@ -42,7 +42,7 @@ def clip(layer: OracleLayer, x: Tensor, tau: float, **settings: object) -> Tenso
     """Observe and apply with no optimizer step between; returns gamma."""
     qk_clip = QKClip([layer.layout], tau=tau, **settings)
     qk_clip.observe(layer.max_logits(x, absolute=qk_clip.maximum == "absolute"))
-    return qk_clip.apply(0)[NAME]
+    return qk_clip.apply(0)[0]
 
 
 @pytest.fixture(params=LAYERS)
@@ -53,18 +53,18 @@ def layer(request: pytest.FixtureRequest) -> OracleLayer:
 
 def test_the_new_max_logit_is_the_old_one_or_tau(layer: OracleLayer):
     x = tokens()
-    before = layer.max_logits(x)[NAME]
+    before = layer.max_logits(x)[0]
     tau = middle(before)
     gamma = clip(layer, x, tau)
     assert 0 < (before > tau).sum() < len(before)
-    torch.testing.assert_close(layer.max_logits(x)[NAME], before.clamp(max=tau), rtol=1e-13, atol=0)
+    torch.testing.assert_close(layer.max_logits(x)[0], before.clamp(max=tau), rtol=1e-13, atol=0)
     torch.testing.assert_close(gamma, (tau / before).where(before > tau, 1.0), rtol=1e-15, atol=0)
 
 
 def test_every_logit_of_a_head_falls_by_gamma(layer: OracleLayer):
     x = tokens()
     before = layer.logits(x).detach()
-    gamma = clip(layer, x, middle(layer.max_logits(x)[NAME]))
+    gamma = clip(layer, x, middle(layer.max_logits(x)[0]))
     torch.testing.assert_close(
         layer.logits(x).detach(), gamma[:, None, None] * before, rtol=1e-12, atol=1e-13
     )
@@ -72,7 +72,7 @@ def test_every_logit_of_a_head_falls_by_gamma(layer: OracleLayer):
 
 def test_unclipped_heads_attend_as_before_to_the_last_bit(layer: OracleLayer):
     x = tokens()
-    attention, maxima = layer.attention(x), layer.max_logits(x)[NAME]
+    attention, maxima = layer.attention(x), layer.max_logits(x)[0]
     tau = middle(maxima)
     clip(layer, x, tau)
     innocent, after = maxima <= tau, layer.attention(x)
@@ -82,7 +82,7 @@ def test_unclipped_heads_attend_as_before_to_the_last_bit(layer: OracleLayer):
 
 def test_rows_without_a_guilty_head_keep_their_bits(layer: OracleLayer):
     x = tokens()
-    maxima = layer.max_logits(x)[NAME]
+    maxima = layer.max_logits(x)[0]
     tau = middle(maxima)
     guilty = (maxima > tau).tolist()
     layout = layer.layout
@@ -110,7 +110,7 @@ def test_rows_without_a_guilty_head_keep_their_bits(layer: OracleLayer):
 
 def test_clipping_twice_is_clipping_once(layer: OracleLayer):
     x = tokens()
-    tau = middle(layer.max_logits(x)[NAME])
+    tau = middle(layer.max_logits(x)[0])
     clip(layer, x, tau)
     once = [weight.detach().clone() for weight in layer.weights]
     gamma = clip(layer, x, tau)
@@ -122,7 +122,7 @@ def test_clipping_twice_is_clipping_once(layer: OracleLayer):
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_alpha_moves_the_scale_between_query_and_key_and_no_logit(layer: OracleLayer, alpha: float):
     x = tokens()
-    tau = middle(layer.max_logits(x)[NAME])
+    tau = middle(layer.max_logits(x)[0])
     start = [weight.detach().clone() for weight in layer.weights]
     clip(layer, x, tau, alpha=0.5)
     expected = layer.logits(x).detach()
@@ -134,10 +134,10 @@ def test_alpha_moves_the_scale_between_query_and_key_and_no_logit(layer: OracleL
 
 def test_the_absolute_maximum_bounds_both_signs(layer: OracleLayer):
     x = tokens()
-    before = layer.max_logits(x, absolute=True)[NAME]
+    before = layer.max_logits(x, absolute=True)[0]
     tau = middle(before)
     clip(layer, x, tau, maximum="absolute")
-    after = layer.max_logits(x, absolute=True)[NAME]
+    after = layer.max_logits(x, absolute=True)[0]
     torch.testing.assert_close(after, before.clamp(max=tau), rtol=1e-13, atol=0)
 
 
@@ -156,10 +156,10 @@ def test_any_shape_is_capped_at_tau(seed, kv_heads, group, half_dim, rotary, bia
     torch.manual_seed(seed)
     layer = oracle.separate(kv_heads * group, kv_heads, 2 * half_dim, 2 * (half_dim // 2) * rotary, bias)
     x = tokens(1, 5)
-    before, attention = layer.max_logits(x)[NAME], layer.attention(x)
+    before, attention = layer.max_logits(x)[0], layer.attention(x)
     tau = share * float(before.abs().max())
     clip(layer, x, tau, alpha=alpha)
-    torch.testing.assert_close(layer.max_logits(x)[NAME], before.clamp(max=tau), rtol=1e-12, atol=0)
+    torch.testing.assert_close(layer.max_logits(x)[0], before.clamp(max=tau), rtol=1e-12, atol=0)
     innocent = before <= tau
     assert torch.equal(layer.attention(x)[:, innocent], attention[:, innocent])
 
@@ -180,11 +180,11 @@ def test_any_latent_attention_is_capped_absorbed_as_materialised(
     torch.manual_seed(seed)
     layer = oracle.latent(heads, nope, 2 * half_rope, value)
     x = tokens(1, 5)
-    before = layer.max_logits(x)[NAME]
+    before = layer.max_logits(x)[0]
     tau = share * float(before.abs().max())
     values = layer.layout.key[0].parameter.unflatten(0, (heads, -1))[:, nope:].detach().clone()
     clip(layer, x, tau, alpha=alpha)
-    torch.testing.assert_close(layer.max_logits(x)[NAME], before.clamp(max=tau), rtol=1e-12, atol=0)
+    torch.testing.assert_close(layer.max_logits(x)[0], before.clamp(max=tau), rtol=1e-12, atol=0)
     torch.testing.assert_close(layer.absorbed(x), layer.logits(x), rtol=1e-12, atol=1e-12)
     assert torch.equal(layer.layout.key[0].parameter.unflatten(0, (heads, -1))[:, nope:], values)
 
@@ -196,7 +196,7 @@ def test_mla_scales_both_paths_by_the_paper_and_never_the_shared_rotary_key():
     q_before, kv_before = q_up.detach().clone(), kv_up.detach().clone()
     rotary_key = layer.bystanders[1].detach().clone()
     qk_clip = QKClip([layer.layout], tau=25.0, alpha=0.25)
-    qk_clip.observe({NAME: torch.tensor([100.0, 20.0])})
+    qk_clip.observe(torch.tensor([100.0, 20.0])[None])
     qk_clip.apply(0)
     q_ratio = (q_up.detach() / q_before)[:, 0]
     kv_ratio = (kv_up.detach() / kv_before)[:, 0]
@@ -219,10 +219,10 @@ def test_scaling_commutes_with_rotation():
 def test_a_soft_cap_is_clipped_by_the_maximum_before_it():
     torch.manual_seed(0)
     layer, x, cap = oracle.separate(4, 4, 6), tokens(), 2.0
-    before = layer.max_logits(x)[NAME]
+    before = layer.max_logits(x)[0]
     tau = middle(before)
     clip(layer, x, tau)
-    capped = cap * (layer.max_logits(x)[NAME] / cap).tanh()
+    capped = cap * (layer.max_logits(x)[0] / cap).tanh()
     torch.testing.assert_close(capped, cap * (before.clamp(max=tau) / cap).tanh(), rtol=1e-13, atol=0)
 
 
@@ -231,7 +231,7 @@ def test_alibi_is_clipped_by_the_maximum_of_the_product_alone():
     layer, x = oracle.separate(4, 4, 6), tokens(2, 7)
     distance = (torch.arange(7)[:, None] - torch.arange(7)).clamp(min=0).double()
     bias = -(0.5 ** torch.arange(1, 5).double())[:, None, None] * distance
-    tau = middle(layer.max_logits(x)[NAME])
+    tau = middle(layer.max_logits(x)[0])
     gamma = clip(layer, x, tau)
     future = torch.ones(7, 7, dtype=torch.bool).triu(1)
     biased = (layer.logits(x).detach() + bias).masked_fill(future, -torch.inf).amax((0, 2, 3))
@@ -254,7 +254,7 @@ def test_qk_norm_with_a_gain_per_head_is_clipped_through_its_gains():
     layer = OracleLayer(
         layout, lambda _: oracle.products(normalised(q, q_gain), normalised(k, k_gain)), [q, k]
     )
-    before = layer.max_logits(x)[NAME]
+    before = layer.max_logits(x)[0]
     tau = float(before.median())
     clip(layer, x, tau)
-    torch.testing.assert_close(layer.max_logits(x)[NAME], before.clamp(max=tau), rtol=1e-13, atol=0)
+    torch.testing.assert_close(layer.max_logits(x)[0], before.clamp(max=tau), rtol=1e-13, atol=0)

@@ -50,7 +50,7 @@ def train(optimizer, steps=2):
         for group in optimizer.param_groups:
             for param in group["params"]:
                 param.grad = draw(*param.shape, seed=100 + step)
-        optimizer.observe({"layer": torch.tensor([5.0, 40.0])})
+        optimizer.observe(torch.tensor([5.0, 40.0])[None])
         optimizer.step()
     return optimizer
 
@@ -173,7 +173,7 @@ def test_a_clip_state_that_lacks_an_entry_or_has_other_sizes_is_refused():
 def test_a_clip_by_itself_keeps_its_history_where_a_state_is_refused():
     _, layout = clipped(), clipped().clip.layouts
     clip = QKClip(layout, tau=10.0)
-    clip.observe({"layer": torch.tensor([5.0, 40.0])})
+    clip.observe(torch.tensor([5.0, 40.0])[None])
     clip.apply(0)
     before, state = clip.state_dict(), QKClip(layout).state_dict()
     state["history"]["last_trigger"] = torch.zeros(3)  # the last of the tensors

@@ -72,7 +72,7 @@ def train(optimizer, scheduler, steps, first=0):
         for group in optimizer.param_groups:
             for param in group["params"]:
                 param.grad = draw(4, 4, seed=100 + step)
-        optimizer.observe({"layer": torch.tensor([5.0, 40.0])})
+        optimizer.observe(torch.tensor([5.0, 40.0])[None])
         optimizer.step()
         scheduler.step(*([1.0] if isinstance(scheduler, ReduceLROnPlateau) else []))
     return rows
