@@ -137,6 +137,7 @@ TABLE: dict[str, Run | Compose | Look] = {
     "python -m muonlab.worker studies/NAME": Run(needs=("study",), name="narrow", says="no open slot is left"),
     "python -m muonlab.worker studies/narrow": Look("the same with another name"),
     "python -m muonlab.worker studies/arms": Look("the same with another name"),
+    "python -m muonlab.worker studies": Look("the same with every study of a folder"),
     "python -m muonlab.study.repair studies/NAME": Run(
         needs=("study",), name="narrow", says="nothing to repair"
     ),
@@ -352,7 +353,8 @@ def test_a_block_is_either_typed_or_known():
         for page in PAGES
         for language in re.findall(r"^```(\w*)\n.*?^```$", page.read_text(encoding="utf-8"), re.S | re.M)
     }
-    assert languages <= {"sh", "python", "yaml", ""}
+    # tests/study/test_slurm_page.py runs the blocks marked slurm and py.
+    assert languages <= {"sh", "python", "yaml", "slurm", "py", ""}
 
 
 # ---------------------------------------------------------------------- snippets, settings, links
