@@ -7,7 +7,7 @@ import struct
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -73,13 +73,8 @@ def carry_out(values: Mapping[str, Any], place: int, steps: Steps, pipe: Connect
         os.dup2(stream.fileno(), sys.stderr.fileno())
     leave_launcher()
     config = read_config(values)
-    if config.trainer.devices == 1 and config.trainer.device != "cpu":
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if visible is None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = str(place)
-        elif visible:  # an empty list hides all GPUs, and goes on doing so
-            gpus = visible.split(",")
-            os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
+    if config.trainer.device != "cpu" and (gpus := visible_gpus()):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(own_gpus(place, config.trainer.devices, gpus))
 
     def on_step(step: int) -> None:
         steps.value = step
@@ -89,6 +84,24 @@ def carry_out(values: Mapping[str, Any], place: int, steps: Steps, pipe: Connect
     print(f"{result.status}: {result.cause}" if result.cause else result.status)  # the log's last line
     with suppress(OSError):  # nobody listens: the parent was killed, and its successor reads the record
         pipe.send(result)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none where that is set and empty."""
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (
+        [str(index) for index in range(torch.cuda.device_count())]
+        if visible is None
+        else [name for name in visible.split(",") if name]
+    )
+
+
+def own_gpus(place: int, devices: int, gpus: Sequence[str]) -> Sequence[str]:
+    """Those of the run in `place` (from 0), `devices` for each; runs share them where there are more runs than that."""
+    first = place % max(1, len(gpus) // devices) * devices
+    return gpus[first : first + devices]
 
 
 def _attempt(config: RunConfig, on_step: Callable[[int], None]) -> Result:

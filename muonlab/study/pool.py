@@ -31,7 +31,7 @@ from muonlab.command import STOPPING, times_asked
 from muonlab.errors import MuonlabError
 from muonlab.record.owner import Owner, process_start
 from muonlab.runtime import usable_cores
-from muonlab.study.child import Result, Steps, carry_out, try_out
+from muonlab.study.child import Result, Steps, carry_out, try_out, visible_gpus
 from muonlab.study.queue import Claim
 from muonlab.train.config import RunConfig
 
@@ -88,11 +88,9 @@ class Job:
         return [self.process.sentinel] if self.process.exitcode is None else []
 
 
-def default_workers() -> int:
-    """As many runs at once as this machine has GPUs, or else processor cores."""
-    import torch
-
-    return torch.cuda.device_count() or usable_cores()
+def default_workers(devices: int) -> int:
+    """As many runs at once, of `devices` processes each, as this machine has GPUs for them, or else processor cores."""
+    return max(1, (len(visible_gpus()) or usable_cores()) // devices)
 
 
 class Pool:

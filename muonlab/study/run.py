@@ -56,7 +56,7 @@ def help_with(study: Study) -> int:
 
 
 def _pool(study: Study) -> Pool:
-    return Pool(study.workers or default_workers(), study.folder / "logs")
+    return Pool(study.workers or default_workers(study.base().trainer.devices), study.folder / "logs")
 
 
 def open_worker(study: Study, pool: Pool, parent_run_id: str | None = None) -> Worker:

@@ -1,9 +1,13 @@
-"""What multiprocessing leaves behind when its process is killed is removed by the next command."""
+"""The processes of a study: what they leave behind when they are killed, and which GPUs are theirs."""
 
 import os
 import signal
 import subprocess
 import sys
+
+import pytest
+
+from muonlab.study.child import own_gpus, visible_gpus
 
 SERVER = """
 import time
@@ -37,3 +41,23 @@ def test_the_sockets_of_a_killed_parent_are_removed_and_those_of_a_living_one_ar
     for process, _ in processes[1:]:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("devices", "gpus", "places"),
+    [
+        (1, "0,1,2", ["0", "1", "2", "0"]),
+        (2, "0,1,2,3", ["0,1", "2,3", "0,1"]),
+        (2, "4,7,9", ["4,7", "4,7"]),
+        (4, "0,1", ["0,1"]),  # too few: the run says so
+    ],
+)
+def test_runs_at_once_have_gpus_of_their_own(devices, gpus, places):
+    assert [",".join(own_gpus(i, devices, gpus.split(","))) for i in range(len(places))] == places
+
+
+def test_an_empty_list_of_gpus_hides_them_all(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus() == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-8932f937")
+    assert visible_gpus() == ["3", "GPU-8932f937"]
