@@ -50,11 +50,11 @@ class Side:
 
     def of(self, frames: Frames) -> Frames:
         """Its runs. Raises MuonlabError where there is none."""
-        chosen = frames.select(self.conditions, [self.arm])
-        varied = "level" in chosen.runs and chosen.runs["level"].notna().any()
+        runs = frames.select(self.conditions, [self.arm])
+        varied = "level" in runs.runs and runs.runs["level"].notna().any()
         if not self.levels or (self.inherited and not varied):
-            return chosen
-        return chosen.select(levels=self.levels)
+            return runs
+        return runs.select(levels=self.levels)
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,7 @@ class Claim:
 
 
 def read_claim(
-    values: Mapping[str, Any],
-    conditions: Mapping[str, Collection[str]],
-    searched: Collection[str] = (),
+    values: Mapping[str, Any], conditions: Mapping[str, Collection[str]], searched: Collection[str] = ()
 ) -> Claim:
     """The claim in a mapping. experiments/README.md describes its keys.
 

@@ -69,7 +69,7 @@ class Heads:
 
 @dataclass(frozen=True)
 class RunTables:
-    """What the summaries of a run are computed from: its record, its steps with what the heads add, and the heads."""
+    """The input of a summary: the run's record, its steps with the columns that the heads add, and its heads."""
 
     run: Run
     steps: pd.DataFrame

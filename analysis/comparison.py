@@ -5,7 +5,7 @@ The sweep's table, the claims, the test of harm and the figures all compare arms
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -45,7 +45,12 @@ class Sample:
     end says nothing about luck, so they take no part in a noise floor."""
 
     by_seed: Mapping[int, float]
-    lost: frozenset[int] = field(default_factory=frozenset)
+    lost: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, values: pd.Series, lost: frozenset[int] = frozenset()) -> "Sample":
+        """The values of a series whose index is the seeds."""
+        return cls(dict(zip(values.index.tolist(), values.tolist(), strict=True)), lost)
 
 
 @dataclass(frozen=True)
@@ -128,8 +133,8 @@ def harm_margin(losses: ArrayLike) -> float:
     return max(SMALLEST_DIFFERENCE, interval.high - interval.estimate)
 
 
-def t_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
-    """Student's interval of the mean: mean ± t_{n-1} s / sqrt(n), s with n - 1. For few seeds; assumes near-normal
+def t_interval(values: ArrayLike) -> Interval:
+    """Student's 95 % interval of the mean: mean ± t_{n-1} s / sqrt(n), s with n - 1. For few seeds; assumes near-normal
     values, for which the coverage is exact from n = 2 on. One value has no interval. Raises MuonlabError for
     non-finite or no values."""
     x = np.asarray(values, float)
@@ -139,18 +144,18 @@ def t_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
         return Interval(float(x.mean()), math.nan, math.nan, len(x))
     from scipy import stats
 
-    half = stats.t.ppf((1 + confidence) / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))
     return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half), len(x))
 
 
-def share_interval(count: int, n: int, confidence: float = CONFIDENCE) -> Interval:
-    """The exact (Clopper-Pearson) interval of a share, observed in `count` of `n` independent runs: 0 of 5 is
-    compatible with up to 0.52. Its coverage is at least `confidence`. Raises MuonlabError for n = 0."""
+def share_interval(count: int, n: int) -> Interval:
+    """The exact (Clopper-Pearson) 95 % interval of a share, observed in `count` of `n` independent runs: 0 of 5 is
+    compatible with up to 0.52. Its coverage is at least 95 %. Raises MuonlabError for n = 0."""
     if n < 1:
         raise MuonlabError("a share of no runs has no interval")
     from scipy import stats
 
-    ends = stats.binomtest(count, n).proportion_ci(confidence, method="exact")
+    ends = stats.binomtest(count, n).proportion_ci(CONFIDENCE, method="exact")
     return Interval(count / n, float(ends.low), float(ends.high), n)
 
 
@@ -199,5 +204,4 @@ def _sample(runs: pd.DataFrame, arm: str, metric: str) -> Sample:
             f"'{arm}' has several runs of seed {again[0]}: choose one setting before comparing"
         )
     lost = frozenset(rows.index[rows["status"].isin(LOST)].tolist())
-    values = rows[metric].dropna()
-    return Sample(dict(zip(values.index.tolist(), values.tolist(), strict=True)), lost)
+    return Sample.of(rows[metric].dropna(), lost)

@@ -19,7 +19,7 @@ NOTHING = Interval(math.nan, math.nan, math.nan, 0)
 
 @dataclass(frozen=True)
 class Effect:
-    """What was measured, with the 95 % t interval of its mean over seeds.
+    """A measured quantity, with the 95 % t interval of its mean over seeds.
 
     unit: of values and interval; "x" for a ratio, whose interval is that of a geometric mean. values: one per seed.
     paired: the comparison with the baseline, None where there is none. censored: how many runs never reached their
@@ -76,8 +76,8 @@ class _Values:
     censored: Mapping[int, int]
 
 
-def _mean(quantity: Quantity, unit: str, measured: _Values) -> Effect:
-    values = np.array(list(measured.sample.by_seed.values()))
+def _mean(quantity: Quantity, unit: str, values_by_seed: _Values) -> Effect:
+    values = np.array(list(values_by_seed.sample.by_seed.values()))
     if not len(values):
         raise MuonlabError(f"no seed has a value of {quantity}")
     if not np.isfinite(values).all():
@@ -89,7 +89,7 @@ def _mean(quantity: Quantity, unit: str, measured: _Values) -> Effect:
     else:
         raise MuonlabError(f"{quantity} is not positive everywhere, so it has no geometric mean")
     why = "one seed has no interval: two are needed" if len(values) < 2 else ""
-    return Effect(quantity, unit, tuple(values), interval, None, sum(measured.censored.values()), why)
+    return Effect(quantity, unit, tuple(values), interval, None, sum(values_by_seed.censored.values()), why)
 
 
 def _difference(quantity: Quantity, unit: str, arm: dict[int, Part], baseline: dict[int, Part]) -> Effect:

@@ -18,11 +18,7 @@ TEMPLATES = Path(__file__).with_name("templates")
 COLUMNS = [
     *("id", "claim", "source", "n", "effect", "answer", "contradicts", "side", "figure", "note", "command")
 ]
-TITLES = {
-    "contradicts": "disagreement",
-    "side": "this evidence is on the side of",
-    "effect": "effect [95 %]",
-}
+TITLES = {"contradicts": "disagreement", "side": "this evidence is on the side of", "effect": "effect [95 %]"}
 # What an experiment's file said before it ran, in the order of a page.
 SAID = {
     "prediction": "Prediction",
@@ -71,12 +67,12 @@ class Experiment:
 
     @property
     def notes(self) -> list[str]:
-        """What its answers note about the searches behind them, each once."""
+        """The notes of its answers on the searches behind them, each once."""
         return list(dict.fromkeys(note for row in self.answers["note"] for note in row.split("; ") if note))
 
     @property
     def command(self) -> str:
-        """What repeats it."""
+        """The command that repeats it."""
         return str(self.made["command"])
 
     @property
@@ -92,7 +88,7 @@ class Experiment:
 
     @property
     def hardware(self) -> str:
-        """What trained its runs; "" where that was not recorded."""
+        """The accelerators and CPUs that trained its runs; "" where they were not recorded."""
         return ", ".join(
             [*self._trained("accelerators", self.made.get("accelerators", ())), *self._trained("cpu", ())]
         )

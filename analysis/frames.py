@@ -13,7 +13,7 @@ from analysis.columns import RECORDED, SUMMARIES, Heads, RunTables
 from muonlab.errors import MuonlabError
 from muonlab.record import Run, load_run
 
-# What every row of `steps`, `heads` and `events` repeats of its run, so that a figure needs one table only.
+# Columns of the run that every row of `steps`, `heads` and `events` repeats, so that a figure needs only one table.
 IDENTITY = ["run", "arm", "optimizer", "lr", "seed", "status"]
 # Columns of `steps` that count the spikes (OLMo 2's 7 sigma) that begin there, and the series that spikes.
 SPIKES = {"loss_spikes": "train_loss", "grad_spikes": "grad_norm"}
@@ -108,11 +108,11 @@ def at_levels(levels: pd.Series, wanted: Sequence[float | str]) -> pd.Series:
 
 
 def rows_of(table: pd.DataFrame) -> Iterator[Any]:
-    """The rows as named tuples, whose columns only the table knows."""
+    """The rows as named tuples, whose fields are the columns of the table."""
     return iter(table.itertuples())
 
 
-def downsample(steps: pd.DataFrame, points: int = 400) -> pd.DataFrame:
+def downsample(steps: pd.DataFrame, points: int) -> pd.DataFrame:
     """At most `points` rows per run, each for a bin of consecutive steps: what `results/` keeps.
 
     A bin keeps its last step, and of each column what `Column.thinned` says: peaks survive, losses are averaged, spikes
@@ -186,14 +186,17 @@ def _over_heads(run: Run) -> Heads:
 
 
 def _reduced(heads: pd.DataFrame) -> pd.DataFrame:
-    """One row a step: the largest logit, the smallest gamma and the mean entropy of all layers and heads.
+    """One row per step: the largest logit, the smallest gamma and the mean entropy of all layers and heads.
 
     The largest logit is NaN where a bound of another head is above the largest exact one.
     """
     by_step = heads.groupby("step")
-    largest, known = by_step["value"].max(), heads["value"].where(heads["exact"]).groupby(heads["step"]).max()
+    largest, largest_exact = (
+        by_step["value"].max(),
+        heads["value"].where(heads["exact"]).groupby(heads["step"]).max(),
+    )
     columns = {
-        "max_logit": largest.where(known >= largest),
+        "max_logit": largest.where(largest_exact >= largest),
         "gamma": by_step["gamma"].min(),
         "entropy": by_step["entropy"].mean(),
     }
@@ -208,8 +211,8 @@ def _thinned(heads: pd.DataFrame, width: int) -> pd.DataFrame:
 
 
 def _spikes_begun(events: pd.DataFrame, series: str, steps: pd.Series) -> np.ndarray:
-    chosen = events[(events["definition"] == "olmo2") & (events["series"] == series)]
-    return steps.isin(chosen["step"]).to_numpy(int)
+    begun = events[(events["definition"] == "olmo2") & (events["series"] == series)]
+    return steps.isin(begun["step"]).to_numpy(int)
 
 
 def _labelled(table: pd.DataFrame, identity: dict[str, Any]) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""python -m analysis.redraw FOLDER: draw every figure of the experiments kept there from their tables alone."""
+"""python -m analysis.redraw FOLDER: draw every figure of the experiments kept there from the tables beside them."""
 
 from pathlib import Path
 

@@ -23,7 +23,7 @@ COLLAPSED_ENTROPY = 0.05  # share of uniform attention's entropy below which a h
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a test says of a run: `value` was compared with `threshold` (NaN where nothing could be)."""
+    """The outcome of a test of one run: `value` was compared with `threshold` (NaN where nothing could be)."""
 
     name: str
     holds: bool | None

@@ -15,7 +15,7 @@ from muonlab.errors import MuonlabError
 
 
 def comparison_table(
-    runs: pd.DataFrame, baseline: str, trials: Mapping[str, int] | None = None, metric: str = "loss"
+    runs: pd.DataFrame, baseline: str, trials: Mapping[str, int] | None = None
 ) -> pd.DataFrame:
     """One row per arm, in the order of `runs`, best settings over fresh seeds: what a sweep ends with.
 
@@ -28,12 +28,12 @@ def comparison_table(
     arms = list(dict.fromkeys(runs["arm"]))
     if baseline not in arms:
         raise MuonlabError(f"the baseline '{baseline}' has no run; arms: {', '.join(arms)}")
-    others = {arm: _compared(runs, arm, baseline, metric) for arm in arms if arm != baseline}
+    others = {arm: _compared(runs, arm, baseline) for arm in arms if arm != baseline}
     adjusted = dict(zip(others, holm([c.p if c else math.nan for c in others.values()]), strict=True))
     against, rows = f"against {styles([baseline])[baseline].label}", []
     for arm, style in styles(arms).items():
         own = runs[runs["arm"] == arm]
-        losses = own[metric].dropna()
+        losses = own["loss"].dropna()
         row = {
             "optimizer": style.label,
             "validation loss": str(t_interval(losses)) if len(losses) else "none finished",
@@ -115,9 +115,10 @@ def save_table(table: pd.DataFrame, folder: str | Path, name: str) -> dict[str, 
     return paths
 
 
-def _compared(runs: pd.DataFrame, arm: str, baseline: str, metric: str) -> Paired | None:
-    seeds = [set(runs.loc[(runs["arm"] == name) & runs[metric].notna(), "seed"]) for name in (arm, baseline)]
-    return compare_arms(runs, arm, baseline, metric) if seeds[0] & seeds[1] else None
+def _compared(runs: pd.DataFrame, arm: str, baseline: str) -> Paired | None:
+    ended = runs[runs["loss"].notna()]
+    seeds = [set(ended.loc[ended["arm"] == name, "seed"]) for name in (arm, baseline)]
+    return compare_arms(runs, arm, baseline) if seeds[0] & seeds[1] else None
 
 
 def _against(paired: Paired | None, p: float) -> str:

@@ -23,7 +23,7 @@ SETTING = [*RUN_COLUMNS, "weight_decay", "tau"]
 
 
 def columns_of(table: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
-    """The table with those of `columns` that it has: the frames of a search have no conditions."""
+    """Those of `columns` that the table has: the frames of a search have no conditions."""
     return table[[name for name in dict.fromkeys(columns) if name in table]]
 
 
@@ -36,7 +36,7 @@ def with_conditions(frames: Frames) -> Frames:
 
 
 def line_per_level(frames: Frames, x: str = "") -> Frames:
-    """Arms that a condition runs at several levels become an arm a level: "muon weight decay 0.125", with `x` the
+    """Arms that a condition runs at several levels become one arm per level: "muon weight decay 0.125", with `x` the
     level's name; arms of several conditions are distinguished by the condition's name. Others keep their names."""
     frames = with_conditions(frames)
     runs = frames.runs
@@ -45,10 +45,10 @@ def line_per_level(frames: Frames, x: str = "") -> Frames:
     elsewhere = runs.groupby("arm")["condition"].transform("nunique") > 1
     names = {}
     for run in rows_of(runs.assign(several=several, elsewhere=elsewhere, at=levels)):
-        said = [run.arm]
-        said += [f"{x} {level_text(run.at)}".strip()] if run.several else []
-        said += [run.condition.replace("_", " ")] if run.elsewhere else []
-        names[run.condition, run.arm, run.run] = " ".join(said)
+        words = [run.arm]
+        words += [f"{x} {level_text(run.at)}".strip()] if run.several else []
+        words += [run.condition.replace("_", " ")] if run.elsewhere else []
+        names[run.condition, run.arm, run.run] = " ".join(words)
     order = {name: rank for rank, name in enumerate(dict.fromkeys(names.values()))}
 
     def renamed(table: pd.DataFrame) -> pd.DataFrame:
@@ -66,7 +66,7 @@ def small_multiples(
 ) -> tuple[Figure, list[Axes]]:
     """A figure of `count` panels, one column wide for one panel and a page wide for more; its axes, row by row.
 
-    height: inches of a row. columns: panels a row; None chooses four for four, seven and eight, else at most three.
+    height: inches of a row. columns: panels per row; None chooses four for four, seven and eight, else at most three.
     """
     columns = columns or {1: 1, 2: 2, 4: 4, 7: 4, 8: 4}.get(count, 3)
     rows = math.ceil(count / columns)
@@ -79,24 +79,26 @@ def small_multiples(
 
 def legend_above(fig: Figure, axes: Iterable[Axes]) -> None:
     """One legend of all the panels' lines above them, where it covers no data, in as many columns as fit."""
-    found: dict[str, Artist] = {}
+    handles: dict[str, Artist] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    if not found:
+            handles.setdefault(label, handle)
+    if not handles:
         return
     width, height = fig.get_size_inches()
-    columns = next(n for n in range(len(found), 0, -1) if n == 1 or _legend_width(list(found), n) <= width)
-    rows = math.ceil(len(found) / columns)
+    columns = next(
+        n for n in range(len(handles), 0, -1) if n == 1 or _legend_width(list(handles), n) <= width
+    )
+    rows = math.ceil(len(handles) / columns)
     # Matplotlib fills a legend column by column; read it row by row.
-    by_column = zip_longest(*(list(found)[row * columns : (row + 1) * columns] for row in range(rows)))
+    by_column = zip_longest(*(list(handles)[row * columns : (row + 1) * columns] for row in range(rows)))
     labels = [label for column in by_column for label in column if label is not None]
     fig.set_size_inches(width, height + 0.04 + 0.135 * rows)
-    fig.legend([found[label] for label in labels], labels, loc="outside upper left", ncols=columns)
+    fig.legend([handles[label] for label in labels], labels, loc="outside upper left", ncols=columns)
 
 
 def _legend_width(labels: list[str], columns: int) -> float:
-    """Inches of a legend of that many columns, read row by row: lines of half an inch, and letters of 6.5 pt."""
+    """The width in inches of a legend in `columns` columns, read row by row, with lines of half an inch and 6.5 pt."""
     longest = [max(map(len, labels[column::columns])) for column in range(columns)]
     return sum(0.55 + 0.052 * letters for letters in longest) + 0.1
 

@@ -12,14 +12,14 @@ from matplotlib.ticker import MaxNLocator
 from analysis.drawing.canvas import panel_columns
 
 SYMBOLS = {"tau": "τ", "kappa": "κ"}
-DIGITS = 3  # significant digits of a level that somebody chose; a sampler's have more, and are no ticks
+DIGITS = 3  # significant digits of a level that somebody chose; a sampler's have more, and get no ticks
 
 
 @dataclass(frozen=True)
 class LevelAxis:
     """Where each level is drawn: its place in axis units (decades on a logarithmic axis) and its tick's text.
 
-    joined: the levels that a line may join, which are numbers in their order; names are joined to nothing.
+    joined: the levels that a line may connect: numbers, in their order, and never names.
     sampled: a sampler drew the levels, so that the ticks are decades and not the levels themselves.
     """
 
@@ -69,24 +69,24 @@ def level_axis(levels: pd.Series, log: bool = True) -> LevelAxis:
 
     Numbers are placed at their decimal logarithm (`log`) or their value; zero and less, which have no logarithm, one
     step to the left, and names ("none") in their order one step each to the right of the numbers. Where all have a
-    logarithm and some more digits than anybody would choose, they were drawn by a sampler.
+    logarithm and some have more digits than anybody would choose, a sampler drew them.
     """
     texts = list(dict.fromkeys(levels.map(level_text)))
     numbers = {text: float(text.replace(",", "")) for text in texts if _is_number(text)}
-    drawn = {text: value for text, value in numbers.items() if value > 0 or not log}
-    places = {text: math.log10(value) if log else value for text, value in drawn.items()}
+    placed = {text: value for text, value in numbers.items() if value > 0 or not log}
+    places = {text: math.log10(value) if log else value for text, value in placed.items()}
     step = max(_mean_gap(places.values()), 1e-9)
-    left = sorted((value, text) for text, value in numbers.items() if text not in drawn)
+    left = sorted((value, text) for text, value in numbers.items() if text not in placed)
     for rank, (_, text) in enumerate(reversed(left), start=1):
-        places[text] = min((places[t] for t in drawn), default=0) - rank * step
+        places[text] = min((places[t] for t in placed), default=0) - rank * step
     for rank, text in enumerate((t for t in texts if t not in numbers), start=1):
-        places[text] = max((places[t] for t in drawn), default=-1) + rank * step
+        places[text] = max((places[t] for t in placed), default=-1) + rank * step
     sampled = any(float(f"{value:.{DIGITS}g}") != value for value in numbers.values() if value < 1000)
-    return LevelAxis(places, frozenset(numbers), log and len(drawn) == len(texts) and sampled)
+    return LevelAxis(places, frozenset(numbers), log and len(placed) == len(texts) and sampled)
 
 
 def level_text(level: float | str, digits: int = 6) -> str:
-    """A level as a tick says it: 0.003, 1,000 or its name; digits: significant ones of a number below 1,000."""
+    """The text of a level's tick: 0.003, 1,000 or its name; digits: significant ones of a number below 1,000."""
     if isinstance(level, str) and not _is_number(level):
         return level.replace("_", " ")
     value = float(level)
@@ -104,8 +104,8 @@ def _draw_decades(ax: Axes, low: float, high: float) -> None:
         return [k * 10.0**n for n in decades for k in factors if low <= math.log10(k) + n <= high]
 
     ends = 10**low, 10**high
-    found = MaxNLocator(nbins=5, steps=[1, 2, 5, 10]).tick_values(*ends)
-    rounded = [value for value in found if ends[0] <= value <= ends[1]]
+    ticks = MaxNLocator(nbins=5, steps=[1, 2, 5, 10]).tick_values(*ends)
+    rounded = [value for value in ticks if ends[0] <= value <= ends[1]]
     choices = inside((1,)), inside((1, 2, 5)), rounded
     labelled = next((ticks for ticks in choices if len(ticks) > 1), rounded)
     ax.set_xticks([math.log10(value) for value in labelled], [_scientific(value) for value in labelled])

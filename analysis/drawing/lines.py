@@ -18,7 +18,7 @@ def draw_lines(ax: Axes, frame: pd.DataFrame, column: str, window: int = 1) -> N
     """Draw `column` over `step` for every arm of `frame`, in the frame's order of arms.
 
     frame: run, arm, status, step and `column`; steps without a reading are left out; where it has `clock`
-    (units a step, one value an arm), the horizontal axis is step x clock. window: the centred mean in steps
+    (units per step, one value per arm), the horizontal axis is step x clock. window: the centred mean in steps
     that is drawn over the raw trace (alpha 0.2); 1 draws the raw trace alone. Thin lines are seeds, the bold
     line is their median, in which a run that diverged counts as the worst from there on, in up to 120 bins of
     consecutive readings. Raises MuonlabError where the frame lacks a column or holds no finite reading.
@@ -32,7 +32,7 @@ def draw_lines(ax: Axes, frame: pd.DataFrame, column: str, window: int = 1) -> N
 
 
 def _draw_arm(ax: Axes, runs: pd.DataFrame, column: str, window: int, style: Style, zorder: float) -> None:
-    drawn, diverged = {}, 0
+    traces, diverged = {}, 0
     count = runs["run"].nunique()
     clock = clock_of(runs)
     for run, trace in runs.groupby("run", sort=False):
@@ -47,16 +47,16 @@ def _draw_arm(ax: Axes, runs: pd.DataFrame, column: str, window: int, style: Sty
             mark_divergence(ax, clock * smooth.index[-1:], smooth.iloc[-1:], style)
             end = smooth.index.max() + 1 if len(smooth) else 0
             smooth = pd.concat([smooth, pd.Series([np.inf], index=[end])])
-        drawn[run] = smooth
-    middle = median_trace(pd.DataFrame(drawn))
+        traces[run] = smooth
+    middle = median_trace(pd.DataFrame(traces))
     label = f"{style.label} (n={count}" + (f", {diverged} diverged)" if diverged else ")")
     middle = binned(middle)
     ax.plot(clock * middle.index, middle, color=style.colour, ls=style.dash, label=label, zorder=zorder + 2)
 
 
 def binned(trace: pd.Series, bins: int = 120) -> pd.Series:
-    """The median of each of at most `bins` runs of consecutive readings, at its middle: along every wiggle of a noisy
-    trace a dashed line is solid."""
+    """The median of each of at most `bins` runs of consecutive readings, at its middle: a dashed line that
+    followed every wiggle of a noisy trace would look solid."""
     width = -(-len(trace) // bins)
     if width < 2:
         return trace
@@ -85,8 +85,8 @@ def median_trace(traces: pd.DataFrame) -> pd.Series:
 def centred_mean(readings: pd.Series, window: int) -> pd.Series:
     """The mean of the readings in the `window` steps (the index) around each one, itself in the middle.
 
-    Near the ends of the trace the window shrinks on both sides alike, so that a straight line stays what it is: a mean
-    of past readings alone would lie above a falling loss.
+    Near the ends of the trace the window shrinks on both sides alike, so that a straight line is unchanged: a mean of
+    past readings only would lie above a falling loss.
     """
     if window == 1 or len(readings) < 2:
         return readings.copy()
@@ -125,7 +125,7 @@ def set_steps_axis(ax: Axes, frame: pd.DataFrame) -> None:
 
 
 def set_log_axis(axis: Axis, low: float, high: float, narrow: bool = False) -> None:
-    """Ticks of a logarithmic axis that say 30 or 1,000, not powers, up to a million.
+    """Label a logarithmic axis with 30 or 1,000 rather than powers, up to a million.
 
     The fewer decades, the more ticks in each; narrow: fewer, for a horizontal axis of a quarter page.
     """
@@ -150,9 +150,11 @@ def draw_rate_axis(ax: Axes, frame: pd.DataFrame) -> None:
     wanted = [k * 10.0**n for n in decades for k in (1, 3) if rates.iloc[0] <= k * 10.0**n <= rates.iloc[-1]]
     places = np.interp(np.log(wanted), np.log(rates), rates.index)
     # A warm-up crosses several at once: of those that would touch, the last stays.
-    apart = np.diff(places, append=np.inf) > 0.08 * rates.index.max()
+    spaced = np.diff(places, append=np.inf) > 0.08 * rates.index.max()
     above = ax.secondary_xaxis("top")
-    above.set_xticks(places[apart], [f"{rate:g}" for rate, kept in zip(wanted, apart, strict=True) if kept])
+    above.set_xticks(
+        places[spaced], [f"{rate:g}" for rate, visible in zip(wanted, spaced, strict=True) if visible]
+    )
     above.set_xlabel("learning rate")
 
 

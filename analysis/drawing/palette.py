@@ -48,7 +48,7 @@ def styles(arms: Iterable[str]) -> dict[str, Style]:
     "muonclip-tau100"): then it keeps the optimizer's colour, and the second and later variants of one optimizer are
     lighter with dashes and markers of their own. Names outside the palette are black dots.
     """
-    found: dict[str, Style] = {}
+    by_arm: dict[str, Style] = {}
     variants: dict[str, int] = {}
     for arm in dict.fromkeys(arms):
         name, detail = split_arm(arm)
@@ -61,12 +61,12 @@ def styles(arms: Iterable[str]) -> dict[str, Style]:
             marker = VARIANT_MARKERS[(rank - 1) % len(VARIANT_MARKERS)]
             colour = lighter(base.colour, min(0.25 * rank, 0.5))
             style = replace(style, colour=colour, dash=dash, marker=marker)
-        found[arm] = style
-    return found
+        by_arm[arm] = style
+    return by_arm
 
 
 def split_arm(arm: str) -> tuple[str, str]:
-    """The longest name of `ARMS` that the arm begins with, and what it says beyond it ("tau100": "τ = 100"; "" for
+    """The longest name of `ARMS` that the arm begins with, and the rest of it ("tau100": "τ = 100"; "" for
     nothing). An arm of another name is that name up to the first space."""
     for name in sorted(ARMS, key=len, reverse=True):
         if re.match(rf"{name}(?![a-z0-9])", arm):

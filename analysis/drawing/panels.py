@@ -12,17 +12,13 @@ from muonlab.errors import unknown_name
 
 
 def plot_loss(
-    ax: Axes,
-    frame: pd.DataFrame,
-    column: str = "probe_loss",
-    window: int = 1,
-    title: str = "",
+    ax: Axes, frame: pd.DataFrame, column: str = "probe_loss", window: int = 1, title: str = ""
 ) -> None:
     """Loss over optimizer steps by arm: thin lines are seeds, bold the median, a cross marks a diverged run.
 
-    frame: `Frames.steps`. column: train_loss, probe_loss or val_loss. window: centred mean in steps for
-    noisy losses (say it in the caption); 1 draws raw. The axis is cut to what the runs look like after the
-    first tenth, where the arms differ, and little above the loss that they began with.
+    frame: `Frames.steps`. column: train_loss, probe_loss or val_loss. window: centred mean in steps for noisy losses
+    (mention it in the caption); 1 draws the raw trace. The axis is limited to the range of the losses after the first
+    tenth, where the arms differ, and to a little above the initial loss.
     """
     draw_lines(ax, frame, column, window)
     settled = frame.loc[frame["step"] >= 0.1 * frame["step"].max(), column]
@@ -36,26 +32,20 @@ def plot_loss(
     ax.set_title(title)
 
 
-def plot_max_logit(
-    ax: Axes,
-    frame: pd.DataFrame,
-    tau: float | None = None,
-    window: int = 1,
-    title: str = "",
-) -> None:
+def plot_max_logit(ax: Axes, frame: pd.DataFrame, tau: float | None = None, title: str = "") -> None:
     """Largest attention logit of all layers and heads over steps, log axis, with a labelled line at `tau`.
 
     frame: `Frames.steps`. Readings at or below zero cannot be drawn on the log axis and are left out; they
-    occur in the first steps only. tau: the clip threshold of the arms that have one; None draws no line. A
-    method's excursions above the line are those of the step's forward, before its clip.
+    occur in the first steps only. tau: the clip threshold of the arms that have one; None draws no line. Excursions
+    above the line are of the forward pass of a step, before its clip.
     """
     positive = frame.assign(max_logit=frame["max_logit"].where(frame["max_logit"] > 0))
-    draw_lines(ax, positive, "max_logit", window)
+    draw_lines(ax, positive, "max_logit")
     ax.set_yscale("log")
     finite = positive["max_logit"].replace(np.inf, np.nan).dropna()
     low, high = float(finite.quantile(0.005) / 1.2), float(finite.max() * 1.3)
     if tau is not None:
-        high = max(high, 1.5 * tau)  # the line is there even where nothing came near it
+        high = max(high, 1.5 * tau)  # the line is visible even where no trace comes near it
     ax.set_ylim(low, high)
     set_log_axis(ax.yaxis, low, high)
     draw_tau(ax, tau)
@@ -85,7 +75,7 @@ def draw_tau(ax: Axes, tau: float | None) -> None:
 def plot_column(ax: Axes, frame: pd.DataFrame, column: str, window: int = 1, title: str = "") -> None:
     """One column over steps by arm; a logarithmic axis for those that span decades.
 
-    frame: `Frames.steps`. window: centred mean in steps over the raw trace; 1 draws raw.
+    frame: `Frames.steps`. window: centred mean in steps over the raw trace; 1 draws the raw trace alone.
     """
     values = frame[column]
     if log := is_logarithmic(column):
@@ -111,11 +101,11 @@ def expand_columns(frame: pd.DataFrame, wanted: Iterable[str]) -> list[str]:
     Raises MuonlabError, naming what is near, where a name fits no column that holds a reading.
     """
     columns: list[str] = frame.columns.tolist()
-    found: list[str] = []
+    matching: list[str] = []
     for name in wanted:
         fits = [c for c in columns if c == name or (name.endswith("*") and c.startswith(name[:-1]))]
         fits = [c for c in fits if frame[c].notna().any()]
         if not fits:
             raise unknown_name("recorded column", name, [c for c in columns if "/" in c])
-        found += [c for c in fits if c not in found]
-    return found
+        matching += [c for c in fits if c not in matching]
+    return matching

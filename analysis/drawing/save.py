@@ -18,9 +18,9 @@ def save_figure(
     paths.
 
     The caption is wrapped and set below the axes in small type, in a strip by which the figure grows, so that
-    the axes keep their size; it is also the PDF's subject and the PNG's description, whose key CAPTION_SHARE says how
-    much of the height the strip is. Saving the same figure
-    with the same versions of matplotlib and its fonts gives the same bytes: no dates, no program version.
+    the axes keep their size; it is also the PDF's subject and the PNG's description. The PNG's text
+    CAPTION_SHARE is the strip's share of its height. Saving the same figure with the same versions of matplotlib and
+    its fonts gives the same bytes: it holds neither dates nor program versions.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -28,24 +28,24 @@ def plot_levels(
 ) -> None:
     """`metric` over `level` by arm: a line through the medians, seeds as points or as the 95 % interval of their mean.
 
-    frame: `Frames.runs` (arm, level, status and `metric`). Up to three seeds a level are drawn as points, more as
-    their mean's t interval. A run that diverged counts as the worst and lies as a cross at the top of the axis; a value
-    that is infinite because something was never reached lies there as an open marker. An arm that varies nothing (level
+    frame: `Frames.runs` (arm, level, status and `metric`). Up to three seeds per level are drawn as points, more as
+    their mean's t interval. A run that diverged counts as the worst and is a cross at the top of the axis; a value that
+    is infinite because a target was never reached is an open marker there. An arm that varies nothing (level
     NaN) is a horizontal line at its median. x: what the level is; log: its axis is logarithmic. cut: end the axis above
-    the basin, so that the worst levels do not flatten it; those lie on a dotted ceiling. best: ring each arm's lowest
-    median; name_best: write it into the legend too. Raises MuonlabError where no run has a finite value.
+    the basin, so that the worst levels do not flatten it; they are drawn on a dotted ceiling. best: ring each arm's
+    lowest median; name_best: write it into the legend too. Raises MuonlabError where no run has a finite value.
     """
-    judged = frame[(frame["status"] == "diverged") | frame[metric].notna()]
-    values = judged[metric].mask(judged["status"] == "diverged", np.inf)
+    ended = frame[(frame["status"] == "diverged") | frame[metric].notna()]
+    values = ended[metric].mask(ended["status"] == "diverged", np.inf)
     finite = values[np.isfinite(values)]
     if finite.empty:
         raise MuonlabError(f"there is no {metric} to draw over {x}: no run finished with a finite one")
-    judged = judged.assign(value=values)
-    axis = level_axis(judged["level"].dropna(), log)
+    ended = ended.assign(value=values)
+    axis = level_axis(ended["level"].dropna(), log)
     low, ceiling = finite.min(), _ceiling(finite, len(finite) < len(values), cut, is_logarithmic(metric))
-    fixed, swept = judged[judged["level"].isna()], judged[judged["level"].notna()]
+    fixed, swept = ended[ended["level"].isna()], ended[ended["level"].notna()]
     names = list(dict.fromkeys(swept["arm"]))
-    for arm, style in styles(judged["arm"]).items():
+    for arm, style in styles(ended["arm"]).items():
         if arm in set(fixed["arm"]):
             median = min(fixed.loc[fixed["arm"] == arm, "value"].median(), ceiling)
             look: Look = {"color": style.colour, "ls": style.dash, "lw": 1.0, "alpha": 0.8, "zorder": 2}
@@ -57,8 +57,8 @@ def plot_levels(
             _draw_arm(ax, rows, ceiling, style, best, name_best)
     ends = [np.asarray(line.get_ydata(), float)[0] for line in ax.lines if line.get_gid() == "interval"]
     _limit(ax, min([low, *ends]), ceiling, is_logarithmic(metric))
-    reasons = ["diverged"] if (judged["status"] == "diverged").any() else []
-    reasons += ["never reached"] if (np.isinf(values) & (judged["status"] != "diverged")).any() else []
+    reasons = ["diverged"] if (ended["status"] == "diverged").any() else []
+    reasons += ["never reached"] if (np.isinf(values) & (ended["status"] != "diverged")).any() else []
     reasons += ["worse than this"] if finite.max() > ceiling else []
     if reasons:
         _draw_ceiling(ax, ceiling, ", or ".join(reasons))
@@ -79,7 +79,7 @@ def draw_reference(ax: Axes, value: float, text: str) -> None:
 
 
 def _ceiling(finite: pd.Series, lost: bool, cut: bool, log: bool) -> float:
-    """The value at which what is worse, or diverged, is drawn."""
+    """The value at which worse and diverged runs are drawn."""
     low, high = finite.min(), finite.max()
     if cut:
         return low + 1.3 * max(0.02, finite.quantile(0.75) - low)
@@ -125,7 +125,7 @@ def _draw_seeds(ax: Axes, place: float, rows: pd.DataFrame, ceiling: float, styl
 
 
 def _describe_best(runs: pd.DataFrame, medians: pd.Series) -> str:
-    """ ": 1.234 at 0.01", and whether that is the first or last of the numbers tried, beyond which a better may lie."""
+    """ ": 1.234 at 0.01", and ", edge" at the first or last of the numbers tried, beyond which a better may lie."""
     at = runs[runs["place"] == medians.idxmin()].iloc[0]
     numbers = runs.loc[runs["joined"], "place"]
     edge = at["joined"] and numbers.nunique() > 1 and at["place"] in (numbers.min(), numbers.max())

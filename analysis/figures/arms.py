@@ -29,10 +29,10 @@ def draw_arms(
     fig, axes = new_figure(1, 2 * len(conditions), width=PAGE, height=height, sharey=True)
     for column, condition in enumerate(conditions):
         left, right = axes[0, 2 * column : 2 * column + 2]
-        chosen = runs[runs["condition"] == condition]
+        panel = runs[runs["condition"] == condition]
         name = condition.replace("_", " ") if len(conditions) > 1 else title
-        plot_differences(left, chosen, baseline, metric, name, arms)
-        plot_logit_dots(right, chosen, tau, arms)
+        plot_differences(left, panel, baseline, metric, name, arms)
+        plot_logit_dots(right, panel, tau, arms)
         for ax in (left, right) if column else (right,):
             ax.tick_params(labelleft=False)
     if title and len(conditions) > 1:
@@ -76,11 +76,11 @@ def plot_differences(
         else:
             ax.plot([edge], [place], ">", color=style.colour, ms=5, clip_on=False, zorder=5, gid="beyond")
         diverged = int((frame.loc[frame["arm"] == arm, "status"] == "diverged").sum())
-        said = [] if arm in inside else [f"{mean:+.2f}"]
-        said += [f"{diverged} of {len(paired.seeds)} diverged"] if diverged else []
+        notes = [] if arm in inside else [f"{mean:+.2f}"]
+        notes += [f"{diverged} of {len(paired.seeds)} diverged"] if diverged else []
         words: Look = {"ha": "right", "va": "center", "fontsize": 6, "color": "#4d4d4d"}
-        if said:
-            ax.annotate(", ".join(said), (edge, place), (-5, 0), textcoords="offset points", **words)
+        if notes:
+            ax.annotate(", ".join(notes), (edge, place), (-5, 0), textcoords="offset points", **words)
     low = min([0.0, *(min(-paired.floor, *_span(paired)) for paired in inside.values())])
     ax.set_xlim(low - 0.05 * (edge - low), edge)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
@@ -106,7 +106,7 @@ def _span(paired: Paired) -> tuple[float, float]:
 
 
 def plot_logit_dots(ax: Axes, frame: pd.DataFrame, tau: float | None, arms: list[str]) -> None:
-    """Max logit at the end by arm, log axis: a tick a seed, a marker at the median, a line at `tau`.
+    """Max logit at the end by arm, log axis: a tick per seed, a marker at the median, a line at `tau`.
 
     frame, arms: as for `plot_differences`; a diverged seed is a cross at the right edge.
     """

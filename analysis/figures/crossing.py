@@ -1,4 +1,4 @@
-"""Two or more arms over steps, and beneath each one's paired difference to the first with its interval."""
+"""Loss of several arms over steps, and below it each arm's paired difference to a baseline with its interval."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ def draw_crossing(
     column: str = "probe_loss",
     clock: bool = False,
 ) -> Drawing:
-    """Loss over steps, and every line's paired difference to the baseline's beneath.
+    """Loss over steps, and below it the paired difference of every line to the baseline.
 
     baseline: a line's name, arm and level ("muon 0"); "" takes the first. clock: the axis counts 1 / (lr x decay), with
     the product of the first line that has decay.
@@ -47,28 +47,24 @@ def draw_crossing(
 
 
 def plot_crossing(
-    axes: Sequence[Axes],
-    frame: pd.DataFrame,
-    baseline: str,
-    column: str = "probe_loss",
-    title: str = "",
+    axes: Sequence[Axes], frame: pd.DataFrame, baseline: str, column: str = "probe_loss", title: str = ""
 ) -> None:
     """Loss above; below, loss minus the baseline's at the same step and seed: below zero an arm leads.
 
     axes: two axes, top and bottom. frame: `Frames.steps` (run, arm, seed, status, step and `column`); a `clock`
-    must be the same for all of it. The band is the 95 % t interval of the mean over seeds,
-    drawn from two seeds on; the thin lines are the seeds. Raises MuonlabError where no arm shares a seed with it.
+    must be the same for all of it. The band is the 95 % t interval of the mean over seeds, drawn from two
+    seeds on; the thin lines are the seeds. Raises MuonlabError where no arm shares a seed with the baseline.
     """
     top, bottom = axes
     plot_loss(top, frame, column, title=title)
     hide_steps_labels(top)
-    drawn = 0
+    pairs = 0
     for arm, style in styles(frame["arm"]).items():
         if arm == baseline:
             continue
         differences = paired_differences(frame, arm, baseline, column)
         differences.index = differences.index * clock_of(frame)
-        drawn += len(differences.columns)
+        pairs += len(differences.columns)
         for seed in differences if len(differences.columns) > 1 else ():
             ax_line = differences[seed].dropna()
             bottom.plot(ax_line.index, ax_line, color=style.colour, alpha=0.4, lw=0.5, zorder=3, gid="seed")
@@ -80,7 +76,7 @@ def plot_crossing(
             ends = [t_interval(row) for row in complete.to_numpy()]
             low, high = [i.low for i in ends], [i.high for i in ends]
             bottom.fill_between(complete.index, low, high, color=style.colour, alpha=0.18, lw=0, zorder=2)
-    if not drawn:
+    if not pairs:
         raise MuonlabError(f"no arm has a seed in common with the baseline '{baseline}'")
     bottom.axhline(0, color="#4d4d4d", lw=0.7, zorder=1)
     _limit_differences(bottom)
@@ -102,11 +98,11 @@ def _limit_differences(ax: Axes) -> None:
     means = [line for line in ax.lines if line.get_gid() == "mean"]
     steps = [np.asarray(line.get_xdata(), float) for line in means]
     last = max(x.max() for x in steps if len(x))
-    kept = []
+    later = []
     for line in ax.lines:
         if line.get_gid() in ("mean", "seed"):
             x, y = (np.asarray(data, float) for data in line.get_data())
-            kept.append(y[x >= 0.1 * last])
-    values = np.concatenate([*kept, [0.0]])
+            later.append(y[x >= 0.1 * last])
+    values = np.concatenate([*later, [0.0]])
     span = np.ptp(values) or 0.01
     ax.set_ylim(values.min() - 0.1 * span, values.max() + 0.1 * span)

@@ -51,22 +51,22 @@ def plot_extrapolation(
             raise MuonlabError(
                 f"a fit of degree {degree} needs {degree + 2} sizes, and '{arm}' has {len(means)}"
             )
-        known, held = means.iloc[:-1], means.index[-1]
-        fit = np.polynomial.Polynomial.fit(known.index, known, degree)
+        earlier, last = means.iloc[:-1], means.index[-1]
+        fit = np.polynomial.Polynomial.fit(earlier.index, earlier, degree)
         inside, beyond = (
-            np.linspace(known.index[0], known.index[-1], 50),
-            np.linspace(known.index[-1], held, 20),
+            np.linspace(earlier.index[0], earlier.index[-1], 50),
+            np.linspace(earlier.index[-1], last, 20),
         )
-        factor = 10 ** (means.iloc[-1] - fit(held))
-        drawn: Look = {"color": style.colour, "lw": 1.1, "zorder": 3}
+        factor = 10 ** (means.iloc[-1] - fit(last))
+        look: Look = {"color": style.colour, "lw": 1.1, "zorder": 3}
         ax.plot(
             inside,
             10 ** fit(inside),
             ls=style.dash,
             label=f"{style.label}: measured {factor:.2f} x predicted",
-            **drawn,
+            **look,
         )
-        ax.plot(beyond, 10 ** fit(beyond), ls=(0, (1, 1.2)), gid="prediction", **drawn)
+        ax.plot(beyond, 10 ** fit(beyond), ls=(0, (1, 1.2)), gid="prediction", **look)
         ring: Look = {
             "mfc": "none",
             "mec": style.colour,
@@ -75,7 +75,7 @@ def plot_extrapolation(
             "zorder": 5,
             "gid": "predicted",
         }
-        ax.plot([held], [10 ** fit(held)], "o", **ring)
+        ax.plot([last], [10 ** fit(last)], "o", **ring)
         ax.plot(places, rows[metric], style.marker, color=style.colour, mec="white", zorder=4, gid="runs")
     ax.set_yscale("log")
     low, high = frame.loc[frame[metric] > 0, metric].min() / 1.4, frame[metric].max() * 1.4

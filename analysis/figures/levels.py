@@ -34,7 +34,7 @@ def draw_levels(
     references: Mapping[str, Mapping[str, float]] | None = None,
     title: str = "",
 ) -> Drawing:
-    """A row of panels a condition that varies something, a panel a metric; of one metric, all panels in a row.
+    """A row of panels per condition that varies something, a panel per metric; of one metric, all panels in a row.
 
     metrics: columns of `Frames.runs`, or measures of one run as claims name them ({name: end, column: sigma_max/mlp}).
     x: what the level is, the same or by condition; log, cut, best: see `plot_levels`. references: {metric: {name:
@@ -51,17 +51,12 @@ def draw_levels(
     one = len(panels) == 1
     fig, axes = small_multiples(len(panels), 2.3 if one else 2.1, len(names) if len(names) > 1 else None)
     for ax, (condition, name) in zip(axes, panels, strict=True):
-        chosen = pd.concat([_fixed(runs[runs["condition"] == condition]), flat], ignore_index=True)
+        panel = pd.concat([_fixed(runs[runs["condition"] == condition]), flat], ignore_index=True)
         several = len(conditions) > 1 and panel_place(ax).is_first_col() | (len(names) == 1)
-        heading = (
-            condition.replace("_", " ")
-            if several
-            else title
-            if len(conditions) == 1 and ax is axes[0]
-            else ""
-        )
+        heading = title if len(conditions) == 1 and ax is axes[0] else ""
+        heading = condition.replace("_", " ") if several else heading
         label = x if isinstance(x, str) else x.get(condition, "level")
-        plot_levels(ax, chosen, name, label, log, cut, heading, best=best, name_best=one)
+        plot_levels(ax, panel, name, label, log, cut, heading, best=best, name_best=one)
         for text, value in (references or {}).get(name, {}).items():
             draw_reference(ax, value, text)
     for name in names if len(conditions) > 1 else ():

@@ -24,7 +24,7 @@ from analysis.measures.sweeps import lr_sensitivity
 
 @figure("lr_sensitivity")
 def draw_lr_sensitivity(frames: Frames, title: str = "", x: str = "peak learning rate") -> Drawing:
-    """Validation loss over learning rate, a panel a size, and beside them how sensitive each arm is at each size.
+    """Validation loss over learning rate, a panel per size, and beside them how sensitive each arm is at each size.
 
     Conditions whose arms have one learning rate each share one panel, and have no sensitivity.
     """
@@ -40,29 +40,21 @@ def draw_lr_sensitivity(frames: Frames, title: str = "", x: str = "peak learning
     sizes = list(dict.fromkeys(runs["condition"]))
     fig, panels = small_multiples(len(sizes) + 1, 2.4, columns=min(3, len(sizes) + 1))
     for ax, size in zip(panels, sizes, strict=False):
-        plot_levels(
-            ax,
-            runs[runs["condition"] == size],
-            "val_loss",
-            x,
-            cut=True,
-            title=size,
-            name_best=False,
-        )
+        plot_levels(ax, runs[runs["condition"] == size], "val_loss", x, cut=True, title=size, name_best=False)
     share_near_limits(panels[:-1])
     only_outer_labels(panels[:-1])
     plot_sensitivity(panels[-1], sensitivities(runs), title="Sensitivity")
     if title:
         fig.suptitle(title)
     legend_above(fig, panels[-1:])
-    said = (
+    definition = (
         "Sensitivity: mean over the rates of min(loss, initial loss) minus the lowest; diverged: the initial."
     )
-    return fig, table, f"{FEW} {said}"
+    return fig, table, f"{FEW} {definition}"
 
 
 def plot_sensitivity(ax: Axes, frame: pd.DataFrame, title: str = "") -> None:
-    """Learning-rate sensitivity by condition (a size), a line through each arm's means and a point a seed.
+    """Learning-rate sensitivity by condition (a size), a line through each arm's means and a point per seed.
 
     frame: condition, arm, seed, sensitivity (nats: mean over the rates of min(loss, initial loss) minus the lowest;
     Wortsman et al., arXiv 2309.14322, section 2). The axis is logarithmic, as in their Fig 1.
@@ -72,11 +64,11 @@ def plot_sensitivity(ax: Axes, frame: pd.DataFrame, title: str = "") -> None:
     for rank, (arm, style) in enumerate(arms.items()):
         rows = frame[frame["arm"] == arm]
         places = rows["condition"].map(sizes.index) + (rank - (len(arms) - 1) / 2) * 0.07
-        drawn: Look = {"color": style.colour, "marker": style.marker, "mec": "white"}
+        look: Look = {"color": style.colour, "marker": style.marker, "mec": "white"}
         means = rows.groupby(places)["sensitivity"].mean()
         ax.plot(means.index, means, color=style.colour, ls=style.dash, lw=1.0, zorder=3)
-        ax.plot([], [], ls=style.dash, lw=1.0, label=style.label, **drawn)
-        ax.plot(places, rows["sensitivity"], ls="none", zorder=4, gid="seeds", **drawn)
+        ax.plot([], [], ls=style.dash, lw=1.0, label=style.label, **look)
+        ax.plot(places, rows["sensitivity"], ls="none", zorder=4, gid="seeds", **look)
     ax.set_yscale("log")
     low, high = frame["sensitivity"].min() / 1.25, frame["sensitivity"].max() * 1.25
     ax.set_ylim(low, high)

@@ -32,7 +32,7 @@ PARTS = {
 
 @figure("mechanism")
 def draw_mechanism(frames: Frames, title: str = "", x: str = "") -> Drawing:
-    """The growth of the largest logit in parts, a panel an arm."""
+    """The growth of the largest logit in parts, a panel per arm."""
     steps = line_per_level(frames, x).steps
     arms = styles(steps["arm"])
     fig, axes = small_multiples(len(arms), 2.1)

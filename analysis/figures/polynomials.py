@@ -8,7 +8,7 @@ from analysis.drawing.layout import legend_above
 from analysis.drawing.palette import Style
 from analysis.figures.registry import Drawing, figure
 
-# A schedule is no optimizer, so none has an optimizer's place in the palette; Muon's own has its colour and its line.
+# Schedules are not optimizers, so they have colours of their own; Muon's default schedule has Muon's colour and line.
 SCHEDULES = {
     "baseline": Style("untuned (2, -1.5, 0.5)", "#4d4d4d", (0, (1.2, 1.2)), ""),
     "jordan": Style("Jordan", "#d55e00", "-", ""),

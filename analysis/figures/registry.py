@@ -66,7 +66,7 @@ def read_figure(
     """
     for key in ("name", "kind"):
         if key not in values:
-            raise MuonlabError(f"a figure needs '{key}', and {dict(values)} has none")
+            raise MuonlabError(f"a figure needs '{key}', not {dict(values)}")
     name, kind = values["name"], values["kind"]
     if kind not in FIGURES:
         raise unknown_name("kind of figure", kind, FIGURES)
@@ -103,7 +103,7 @@ def draw(spec: FigureSpec, data: Frames | pd.DataFrame, folder: Path, made_by: s
 
 
 def describe_sample(runs: pd.DataFrame) -> str:
-    """What the numbers rest on: "9 runs, n=3 seeds each; 716,800 tokens a run."."""
+    """The sample, for a caption: "9 runs, n=3 seeds each; 716,800 tokens a run."."""
     setting = [c for c in ("condition", "arm", "level", "lr") if c in runs]
     seeds = runs.groupby(setting, dropna=False)["seed"].nunique()
     count = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"

@@ -34,10 +34,10 @@ def draw_rise_and_fall(
     steps = frames.steps.assign(clipped=_clipping_share(frames.steps, window))
     if clock:
         steps["clock"] = steps["arm"].map(clock_by_arm(frames.runs))
-    drawn = ["probe_loss", "max_logit", "grad_norm"]
-    drawn += ["clipped"] if (steps["gamma"] < 1).any() else []
-    fig, axes = small_multiples(len(drawn), 1.9, columns=2 if len(drawn) == 4 else 3)
-    for ax, column in zip(axes, drawn, strict=True):
+    columns = ["probe_loss", "max_logit", "grad_norm"]
+    columns += ["clipped"] if (steps["gamma"] < 1).any() else []
+    fig, axes = small_multiples(len(columns), 1.9, columns=2 if len(columns) == 4 else 3)
+    for ax, column in zip(axes, columns, strict=True):
         if column == "probe_loss":
             plot_loss(ax, steps, title=title or "Held-out loss")
         elif column == "max_logit":
@@ -47,7 +47,7 @@ def draw_rise_and_fall(
         else:
             plot_column(ax, steps, column, title="Steps that clip")
     legend_above(fig, axes[:1])
-    smooth = "Gradient norm and share of clipping steps" if "clipped" in drawn else "Gradient norm"
+    smooth = "Gradient norm and share of clipping steps" if "clipped" in columns else "Gradient norm"
     note = f"{smooth}: centred mean of {window} steps. {CLOCK_NOTE if clock else ''} {BOLD}"
     return (
         fig,

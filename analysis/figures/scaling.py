@@ -36,14 +36,9 @@ def draw_scaling(
 
 
 def plot_scaling(
-    ax: Axes,
-    frame: pd.DataFrame,
-    arm: str,
-    baseline: str,
-    metric: str = "loss",
-    title: str = "",
+    ax: Axes, frame: pd.DataFrame, arm: str, baseline: str, metric: str = "loss", title: str = ""
 ) -> None:
-    """Loss over training FLOPs on two logarithmic axes: a marker a run, a power law an arm, its bootstrap band.
+    """Loss over training FLOPs on two logarithmic axes: a marker per run, a power law per arm, its bootstrap band.
 
     frame: `Frames.runs` (arm, seed, level, flops and `metric`), every arm at the same sizes. The law goes through the
     means over seeds; the band holds 95 % of the laws of seeds drawn anew at each size. The arrow lies at the baseline's
@@ -61,7 +56,7 @@ def plot_scaling(
         ax.fill_between(x, low, high, color=style.colour, alpha=0.15, lw=0, zorder=1.5)
         ax.plot(
             np.repeat(compute, losses.shape[1]), losses.ravel(), style.marker,
-            color=style.colour, mec="white", zorder=4, gid="runs",
+            color=style.colour, mec="white", zorder=4, gid="runs"
         )  # fmt: skip
     ax.set_xscale("log")
     ax.set_yscale("log")
@@ -89,8 +84,8 @@ def _points(frame: pd.DataFrame, arm: str, metric: str) -> Points:
 def _band(compute: np.ndarray, losses: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     sizes, seeds = losses.shape
-    chosen = rng.integers(seeds, size=(RESAMPLES, sizes, seeds))
-    means = np.take_along_axis(losses[None], chosen, axis=2).mean(axis=2)
+    resamples = rng.integers(seeds, size=(RESAMPLES, sizes, seeds))
+    means = np.take_along_axis(losses[None], resamples, axis=2).mean(axis=2)
     slopes, intercepts = fit_lines(np.log(compute), np.log(means))
     values = np.exp(intercepts[:, None] + slopes[:, None] * np.log(x))
     low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
@@ -119,9 +114,9 @@ def _draw_saving(ax: Axes, name: str, arm: Points, baseline: Points) -> None:
         "mutation_scale": 7,
     }
     ax.annotate("", (end, level), (at, level), arrowprops=line, zorder=5)
-    said = f"{name} needs {interval.estimate:.2f} of the compute\n[{interval.low:.2f}, {interval.high:.2f}]"
+    text = f"{name} needs {interval.estimate:.2f} of the compute\n[{interval.low:.2f}, {interval.high:.2f}]"
     words: Look = {"ha": "right", "va": "top", "fontsize": 6.5, "color": "#262626", "gid": "saving"}
-    ax.text(0.99, 0.99, said, transform=ax.transAxes, **words)
+    ax.text(0.99, 0.99, text, transform=ax.transAxes, **words)
 
 
 def _power(law: PowerLaw) -> str:

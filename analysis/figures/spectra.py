@@ -26,22 +26,22 @@ def draw_spectra(
     over: str = "",
     window: int = 1,
 ) -> Drawing:
-    """A panel a recorded column; "svd_entropy/*" is a panel a role, or with `over` (mean, max, min) one for all."""
+    """A panel per recorded column; "svd_entropy/*" is a panel per role, or with `over` (mean, max, min) one for all."""
     wanted = columns or ["svd_entropy/*"]
     steps = line_per_level(frames, x).steps
     if over:
         for name in wanted:
             family = expand_columns(steps, [name])
             steps = steps.assign(**{name.removesuffix("/*"): steps[family].agg(over, axis="columns")})
-        drawn = [name.removesuffix("/*") for name in wanted]
+        names = [name.removesuffix("/*") for name in wanted]
     else:
-        drawn = expand_columns(steps, wanted)
-    families = {name.partition("/")[0] for name in drawn}
-    fig, axes = small_multiples(len(drawn), 1.75)
-    for ax, column in zip(axes, drawn, strict=True):
+        names = expand_columns(steps, wanted)
+    families = {name.partition("/")[0] for name in names}
+    fig, axes = small_multiples(len(names), 1.75)
+    for ax, column in zip(axes, names, strict=True):
         role = column if over else column.rpartition("/")[2]
         plot_column(ax, steps, column, window, title=_heading(role))
-    if len(families) == 1 and len(drawn) > 1 and not over:
+    if len(families) == 1 and len(names) > 1 and not over:
         share_near_limits(axes)
         only_outer_labels(axes)
     for ax in axes:
@@ -54,7 +54,7 @@ def draw_spectra(
     note = f"At each step the {over} over all layers." if over else ""
     note += f" Centred mean of {window} steps." if window > 1 else ""
     note += f" {BOLD}"
-    return fig, columns_of(steps, [*TRACE_COLUMNS, *drawn]).dropna(subset=drawn, how="all"), note.strip()
+    return fig, columns_of(steps, [*TRACE_COLUMNS, *names]).dropna(subset=names, how="all"), note.strip()
 
 
 def _heading(role: str) -> str:

@@ -38,7 +38,7 @@ SCORES = [
 
 @figure("spike_events")
 def draw_spike_events(frames: Frames, scores: list[str] | None = None, title: str = "") -> Drawing:
-    """Spike scores by knob (rows) and definition (columns), a panel an arm."""
+    """Spike scores by knob (rows) and definition (columns), a panel per arm."""
     frames = with_conditions(frames)
     runs = frames.runs
     columns = [f"{PREFIX}{name}" for name in scores or SCORES if f"{PREFIX}{name}" in runs]

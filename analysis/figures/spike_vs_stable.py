@@ -25,25 +25,24 @@ def draw_spike_vs_stable(
     plot_spike_vs_stable(list(axes[:, 0]), steps, tau, window=window, title=title)
     legend_above(fig, axes[:1, 0])
     note = f"Loss and gradient norm: centred mean of {window} steps over the raw trace, spikes of the raw one. {BOLD}"
-    drawn = ["train_loss", "max_logit", "grad_norm", "loss_spikes", "grad_spikes"]
-    return fig, columns_of(steps, [*TRACE_COLUMNS, *drawn]), note
+    columns = ["train_loss", "max_logit", "grad_norm", "loss_spikes", "grad_spikes"]
+    return fig, columns_of(steps, [*TRACE_COLUMNS, *columns]), note
 
 
 def plot_spike_vs_stable(
     axes: Sequence[Axes],
     frame: pd.DataFrame,
     tau: float | None = None,
-    column: str = "train_loss",
     window: int = 25,
     title: str = "",
 ) -> None:
     """Loss, max logit and gradient norm on one steps axis, with a rug of spikes below the first and the last.
 
     axes: three axes, top to bottom. frame: `Frames.steps`; loss_spikes and grad_spikes give the rugs, a tick
-    per spike, a row an arm. column: the loss drawn. window: centred mean of the two noisy traces, in steps.
+    per spike, a row per arm. window: centred mean of the two noisy traces, in steps.
     """
     top, middle, bottom = axes
-    plot_loss(top, frame, column, window, title=title)
+    plot_loss(top, frame, "train_loss", window, title=title)
     plot_max_logit(middle, frame, tau)
     draw_lines(bottom, frame, "grad_norm", window)
     positive = frame.loc[np.isfinite(frame["grad_norm"]) & (frame["grad_norm"] > 0), "grad_norm"]
@@ -62,7 +61,7 @@ def plot_spike_vs_stable(
 def draw_rug(ax: Axes, frame: pd.DataFrame, column: str) -> None:
     """A strip below the traces: how many spikes each arm had, and a row of ticks where they began."""
     arms = styles(frame["arm"])
-    # Heights are shares of the panel: the words, then a row an arm.
+    # Heights are shares of the panel: the words, then a row per arm.
     words, row = 0.1, 0.065
     strip = words + row * len(arms)
     scale = ax.yaxis.get_transform()

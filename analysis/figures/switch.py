@@ -43,16 +43,15 @@ def plot_switch(
     frame: pd.DataFrame,
     windows: Sequence[Sequence[int]],
     tau: float | None = None,
-    column: str = "probe_loss",
     title: str = "",
 ) -> None:
     """Loss above, max logit below, on one steps axis, shaded where the clip is off.
 
     axes: two axes, top and bottom. frame: `Frames.steps`. windows: the steps in which the clip acts, first to
-    last exclusive, as in the optimizer's setting `windows`. column: the loss of the upper panel.
+    last exclusive, as in the optimizer's setting `windows`.
     """
     top, bottom = axes
-    plot_loss(top, frame, column, title=title)
+    plot_loss(top, frame, title=title)
     plot_max_logit(bottom, frame, tau)
     hide_steps_labels(top)
     last = int(frame["step"].max()) + 1

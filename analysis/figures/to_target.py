@@ -5,14 +5,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from analysis.comparison import t_interval
+from analysis.comparison import Paired, Sample, compare
 from analysis.drawing.canvas import COLUMN, Look, new_figure
 from analysis.drawing.layout import columns_of, legend_above, with_conditions
 from analysis.drawing.palette import styles
 from analysis.figures.registry import Drawing, figure
 from analysis.frames import Frames
 from analysis.measures import read_quantity, run_parts
-from muonlab.errors import MuonlabError
 
 CLOCKS = {"steps": "steps", "tokens": "tokens", "flops": "FLOPs", "seconds": "seconds"}
 
@@ -41,7 +40,7 @@ def draw_to_target(
 
 
 def spent_until(frames: Frames, target: float, column: str = "probe_loss") -> pd.DataFrame:
-    """run, arm, seed, clock, spent, reached: what each run spent until the target, or in all where it never came."""
+    """run, arm, seed, clock, spent, reached: what each run spent until the target, or in all if it never reached it."""
     rows = []
     for part in run_parts(frames):
         for clock in CLOCKS:
@@ -55,12 +54,12 @@ def spent_until(frames: Frames, target: float, column: str = "probe_loss") -> pd
 
 
 def plot_to_target(ax: Axes, frame: pd.DataFrame, baseline: str, title: str = "") -> None:
-    """Ratios of what was spent: a row a clock, a marker at the geometric mean, a bar for its 95 % interval.
+    """Ratios of what was spent: a row per clock, a marker at the geometric mean, a bar for its 95 % interval.
 
     frame: arm, seed, clock (a key of CLOCKS), spent, reached (False: never, and `spent` is the whole run's). A tick is
-    a seed; an open triangle to the right is one that never arrived (its ratio is at least that), to the left one whose
-    baseline never did (at most). The mean and its interval are written beside each row. Raises MuonlabError where
-    an arm shares no seed with the baseline.
+    a seed; an open triangle to the right is one that never reached the target (its ratio is at least that), to the left
+    one whose baseline never did (at most). The mean and its interval are written beside each row. Raises MuonlabError
+    where an arm shares no seed with the baseline.
     """
     arms = {arm: style for arm, style in styles(frame["arm"]).items() if arm != baseline}
     clocks = [clock for clock in CLOCKS if clock in set(frame["clock"])]
@@ -71,65 +70,50 @@ def plot_to_target(ax: Axes, frame: pd.DataFrame, baseline: str, title: str = ""
     ax.axvline(1, color="#8c8c8c", lw=0.7, zorder=1)
     extremes = [1.0]
     for (clock, arm), place in places.items():
-        style, ratios = arms[arm], seed_ratios(frame[frame["clock"] == clock], arm, baseline)
-        mean = t_interval(np.log(ratios["ratio"]))
-        low, middle, high = (np.exp(v) for v in (mean.low, mean.estimate, mean.high))
-        known = ratios["arm_reached"] & ratios["baseline_reached"]
-        shown: Look = {"color": style.colour, "ls": "none", "zorder": 4}
-        ax.plot(
-            ratios.loc[known, "ratio"],
-            [place] * int(known.sum()),
-            marker="|",
-            ms=6,
-            mew=0.9,
-            gid="seeds",
-            **shown,
-        )
-        for side, lost in ((">", ~ratios["arm_reached"]), ("<", ~ratios["baseline_reached"])):
-            if lost.any():
-                at = ratios.loc[lost, "ratio"]
-                ax.plot(at, [place] * len(at), marker=side, mfc="white", ms=4.5, gid="censored", **shown)
+        style, (paired, reached) = arms[arm], _compared(frame[frame["clock"] == clock], arm, baseline)
+        mean, ratios = paired.difference.exp(), np.exp(paired.differences)
+        low, middle, high = mean.low, mean.estimate, mean.high
+        look: Look = {"color": style.colour, "ls": "none", "zorder": 4}
+        at = ratios[reached.all(axis=0)]
+        ax.plot(at, [place] * len(at), marker="|", ms=6, mew=0.9, gid="seeds", **look)
+        for marker, censored in zip("><", ~reached, strict=True):
+            if censored.any():
+                at = ratios[censored]
+                ax.plot(at, [place] * len(at), marker=marker, mfc="white", ms=4.5, gid="censored", **look)
         if np.isfinite(low):
             ax.plot([low, high], [place, place], color=style.colour, lw=2.2, alpha=0.4, zorder=3)
             extremes += [low, high]
         label = style.label if clock == clocks[0] else None
         ax.plot([middle], [place], style.marker, color=style.colour, mec="white", ms=5, zorder=5, label=label)
-        said = f"{middle:.2f}" + (f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else "")
+        text = f"{middle:.2f}" + (f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else "")
         ax.annotate(
-            said, (1, place), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
-            va="center", fontsize=6.5, color=style.colour,
+            text, (1, place), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+            va="center", fontsize=6.5, color=style.colour
         )  # fmt: skip
-        extremes += list(ratios["ratio"])
+        extremes += list(ratios)
     _finish(ax, clocks, min(extremes) / 1.12, max(extremes) * 1.12)
     ax.set_xlabel(f"spent until the target, over {styles([baseline])[baseline].label}'s")
     ax.set_title(title)
 
 
-def seed_ratios(frame: pd.DataFrame, arm: str, baseline: str) -> pd.DataFrame:
-    """By seed: ratio, arm_reached, baseline_reached, over the seeds that both have of one clock."""
+def _compared(frame: pd.DataFrame, arm: str, baseline: str) -> tuple[Paired, np.ndarray]:
+    """What was spent, by one clock, as a ratio; and which seeds reached the target: (2, seeds), the arm's first."""
     sides = [frame[frame["arm"] == name].set_index("seed") for name in (arm, baseline)]
-    shared = sides[0].index.intersection(sides[1].index)
-    if shared.empty:
-        raise MuonlabError(f"'{arm}' and '{baseline}' have no seed in common")
-    ours, theirs = (side.loc[shared] for side in sides)
-    columns = {"ratio": ours["spent"] / theirs["spent"]}
-    columns |= {
-        "arm_reached": ours["reached"].astype(bool),
-        "baseline_reached": theirs["reached"].astype(bool),
-    }
-    return pd.DataFrame(columns)
+    ours, theirs = (Sample.of(side["spent"]) for side in sides)
+    paired = compare(ours, theirs, "x", f"the spending of '{arm}' and '{baseline}'")
+    return paired, np.array([side.loc[list(paired.seeds), "reached"].astype(bool) for side in sides])
 
 
 def _finish(ax: Axes, clocks: list[str], low: float, high: float) -> None:
     ax.set_xscale("log")
     ax.set_xlim(low, high)
     inside = [tick for tick in TICKS if low <= tick <= high]
-    # Ticks closer than a tenth of the axis would touch; 1 always stays.
-    kept = [1.0]
+    # Ticks closer than a tenth of the axis would touch; 1 is always labelled.
+    ticks = [1.0]
     for tick in sorted(inside, key=lambda value: abs(np.log(value))):
-        if all(abs(np.log(tick / other)) > np.log(high / low) / 10 for other in kept):
-            kept.append(tick)
-    ax.xaxis.set_major_locator(FixedLocator(sorted(kept)))
+        if all(abs(np.log(tick / other)) > np.log(high / low) / 10 for other in ticks):
+            ticks.append(tick)
+    ax.xaxis.set_major_locator(FixedLocator(sorted(ticks)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_minor_formatter(NullFormatter())

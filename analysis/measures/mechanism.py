@@ -17,14 +17,14 @@ def norm_share(part: Part) -> float:
     """The share of log S_max's growth that the norms of query and key make up; the cosine makes up the rest.
 
     S = |q| |k| cos(q, k) / sqrt(d) at the largest logit, so d log S = d log|q| + d log|k| + d log cos, from the first
-    reading after warm-up to the last. NaN where the logit grew by less than a tenth, since there is nothing to divide,
-    and where the run ended within its warm-up.
+    reading after warm-up to the last. NaN where the logit grew by less than a tenth, because there is little growth to
+    divide, and where the run ended within its warm-up.
     """
     traces = [np.log(part.trace(name).clip(lower=1e-30)) for name in (*NORMS, COSINE)]
-    judged = [after_warmup(part, trace) for trace in traces]
-    if any(trace.empty for trace in judged):
+    settled = [after_warmup(part, trace) for trace in traces]
+    if any(trace.empty for trace in settled):
         return math.nan
-    growth = [float(trace.iloc[-1] - trace.iloc[0]) for trace in judged]
+    growth = [float(trace.iloc[-1] - trace.iloc[0]) for trace in settled]
     return sum(growth[:2]) / sum(growth) if sum(growth) > math.log(1.1) else math.nan
 
 

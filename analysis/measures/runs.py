@@ -36,7 +36,7 @@ def _to_target(part: Part, clock: str, target: float, column: str) -> float:
 
 
 def _end_of(clock: str):
-    """The last reading of a clock: what a run that never arrived has spent."""
+    """The last reading of a clock: what a run that never reached its target has spent."""
 
     def limit(part: Part, target: float, column: str = "probe_loss") -> float:
         return float(part.steps["step"].max() if clock == "step" else part.trace(clock).iloc[-1])
@@ -111,7 +111,7 @@ def peak(part: Part, column: str, over: str = "max") -> float:
 
 @measure("run", "", "muonlab")
 def average(part: Part, column: str, over: str = "max") -> float:
-    """The mean of a column's readings over the run, for what is noisy at every single one."""
+    """The mean of a column's readings over the run, for columns that are noisy."""
     return float(part.trace(column, over).mean())
 
 
@@ -140,11 +140,11 @@ def change(part: Part, start: float, stop: float, column: str = "probe_loss", lo
     return math.log(last / first) if log else last - first
 
 
-@measure("run", "nats", "muonlab: what a spike score is blind to")
+@measure("run", "nats", "muonlab: what a spike score misses")
 def excess_loss(part: Part, column: str = "train_loss", window: int = 25) -> float:
     """How far the trailing median of `window` readings lies above its own running minimum, averaged over the run.
 
-    It sees the slow divergence and the sustained shift, to which a spike score is blind.
+    It detects slow divergence and sustained shifts, which a spike score misses.
     """
     smooth = part.trace(column).rolling(window, min_periods=window).median().dropna()
     return float((smooth - smooth.cummin()).mean())

@@ -60,20 +60,19 @@ def bootstrap_ratio(
     compute: np.ndarray,
     at: float,
     resamples: int = 2000,
-    seed: int = 0,
 ) -> Interval:
     """`compute_at_equal_loss` of the mean losses with a percentile interval over seeds, drawn anew at each size.
 
     arm, baseline: losses (sizes, seeds). compute: (sizes,), the same for both. at: the compute of the comparison.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
 
     def means(losses: np.ndarray) -> np.ndarray:
-        drawn = rng.integers(losses.shape[1], size=(resamples, *losses.shape))
-        return np.take_along_axis(losses[None], drawn, axis=2).mean(2)  # (resamples, sizes)
+        ratios = rng.integers(losses.shape[1], size=(resamples, *losses.shape))
+        return np.take_along_axis(losses[None], ratios, axis=2).mean(2)  # (resamples, sizes)
 
-    drawn = [_ratio(a, b, compute, at) for a, b in zip(means(arm), means(baseline), strict=True)]
-    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    ratios = [_ratio(a, b, compute, at) for a, b in zip(means(arm), means(baseline), strict=True)]
+    low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     estimate = _ratio(arm.mean(1), baseline.mean(1), compute, at)
     return Interval(estimate, float(low), float(high), arm.shape[1])
 
@@ -96,7 +95,7 @@ def compute_ratio(arm: Part, baseline: Part, at: float | None = None, column: st
 def compute_ratio_trend(arm: Part, baseline: Part, column: str = "loss") -> float:
     """The exponent of `compute_ratio` in the baseline's compute: above 0 where the saving shrinks with scale.
 
-    From arm.compute(baseline.loss(C)) / C, which is C^(b_baseline / b_arm - 1) but for a constant.
+    From arm.compute(baseline.loss(C)) / C, which is C^(b_baseline / b_arm - 1) times a constant.
     """
     law, reference = (fit_power_law(*_points(part, column)) for part in (arm, baseline))
     return reference.exponent / law.exponent - 1

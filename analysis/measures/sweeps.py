@@ -39,12 +39,12 @@ def slope(values: pd.Series, log: bool = True) -> float:
     """Least-squares slope over the natural logarithm of the level: of the value's logarithm (the exponent of a power
     law), or with `log: false` of the value itself. Infinite values are left out; NaN with fewer than three others."""
     _numeric(values)
-    kept = values[np.isfinite(values) & ((values > 0) | (not log))]
-    if len(kept) < FEWEST:
+    inside = values[np.isfinite(values) & ((values > 0) | (not log))]
+    if len(inside) < FEWEST:
         return math.nan
     from scipy import stats
 
-    return float(stats.linregress(np.log(kept.index), np.log(kept) if log else kept).slope)
+    return float(stats.linregress(np.log(inside.index), np.log(inside) if log else inside).slope)
 
 
 @measure("sweep", "of", "muonlab: is a minimum inside its range?")
@@ -69,8 +69,8 @@ def ratio(values: pd.Series, high: float | str, low: float | str) -> float:
 @measure("sweep", "of", "muonlab: is it flat?")
 def spread(values: pd.Series, above: float = -math.inf, below: float = math.inf) -> float:
     """Largest minus smallest value of the levels from `above` to `below`, both included."""
-    kept = values[(values.index >= above) & (values.index <= below)] if len(values) else values
-    return float(kept.max() - kept.min())
+    inside = values[(values.index >= above) & (values.index <= below)] if len(values) else values
+    return float(inside.max() - inside.min())
 
 
 @measure("sweep", "", "muonlab: is it monotone?")
@@ -113,5 +113,5 @@ def _same(key: float | str, level: float | str) -> bool:
 def _numeric(values: pd.Series) -> None:
     if not pd.api.types.is_numeric_dtype(values.index):
         raise MuonlabError(
-            f"the levels {', '.join(map(str, values.index))} are no numbers to order or fit by"
+            f"the levels {', '.join(map(str, values.index))} are not numbers, so they cannot be ordered or fitted"
         )

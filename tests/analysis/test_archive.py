@@ -127,7 +127,7 @@ def test_damaged_results_are_one_sentence(stacked, tmp_path, name, damage):
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_without_an_experiment_is_told(tmp_path):
+def test_a_folder_without_an_experiment_is_reported(tmp_path):
     with pytest.raises(MuonlabError, match=r"it has no runs\.csv"):
         load_frames(tmp_path)
 

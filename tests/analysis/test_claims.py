@@ -133,7 +133,7 @@ class TestDifference:
         assert row["estimate"] == pytest.approx(np.mean([2.0 - 9.0, 2.1 - 9.2, 2.2 - 9.2]))
         assert row["answer"] == "reproduced"
 
-    def test_a_target_never_reached_counts_with_what_was_spent_and_is_told(self):
+    def test_a_target_never_reached_counts_with_what_was_spent_and_is_reported(self):
         frames = made_up({"a": [1.0, 1.0, 1.0], "b": [9.0, 9.0, 9.0]})
         row = answer(
             frames, measure={"name": "tokens_to_target", "target": 2.0}, baseline="b", expect="lower"

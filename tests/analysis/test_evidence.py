@@ -92,7 +92,7 @@ def test_disputes_have_a_table_of_their_own_in_order(results):
     assert "Where papers disagree" not in evidence(load_evidence(results))
 
 
-def test_what_trained_the_runs_is_told(results):
+def test_what_trained_the_runs_is_reported(results):
     text = section(evidence(load_evidence(results)), "b")
     assert (
         "3 runs, trained at aaaaaaaaa, bbbbbbbbb, 2 with uncommitted changes; Some CPU; 2026-11-22." in text
@@ -113,6 +113,6 @@ def test_every_answer_is_counted(results):
     assert counts == [0, 1, 1, 0]
 
 
-def test_an_empty_folder_is_told(tmp_path):
+def test_an_empty_folder_is_reported(tmp_path):
     with pytest.raises(MuonlabError, match="no experiment is kept"):
         load_evidence(tmp_path)

@@ -295,16 +295,16 @@ def test_a_figure_that_cannot_be_drawn_is_refused_before_any_run(spec, message):
         ("spike_events", {"scores": ["none/such"]}, "no spike scores"),
         ("extrapolation", {}, "needs 4 sizes"),
         ("scaling", {}, "two or more computes"),
-        ("to_target", {"target": 1.0, "baseline": "lion"}, "have no seed in common"),
+        ("to_target", {"target": 1.0, "baseline": "lion"}, "no seed has a value of the spending"),
     ],
 )
-def test_what_the_runs_do_not_hold_is_told(kind, settings, message, make_frames, tmp_path):
+def test_what_the_runs_do_not_hold_is_reported(kind, settings, message, make_frames, tmp_path):
     frames = make_frames(arms(["adamw", "muon"], level=1.0))
     with pytest.raises(MuonlabError, match=message):
         draw(read_figure({"name": "x", "kind": kind} | settings), frames, tmp_path, MADE)
 
 
-def test_heads_that_were_not_kept_are_told(make_frames, tmp_path):
+def test_heads_that_were_not_kept_are_reported(make_frames, tmp_path):
     frames = make_frames(arms(["muon"]))
     frames = replace(frames, heads=frames.heads.head(0))
     with pytest.raises(MuonlabError, match="set `heads: true`"):

@@ -17,7 +17,7 @@ from analysis.figures.mechanism import plot_mechanism
 from analysis.figures.rise_and_fall import draw_rise_and_fall
 from analysis.figures.spectra import draw_spectra
 from analysis.figures.spike_events import column_label, plot_spike_events
-from analysis.figures.to_target import plot_to_target, seed_ratios, spent_until
+from analysis.figures.to_target import plot_to_target, spent_until
 from analysis.figures.traces import draw_traces
 from muonlab.errors import MuonlabError
 
@@ -123,7 +123,7 @@ class TestCrossing:
         assert lines(axes[1, 0], "mean")[0].get_xdata()[-1] == pytest.approx(0.55)
         assert axes[1, 0].get_xlabel() == "step x learning rate x weight decay"
 
-    def test_arms_without_a_shared_seed_are_told(self, arms):
+    def test_arms_without_a_shared_seed_are_reported(self, arms):
         steps = arms.steps[arms.steps["arm"] == "muon"]
         _, axes = new_figure(2, 1)
         with pytest.raises(MuonlabError, match="no arm has a seed in common"):
@@ -190,14 +190,13 @@ class TestTarget:
             ("muon", 3, "steps", 200.0, False),
         ]
         frame = pd.DataFrame(rows, columns=["arm", "seed", "clock", "spent", "reached"])
-        ratios = seed_ratios(frame, "muon", "adamw")
-        assert ratios["ratio"].to_dict() == {1: 0.5, 2: 0.8, 3: 2.0}
-        assert ratios["arm_reached"].tolist() == [True, True, False]
         _, axes = new_figure()
         ax = axes[0, 0]
         plot_to_target(ax, frame, "adamw")
+        (seeds,) = lines(ax, "seeds")
+        assert seeds.get_xdata() == pytest.approx([0.5, 0.8])
         (censored,) = lines(ax, "censored")
-        assert (censored.get_marker(), censored.get_xdata().tolist()) == (">", [2.0])
+        assert (censored.get_marker(), censored.get_xdata().tolist()) == (">", pytest.approx([2.0]))
         mean = np.exp(np.log([0.5, 0.8, 2.0]).mean())
         assert ax.texts[0].get_text().startswith(f"{mean:.2f} [")
 
@@ -275,7 +274,7 @@ class TestHeads:
     def test_a_line_a_head_and_the_line_at_tau(self, make_frames):
         heads = make_frames([{"arm": "muon"}]).heads
         _, axes = new_figure()
-        plot_heads(axes[0, 0], heads, tau=30.0)
+        plot_heads(axes[0, 0], heads, 30.0, (1.0, 200.0))
         first, second = lines(axes[0, 0], "head")
         assert first.get_color() == ARMS["muon"].colour != second.get_color()
         assert second.get_ydata() == pytest.approx(first.get_ydata() / 2)

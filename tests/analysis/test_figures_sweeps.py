@@ -184,7 +184,7 @@ class TestLevels:
         assert axes[0, 0].get_ylim()[1] > 5.5
         assert axes[0, 0].texts[-1].get_text() == "uniform guess"
 
-    def test_nothing_finished_is_told(self):
+    def test_nothing_finished_is_reported(self):
         _, axes = new_figure()
         with pytest.raises(MuonlabError, match="no run finished"):
             plot_levels(axes[0, 0], runs("muon", {1.0: [np.nan]}, "diverged"))
@@ -268,7 +268,7 @@ class TestScaling:
         assert legend(ax) == ["AdamW: 8 $C^{-0.050}$", "Muon: 7.6 $C^{-0.050}$"]
         assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
 
-    def test_an_arm_without_runs_is_told(self):
+    def test_an_arm_without_runs_is_reported(self):
         _, axes = new_figure()
         frame = runs("muon", {1.0: [2.0]}).assign(flops=1e9, loss=2.0)
         with pytest.raises(MuonlabError, match="no finished run of 'lion'"):

@@ -143,7 +143,7 @@ def test_what_is_missing_is_reported(results, tmp_path, monkeypatch):
         main()
 
 
-def test_the_command_writes_the_page_where_it_is_told(results, tmp_path, capsys, monkeypatch):
+def test_the_command_writes_the_page_where_it_is_reported(results, tmp_path, capsys, monkeypatch):
     out = tmp_path / "deep" / "page.html"
     monkeypatch.setattr("sys.argv", ["report", str(results), "--out", str(out)])
     main()

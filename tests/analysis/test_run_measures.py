@@ -155,7 +155,7 @@ def test_a_name_that_is_no_measure_is_a_column_of_the_runs():
         ({"name": "compute_ratio", "of": "loss"}, "setting of measure compute_ratio"),
     ],
 )
-def test_misspelt_measures_and_settings_are_told(given, message):
+def test_misspelt_measures_and_settings_are_reported(given, message):
     with pytest.raises(MuonlabError, match=message):
         read_quantity(given)
 

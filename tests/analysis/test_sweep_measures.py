@@ -47,7 +47,7 @@ def test_the_optimum_and_the_bowl():
     assert MEASURES["contrast"].function(pd.Series({"on": 3.0, "off": 1.0}), high="on", low="off") == 2.0
     with pytest.raises(MuonlabError, match=r"no level 8; levels: 1\.0, 2\.0, 4\.0"):
         MEASURES["ratio"].function(pd.Series([3.0, 2.0, 2.5], index=[1.0, 2.0, 4.0]), high=8, low=2)
-    with pytest.raises(MuonlabError, match="no numbers"):
+    with pytest.raises(MuonlabError, match="are not numbers"):
         MEASURES["best_level"].function(pd.Series({"on": 3.0, "off": 1.0}))
 
 
