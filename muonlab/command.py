@@ -11,7 +11,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
-from muonlab.errors import MuonlabError
+from muonlab.errors import EnvironmentFault, MuonlabError
 
 # The signals that ask a command to stop, and the seconds that it has for it once it was asked twice.
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -100,8 +100,11 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         code = main() or 0
         sys.stdout.flush()
     except MuonlabError as error:
-        tell(str(error))
         code = 2
+        if not _asked or isinstance(error, EnvironmentFault):
+            tell(str(error))
+        if _asked:
+            code = _stopped()
     except BrokenPipeError:
         _close_output()
         code = 0
@@ -110,11 +113,20 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         tell(f"the system refuses {error.filename or 'a file'}: {reason}")
         _close_output()
         code = 2
-    except KeyboardInterrupt as stop:
-        tell(STOPPED)
-        code = 128 + (stop.number if isinstance(stop, Interruption) else signal.SIGINT)
+    except KeyboardInterrupt:
+        code = _stopped()
+    except Exception:
+        if not _asked:
+            raise
+        code = _stopped()  # a library's cleaning up failed, since the signal came in the middle of its work
     leave_quietly(code)
     sys.exit(code)
+
+
+def _stopped() -> int:
+    """Say so; the exit code."""
+    tell(STOPPED)
+    return 128 + (_asked[0] if _asked else signal.SIGINT)
 
 
 def tell(sentence: str) -> None:

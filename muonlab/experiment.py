@@ -1,13 +1,9 @@
 """python -m muonlab.experiment NAME [scale=gpu] [overrides]: run or resume experiments/NAME.yaml, judge, draw."""
 
-import os
-
-# Read when torch loads OpenMP, so it must stand before any import of torch.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import shlex
 from pathlib import Path
 
+import muonlab.begin  # noqa: F401
 from muonlab.command import argument_parser, run_command, tell
 from muonlab.errors import MuonlabError
 from muonlab.record.files import check_folder

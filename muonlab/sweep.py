@@ -1,10 +1,5 @@
 """python -m muonlab.sweep: search, repeat the best over fresh seeds, compare; rerun it to resume or for its report."""
 
-import os
-
-# Read when torch loads OpenMP, so it must stand before any import of torch.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import shlex
 import sys
 from collections.abc import Mapping
@@ -12,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import muonlab.begin  # noqa: F401
 from muonlab.cli import Config, hydra_command, parse_overrides
 from muonlab.command import run_command
 from muonlab.errors import MuonlabError, shown

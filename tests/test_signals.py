@@ -74,3 +74,25 @@ def test_a_signal_that_is_ignored_stays_so():
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 143
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import muonlab.begin, time\nprint('begun', flush=True)\ntime.sleep(60)",  # the rest is still imported
+        "from muonlab import command\nimport time\n"
+        "def main():\n"
+        "    try:\n        print('begun', flush=True)\n        time.sleep(60)\n"
+        "    finally:\n        None.flags  # of a library that is torn out of its work\n"
+        "command.run_command(main)",
+    ],
+    ids=["during imports", "within a library"],
+)
+def test_a_signal_is_one_sentence_whatever_it_tears_apart(program):
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60) == ("", SENTENCE)
+    assert process.returncode == 143

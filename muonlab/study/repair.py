@@ -4,15 +4,11 @@ Nothing is deleted: what is torn is renamed, and the study's own command goes on
 twice, and does nothing while a worker lives.
 """
 
-import os
-
-# Read when torch loads OpenMP, so it must stand before any import of torch.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import muonlab.begin  # noqa: F401
 from muonlab.command import argument_parser, run_command
 from muonlab.errors import EnvironmentFault, MuonlabError
 from muonlab.study.slots import Slot

@@ -1,11 +1,8 @@
 """python -m muonlab.train: one run (or, with -m, several) from the command line."""
 
-import os
 import sys
 
-# Read when torch loads OpenMP, so it must stand before any import of torch.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+import muonlab.begin  # noqa: F401
 from muonlab.cli import Config, hydra_command
 from muonlab.command import run_command
 from muonlab.train.config import read_config
