@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from muonlab.errors import MuonlabError
@@ -26,6 +28,12 @@ def run_identity(config: Mapping[str, Any]) -> str:
         kept["trainer"] = {key: value for key, value in kept["trainer"].items() if key not in HARDWARE}
     text = json.dumps(_canonical(kept, "config"), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def names_another(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether a run's folder ends in another identity than its config has, as the beginning of a torn file has."""
+    digest = re.search(r"-([0-9a-f]{10})$", folder.name)
+    return digest is not None and digest[1] != run_identity(config)
 
 
 def _canonical(value: Any, where: str) -> Any:

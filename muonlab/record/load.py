@@ -14,7 +14,7 @@ import yaml
 from muonlab.errors import MuonlabError, unknown_name
 from muonlab.record.environment import Environment
 from muonlab.record.files import read_json
-from muonlab.record.identity import run_identity
+from muonlab.record.identity import names_another, run_identity
 from muonlab.record.parts import KEYS, schema_of
 from muonlab.record.score import SERIES, score_run
 from muonlab.record.state import FILE, read_state, writer_alive
@@ -144,6 +144,10 @@ def _config(path: Path) -> Mapping[str, Any]:
         raise MuonlabError(f"cannot read {path}: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise MuonlabError(f"the run in {path.parent} is damaged: {path.name} is no mapping of settings")
+    if names_another(path.parent, config):
+        raise MuonlabError(
+            f"the run in {path.parent} is damaged: {path.name} is not the config of its folder"
+        )
     return config
 
 

@@ -10,6 +10,7 @@ import yaml
 from muonlab.errors import EnvironmentFault, MuonlabError
 from muonlab.record.environment import Environment
 from muonlab.record.files import remove_leftovers, set_aside
+from muonlab.record.identity import names_another
 from muonlab.record.mlflow_link import Link
 from muonlab.record.parts import set_aside_torn as set_aside_torn_traces
 from muonlab.record.state import FILE, OVER, read_state
@@ -63,7 +64,7 @@ def set_aside_torn(folder: Path) -> list[Path]:
 
 def _torn(path: Path) -> bool:
     read: dict[str, Callable[[Path], Any]] = {
-        "config.yaml": lambda path: dict(yaml.load(_text(path), Loader=LOADER)),
+        "config.yaml": lambda path: _config(path),
         "environment.json": lambda path: Environment.read(dict(json.loads(_text(path)))),
         "routing.json": lambda path: [dict(route) for route in json.loads(_text(path))],
         FILE: lambda path: read_state(path.parent),
@@ -77,6 +78,11 @@ def _torn(path: Path) -> bool:
     except (MuonlabError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
         return True
     return False
+
+
+def _config(path: Path) -> None:
+    if names_another(path.parent, yaml.load(_text(path), Loader=LOADER)):
+        raise MuonlabError(f"{path} is not the config of its folder")
 
 
 def _text(path: Path) -> str:

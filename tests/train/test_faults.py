@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from muonlab.errors import EnvironmentFault
+from muonlab.errors import EnvironmentFault, MuonlabError
 from muonlab.record import RunRecord, load_run
 from muonlab.train import checkpoints as checkpoints_module
 from muonlab.train.checkpoints import checkpoint_path, latest_checkpoint
@@ -194,7 +194,12 @@ def garbage(path):
     path.write_bytes(b"\x00\xff" * 500)
 
 
-@pytest.mark.parametrize("tear", [cut, empty, garbage])
+def cut_at_a_line(path):
+    """The beginning of a YAML file is a YAML file."""
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
+
+
+@pytest.mark.parametrize("tear", [cut, cut_at_a_line, empty, garbage])
 @pytest.mark.parametrize(
     "name",
     [
@@ -225,12 +230,16 @@ def test_a_torn_file_is_set_aside_and_the_run_goes_on(whole, tmp_path, monkeypat
     ]
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "status.json", "environment.json", "traces/steps.parquet"])
-def test_a_torn_file_of_a_finished_run_is_made_again_by_its_command(whole, tmp_path, name):
+@pytest.mark.parametrize("tear", [cut, cut_at_a_line])
+@pytest.mark.parametrize("name", ["config.yaml", "status.json", "events.json", "traces/steps.parquet"])
+def test_a_torn_file_of_a_finished_run_is_made_again_by_its_command(whole, tmp_path, name, tear):
     folder, ask = whole
     config = ask(tmp_path)
     train(config)
-    cut(run_folder(config) / name)
+    tear(run_folder(config) / name)
+    if name == "config.yaml":
+        with pytest.raises(MuonlabError, match=r"config\.yaml"):
+            load_run(run_folder(config))
     assert train(config).trained
     assert_equal(folder, run_folder(config))
 
