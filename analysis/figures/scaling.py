@@ -12,7 +12,7 @@ from analysis.drawing.layout import SETTING, columns_of, legend_above
 from analysis.drawing.palette import styles
 from analysis.figures.registry import Drawing, figure
 from analysis.frames import Frames
-from analysis.measures.scaling import PowerLaw, bootstrap_ratio, fit_lines, fit_power_law
+from analysis.measures.scaling import PowerLaw, bootstrap_ratio, fit_lines, fit_power_law, resampled_means
 from muonlab.errors import MuonlabError
 
 RESAMPLES = 2000
@@ -82,10 +82,7 @@ def _points(frame: pd.DataFrame, arm: str, metric: str) -> Points:
 
 
 def _band(compute: np.ndarray, losses: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
-    sizes, seeds = losses.shape
-    resamples = rng.integers(seeds, size=(RESAMPLES, sizes, seeds))
-    means = np.take_along_axis(losses[None], resamples, axis=2).mean(axis=2)
+    means = resampled_means(losses, RESAMPLES, np.random.default_rng(0))
     slopes, intercepts = fit_lines(np.log(compute), np.log(means))
     values = np.exp(intercepts[:, None] + slopes[:, None] * np.log(x))
     low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)

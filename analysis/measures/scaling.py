@@ -54,6 +54,12 @@ def compute_at_equal_loss(arm: PowerLaw, baseline: PowerLaw, compute: float) -> 
     return arm.compute(baseline.loss(compute)) / compute
 
 
+def resampled_means(losses: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Mean losses (resamples, sizes) over seeds drawn anew at each size; losses: (sizes, seeds)."""
+    seeds = rng.integers(losses.shape[1], size=(resamples, *losses.shape))
+    return np.take_along_axis(losses[None], seeds, axis=2).mean(axis=2)
+
+
 def bootstrap_ratio(
     arm: np.ndarray,
     baseline: np.ndarray,
@@ -66,12 +72,8 @@ def bootstrap_ratio(
     arm, baseline: losses (sizes, seeds). compute: (sizes,), the same for both. at: the compute of the comparison.
     """
     rng = np.random.default_rng(0)
-
-    def means(losses: np.ndarray) -> np.ndarray:
-        ratios = rng.integers(losses.shape[1], size=(resamples, *losses.shape))
-        return np.take_along_axis(losses[None], ratios, axis=2).mean(2)  # (resamples, sizes)
-
-    ratios = [_ratio(a, b, compute, at) for a, b in zip(means(arm), means(baseline), strict=True)]
+    means = [resampled_means(losses, resamples, rng) for losses in (arm, baseline)]
+    ratios = [_ratio(a, b, compute, at) for a, b in zip(*means, strict=True)]
     low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     estimate = _ratio(arm.mean(1), baseline.mean(1), compute, at)
     return Interval(estimate, float(low), float(high), arm.shape[1])

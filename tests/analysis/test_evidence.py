@@ -116,3 +116,12 @@ def test_every_answer_is_counted(results):
 def test_an_empty_folder_is_reported(tmp_path):
     with pytest.raises(MuonlabError, match="no experiment is kept"):
         load_evidence(tmp_path)
+
+
+def test_claims_without_answers_are_damage_and_not_an_empty_table(results):
+    path = results / "b" / "experiment.yaml"
+    path.write_text(path.read_text() + "claims: [{claim: c, source: s}]\n")
+    load_evidence(results)
+    (results / "b" / "answers.json").unlink()
+    with pytest.raises(MuonlabError, match=r"there are claims, and no answers\.json"):
+        load_evidence(results)

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -236,6 +237,14 @@ def drawn(monkeypatch):
     return both
 
 
+def test_a_kind_is_one_file_of_its_name():
+    files = {path.stem for path in Path(registry.__file__).parent.glob("*.py")}
+    assert files - {"__init__", "registry"} == set(FIGURES)
+    for kind, function in FIGURES.items():
+        assert function.__module__ == f"analysis.figures.{kind}"
+        assert function.__doc__
+
+
 def test_every_kind_has_a_case():
     assert set(CASES) | {"polynomials"} == set(FIGURES)
 
@@ -277,6 +286,8 @@ def test_schedules_need_no_runs(tmp_path, drawn):
         ),
         ({"name": "x", "kind": "to_target"}, "the figure x .to_target. needs 'target'"),
         ({"kind": "traces"}, "a figure needs 'name'"),
+        ({"name": "x", "kind": "traces", "tau": "high"}, "tau of figure x must be a number"),
+        ({"name": "x", "kind": "traces", "arms": "muon"}, "arms of figure x must be a list"),
     ],
 )
 def test_a_figure_that_cannot_be_drawn_is_refused_before_any_run(spec, message):

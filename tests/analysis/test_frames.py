@@ -9,7 +9,17 @@ import pandas as pd
 import pytest
 
 from analysis import frames as module
-from analysis.columns import at_end, peak_step, settled_loss
+from analysis.columns import (
+    COLUMNS,
+    METRICS,
+    RECORDED,
+    SUMMARIES,
+    at_end,
+    axis_label,
+    is_logarithmic,
+    peak_step,
+    settled_loss,
+)
 from analysis.frames import collect, downsample
 from analysis.run_tests import collapsed
 from muonlab.errors import MuonlabError
@@ -40,6 +50,19 @@ def test_steps_carry_the_extremes_over_heads_and_the_runs_own_learning_rate(fram
     assert (steps["lr"] == 0.03).all()
     assert steps["scheduled_lr"].iloc[0] < 0.03
     assert steps["entropy"].notna().sum() == 24
+
+
+def test_a_column_is_described_once(frames):
+    for name, summary in SUMMARIES.items():
+        assert summary.function.__doc__
+        assert name in frames.runs
+        assert METRICS[name] == summary.unit
+        assert COLUMNS[name] == summary.column
+    assert COLUMNS["val_loss"] == RECORDED["val_loss"], "a run's column has the axis of the recorded one"
+    assert axis_label("svd_entropy/query") == "SVD entropy of the weights"
+    assert axis_label("no_such_column") == "no such column"
+    assert is_logarithmic("sigma_max/mlp (end)")
+    assert not is_logarithmic("train_loss")
 
 
 def test_spikes_are_counted_where_they_begin(frames):
