@@ -1,87 +1,73 @@
-"""The AdamW rule, for what is not orthogonalised: PyTorch's own functional AdamW."""
+"""AdamW, for what is not orthogonalised: Loshchilov and Hutter, arXiv 1711.05101.
 
-from typing import TYPE_CHECKING, Any
+With g the gradient, t the number of steps with this one, and b1, b2 the betas:
+
+    m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g²          momentum, and the running mean square
+    D = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)       transform
+    W <- (1 - lr weight_decay) W - lr D                        decay and step
+
+All four lines are one kernel of PyTorch where it has a fused one, on CPU and CUDA.
+"""
+
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from muonlab.errors import MuonlabError
-from muonlab.optim.checks import check_number
-from muonlab.optim.sharded import local_part
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+from muonlab.optim.rules import Batch, Rule, check_setting, group_under, register_rule
+from muonlab.settings.check import Average
+from muonlab.settings.optimizer import AdamWGroup
 
 _FUSED = ("cpu", "cuda")
-# What the state of every updated parameter holds.
-REQUIRED_STATE = ("exp_avg", "exp_avg_sq", "step")
 
 
-def prepare(group: dict[str, Any]) -> None:
-    """Check the settings of one parameter group, plain values (`plain_value`); raises MuonlabError."""
-    for name in ("lr", "eps", "weight_decay"):
-        check_number(f"{name} of an adamw group", group[name])
-    betas = group["betas"]
-    if not isinstance(betas, tuple) or len(betas) != 2:
-        raise MuonlabError(f"betas of an adamw group must be two numbers, not {betas!r}")
-    for beta in betas:
-        check_number("each of the betas of an adamw group", beta, below=1.0)
-    if "momentum" in group:
-        check_number("momentum of an adamw group", group["momentum"], below=1.0)
+@register_rule("adamw")
+class AdamWRule(Rule):
+    """PyTorch's functional AdamW; the settings are explained at `AdamW`."""
 
+    settings = AdamWGroup
+    buffers = ("exp_avg", "exp_avg_sq")
 
-def check_parameter(param: Tensor, name: str, group: dict[str, Any]) -> None:
-    """AdamW takes real tensors of every shape, so there is nothing to refuse."""
+    def prepare(self, group: dict[str, Any]) -> None:
+        """Check the settings, and a momentum that a scheduler wrote into the group."""
+        super().prepare(group)
+        if "momentum" in group:
+            check_setting(Average, group["momentum"], f"momentum of {group_under(self.name)}")
 
+    def state_shapes(self, shape: torch.Size, group: dict[str, Any]) -> dict[str, tuple[int, ...] | None]:
+        """The two averages, and the number of steps."""
+        return {**super().state_shapes(shape, group), "step": ()}
 
-def describe_view(shape: torch.Size, group: dict[str, Any]) -> str:
-    """AdamW works entry by entry and sees no matrix."""
-    return "-"
+    def required_state(self) -> tuple[str, ...]:
+        """The two averages, and the number of steps."""
+        return (*self.buffers, "step")
 
+    def init_state(self, param: Tensor, dtype: torch.dtype) -> dict[str, Any]:
+        """No steps so far."""
+        step = torch.zeros((), dtype=torch.float32, device=param.device)
+        return {"step": step, **super().init_state(param, dtype)}
 
-def state_shapes(shape: torch.Size, group: dict[str, Any]) -> dict[str, tuple[int, ...] | None]:
-    """The shapes of all that a parameter's state may hold."""
-    return {"exp_avg": tuple(shape), "exp_avg_sq": tuple(shape), "step": ()}
+    def update(self, batch: Batch) -> None:
+        """One step. Entries do not depend on each other, so a rank updates the rows it holds and needs no other.
 
-
-def init_state(param: Tensor, dtype: torch.dtype) -> dict[str, Any]:
-    """No updates so far, and two zero moments of the parameter's shape."""
-    return {
-        "step": torch.zeros((), dtype=torch.float32, device=param.device),
-        "exp_avg": torch.zeros_like(param, dtype=dtype),
-        "exp_avg_sq": torch.zeros_like(param, dtype=dtype),
-    }
-
-
-def update(
-    params: list[Tensor],
-    grads: list[Tensor],
-    states: list[dict[str, Any]],
-    groups: list[dict[str, Any]],
-    process_group: "ProcessGroup | None",
-) -> None:
-    """One step, in place: Loshchilov & Hutter, arXiv 1711.05101, with the decay lr * weight_decay of PyTorch.
-
-    All parameters share a device, a dtype and the settings of groups[0]. Where a scheduler has written a
-    `momentum` into the group, as it does if others of the optimizer's groups have one, that is the first beta. Entries
-    do not depend on each other, so every rank updates what it holds and needs no other.
-    """
-    settings = groups[0]
-    beta1, beta2 = settings["betas"]
-    adamw(
-        [local_part(param) for param in params],
-        [local_part(grad) for grad in grads],
-        [local_part(state["exp_avg"]) for state in states],
-        [local_part(state["exp_avg_sq"]) for state in states],
-        max_exp_avg_sqs=[],
-        state_steps=[state["step"] for state in states],
-        fused=params[0].device.type in _FUSED,
-        amsgrad=False,
-        beta1=settings.get("momentum", beta1),
-        beta2=beta2,
-        lr=settings["lr"],
-        weight_decay=settings["weight_decay"],
-        eps=settings["eps"],
-        maximize=False,
-    )
+        Where a scheduler has written a `momentum` into the group, as it does if others of the optimizer's groups have
+        one, that is the first beta.
+        """
+        s = batch.settings(AdamWGroup)
+        adamw(
+            batch.params,
+            batch.grads,
+            batch.buffers("exp_avg"),
+            batch.buffers("exp_avg_sq"),
+            max_exp_avg_sqs=[],
+            state_steps=[state["step"] for state in batch.states],
+            fused=batch.params[0].device.type in _FUSED,
+            amsgrad=False,
+            beta1=batch.groups[0].get("momentum", s.betas[0]),
+            beta2=s.betas[1],
+            lr=s.lr,
+            weight_decay=s.weight_decay,
+            eps=s.eps,
+            maximize=False,
+        )

@@ -16,25 +16,31 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from muonlab.errors import MuonlabError, unknown_name
-from muonlab.optim import adamw_rule, muon_rule
-from muonlab.optim.checks import check_choice, check_number, plain_value
+from muonlab.optim import adamw_rule, muon_rule  # noqa: F401  # they register themselves
 from muonlab.optim.qk_clip import QKClip
 from muonlab.optim.routing import Route
+from muonlab.optim.rules import (
+    RULES,
+    Batch,
+    MatrixSettings,
+    check_setting,
+    group_under,
+    plain_value,
+    setting_names,
+)
 from muonlab.optim.saved_state import check_buffers, check_entries, check_groups, check_top
 from muonlab.optim.sharded import local_part, spread_like
+from muonlab.settings.check import NonNegative
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-RULES = {"muon": muon_rule, "adamw": adamw_rule}
 # What a group may hold besides settings: what it is, and what torch's schedulers write into it.
 _DESCRIPTION = ("params", "param_names", "rule", "name", "reasons")
 _SCHEDULED = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
 _NOT_SETTINGS = (*_DESCRIPTION, *_SCHEDULED, "peak_lr", "lr_scale")
-# Buffers of the parameter's shape, which are sharded where it is.
-_SPREAD = ("momentum_buffer", "exp_avg", "exp_avg_sq")
 # In what groups that are updated together may differ.
-_VIEW_SETTINGS = ("row_blocks", "col_blocks", "flatten")
+_VIEW_SETTINGS = setting_names(MatrixSettings)
 
 
 @dataclass
@@ -47,12 +53,13 @@ class _Bucket:
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
-    """Parameter groups under the rules `muon` and `adamw`; `Muon` and `AdamW` are its two faces.
+    """Parameter groups under any of the registered rules; `Muon` and `AdamW` are its two faces.
 
-    params: tensors, (name, tensor) pairs, or groups {"params": ..., "rule": "muon" | "adamw", "name": ...,
-        settings}, where "lr_scale" multiplies the group's lr.
+    params: tensors, (name, tensor) pairs, or groups {"params": ..., "rule": "muon", "name": ..., settings}, where
+        "lr_scale" multiplies the group's lr.
     rule: the rule of groups that name none.
-    defaults: for every rule that groups may have, the settings that a group does not give.
+    defaults: by rule, the settings that its groups have where they give none; None and rules that are not here: the
+        rule's own defaults.
     clip: a QKClip that acts after every update, or None.
 
     process_group: an attribute, None at first: then this process orthogonalises every matrix. Set it to the ranks of
@@ -68,15 +75,28 @@ class CombinedOptimizer(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: ParamsT, rule: str, defaults: Mapping[str, dict[str, Any]], clip: QKClip | None = None
+        self,
+        params: ParamsT,
+        rule: str,
+        defaults: Mapping[str, object] | None = None,
+        clip: QKClip | None = None,
     ):
-        self._rule, self._rule_defaults = rule, {name: dict(given) for name, given in defaults.items()}
-        for name, settings in self._rule_defaults.items():
-            _prepare(name, settings)
+        self._rule = rule
+        self._rule_defaults: dict[str, dict[str, Any]] = {}
+        for name, settings in {rule: None, **(defaults or {})}.items():
+            self._add_rule(name, settings)
         self.clip = clip
         self.process_group: ProcessGroup | None = None
         self.steps_done = 0
         super().__init__(params, dict(self._rule_defaults[rule]))
+
+    def _add_rule(self, rule: str, settings: object = None) -> None:
+        """Take the settings of a rule as defaults of its groups; None: the rule's own."""
+        if rule not in RULES:
+            raise unknown_name("rule of a parameter group", rule, RULES)
+        values = dict(vars(RULES[rule].settings() if settings is None else settings))
+        _prepare(rule, values)
+        self._rule_defaults[rule] = values
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters; raises MuonlabError for unknown rules or settings and what cannot be updated.
@@ -84,19 +104,20 @@ class CombinedOptimizer(torch.optim.Optimizer):
         NumPy numbers become Python's and lists tuples.
         """
         rule = param_group.get("rule", self._rule)
-        check_choice("rule of a parameter group", rule, self._rule_defaults)
+        if rule not in self._rule_defaults:
+            self._add_rule(rule)
         defaults = self._rule_defaults[rule]
         # beside a scheduler's bounds a momentum is the scheduler's; see the class
         known = {*defaults, *_NOT_SETTINGS} | ({"momentum"} if "max_momentum" in param_group else set())
         for name in param_group:
             if name not in known:
-                raise unknown_name(f"setting of a {rule} group", name, defaults)
+                raise unknown_name(f"setting of {group_under(rule)}", name, defaults)
         group = {"name": f"group_{len(self.param_groups)}", **defaults, **param_group, "rule": rule}
         if not isinstance(group["name"], str):
             raise MuonlabError(f"the name of a parameter group must be text, not {group['name']!r}")
         _prepare(rule, group)
         scale = group.pop("lr_scale", 1.0)
-        check_number("lr_scale", scale)
+        check_setting(NonNegative, scale, "lr_scale")
         if scale != 1.0:  # else keep a tensor that a captured graph reads
             group["lr"] = group["lr"] * scale
         group.setdefault("peak_lr", float(group["lr"]))
@@ -217,7 +238,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
             for param, key, name in zip(here["params"], saved["params"], _names(here), strict=True):
                 rule.check_parameter(param, name, saved)
                 if entries := buffers.pop(key, {}):
-                    check_buffers(name, entries, rule.state_shapes(param.shape, saved), rule.REQUIRED_STATE)
+                    check_buffers(name, entries, rule.state_shapes(param.shape, saved), rule.required_state())
             saved_groups.append(saved)
         if buffers:
             raise MuonlabError(f"the saved state is of parameters that no group holds: {list(buffers)[:3]}")
@@ -228,10 +249,10 @@ class CombinedOptimizer(torch.optim.Optimizer):
     def _restore(self, state: dict[str, Any]) -> None:
         """What torch has not restored: bits of fp32 buffers of bf16 parameters, the step count, the clip."""
         keys = chain.from_iterable(group["params"] for group in state["param_groups"])
-        params = chain.from_iterable(group["params"] for group in self.param_groups)
-        for key, param in zip(keys, params, strict=True):
+        params = [(param, group["rule"]) for group in self.param_groups for param in group["params"]]
+        for key, (param, rule) in zip(keys, params, strict=True):
             if entries := state["state"].get(key):
-                self.state[param] = _like(param, entries)
+                self.state[param] = _like(param, entries, rule)
         self.steps_done = state["steps_done"]
         if self.clip is not None and "clip" in state:
             self.clip.load_state_dict(state["clip"])
@@ -273,20 +294,33 @@ class CombinedOptimizer(torch.optim.Optimizer):
         params = bucket.params
         rule, dtype = RULES[bucket.groups[0]["rule"]], _state_dtype(params[0])
         for param in params:
-            buffer = self._momentum_of(param)
-            if buffer is None:
+            state = self.state.get(param)
+            if not state:
                 self.state[param] = rule.init_state(param, dtype)
-            elif buffer.dtype is not dtype or buffer.device != param.device:
-                self.state[param] = _like(param, self.state[param])
+            elif any(
+                state[name].dtype is not dtype or state[name].device != param.device
+                for name in rule.buffers[:1]
+            ):
+                self.state[param] = _like(param, state, rule.name)
         grads = [grad.to(dtype) for grad in bucket.grads]  # themselves where they are of it already
         work = params if params[0].dtype is dtype else [param.to(dtype) for param in params]
-        rule.update(work, grads, [self.state[p] for p in params], bucket.groups, self.process_group)
+        rule.update(
+            Batch(
+                params=[local_part(param) for param in work],
+                grads=[local_part(grad) for grad in grads],
+                states=[self.state[param] for param in params],
+                groups=bucket.groups,
+                whole=params,
+                process_group=self.process_group,
+            )
+        )
         if work is not params:
             torch._foreach_copy_(list(map(local_part, params)), list(map(local_part, work)))
 
     def _momentum_of(self, param: Tensor) -> Tensor | None:
         state = self.state.get(param, {})
-        return state.get("momentum_buffer", state.get("exp_avg"))
+        names = [name for rule in self._rule_defaults for name in RULES[rule].buffers[:1]]
+        return next((state[name] for name in names if name in state), None)
 
 
 def _prepare(rule: str, group: dict[str, Any]) -> None:
@@ -295,7 +329,7 @@ def _prepare(rule: str, group: dict[str, Any]) -> None:
     RULES[rule].prepare(group)
     for name in (*_SCHEDULED, "peak_lr"):
         if name in group:
-            check_number(name, group[name])
+            check_setting(NonNegative, group[name], name)
 
 
 def _plain_settings(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -318,7 +352,7 @@ def _state_dtype(param: Tensor) -> torch.dtype:
     return torch.promote_types(param.dtype, torch.float32)
 
 
-def _like(param: Tensor, state: Mapping[str, Any]) -> dict[str, Any]:
+def _like(param: Tensor, state: Mapping[str, Any], rule: str) -> dict[str, Any]:
     """A copy of a parameter's state where the parameter is, in `_state_dtype`; AdamW's count of steps stays fp32."""
     copied = {
         name: value.to(param.device, value.dtype if name == "step" else _state_dtype(param), copy=True)
@@ -326,7 +360,7 @@ def _like(param: Tensor, state: Mapping[str, Any]) -> dict[str, Any]:
         else value
         for name, value in state.items()
     }
-    return copied | {name: spread_like(param, copied[name]) for name in _SPREAD if name in copied}
+    return copied | {name: spread_like(param, copied[name]) for name in RULES[rule].buffers if name in copied}
 
 
 def _names(group: dict[str, Any]) -> list[str]:

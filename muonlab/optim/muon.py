@@ -1,15 +1,17 @@
 """Muon, MuonClip and AdamW, for any PyTorch training loop."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.optim.optimizer import ParamsT
 
 from muonlab.layout import AttentionLayout
 from muonlab.optim.combined import CombinedOptimizer
+from muonlab.optim.muon_rule import MuonRuleSettings
 from muonlab.optim.qk_clip import QKClip
 from muonlab.optim.schedules import Coefficients
+from muonlab.settings.optimizer import AdamWGroup
 
 
 class Muon(CombinedOptimizer):
@@ -32,7 +34,7 @@ class Muon(CombinedOptimizer):
         changes nothing. Sane: 1e-3 to 0.05, or 0.01 to 0.1 under `original`, `spectral` and `none`.
     momentum: weight of the past, in [0, 1); 0 orthogonalises every gradient by itself. Sane: 0.8 to 0.98. May
         be scheduled by changing it in the groups.
-    momentum_kind: `ema`, `heavy_ball` or `ema_corrected` (`muonlab.optim.momentum`); without a momentum
+    momentum_kind: `ema`, `heavy_ball` or `ema_corrected` (`muonlab.optim.muon_rule`); without a momentum
         schedule all give the same updates, but for the first few of the last.
     nesterov: look one gradient ahead.
     ns_schedule, ns_steps: the iteration, as in `newton_schulz`: a name, a triple (a, b, c), a list of
@@ -40,15 +42,15 @@ class Muon(CombinedOptimizer):
     ns_backend: "auto" by measured rules, or "plain" or "gram"; the same matrix up to rounding.
     ns_dtype: "float32", "bfloat16", "float16", "float64", or None: bf16 on CUDA, fp32 elsewhere.
     scale_rule: `original`, `match_rms_adamw`, `unit_update_rms`, `spectral` or `none`
-        (`muonlab.optim.scale_rules`).
+        (`muonlab.optim.muon_rule`).
     weight_decay: for `decoupled`, the share of a weight lost per step is lr * weight_decay; 0: none. Sane:
         0 to 0.2.
-    weight_decay_kind: `decoupled`, `independent` or `shape_scaled` (`muonlab.optim.weight_decay`).
+    weight_decay_kind: `decoupled`, `independent` or `shape_scaled` (`muonlab.optim.muon_rule`).
     cautious: an entry decays only where the update pulls it the same way.
-    row_blocks, col_blocks, flatten: which blocks are orthogonalised apart, such as heads, and whether filters
+    row_blocks, col_blocks, flatten: which blocks are orthogonalised separately, such as heads, and whether filters
         are flattened (`muonlab.optim.matrix_view`).
     equilibrate_rows, renormalise, normuon_beta2: even out neurons around the iteration
-        (`muonlab.optim.normuon`); False, False, None: off. normuon_beta2 in [0, 1) is the weight of the
+        (`muonlab.optim.muon_rule`); False, False, None: off. normuon_beta2 in [0, 1) is the weight of the
         past; 0 looks at this update alone. Sane: 0.9 to 0.99.
 
     For AdamW groups (arXiv 1711.05101):
@@ -74,15 +76,17 @@ class Muon(CombinedOptimizer):
         lr: float = 0.01,
         *,
         momentum: float = 0.95,
-        momentum_kind: str = "ema",
+        momentum_kind: Literal["ema", "heavy_ball", "ema_corrected"] = "ema",
         nesterov: bool = True,
         ns_schedule: Coefficients = "jordan",
         ns_steps: int | None = None,
-        ns_backend: str = "auto",
+        ns_backend: Literal["auto", "plain", "gram"] = "auto",
         ns_dtype: str | torch.dtype | None = None,
-        scale_rule: str = "match_rms_adamw",
+        scale_rule: Literal[
+            "original", "match_rms_adamw", "unit_update_rms", "spectral", "none"
+        ] = "match_rms_adamw",
         weight_decay: float = 0.0,
-        weight_decay_kind: str = "decoupled",
+        weight_decay_kind: Literal["decoupled", "independent", "shape_scaled"] = "decoupled",
         cautious: bool = False,
         row_blocks: int | Sequence[int] = 1,
         col_blocks: int = 1,
@@ -96,27 +100,27 @@ class Muon(CombinedOptimizer):
         adamw_weight_decay: float = 0.0,
         clip: QKClip | None = None,
     ):
-        muon = {
-            "lr": lr,
-            "momentum": momentum,
-            "momentum_kind": momentum_kind,
-            "nesterov": nesterov,
-            "ns_schedule": ns_schedule,
-            "ns_steps": ns_steps,
-            "ns_backend": ns_backend,
-            "ns_dtype": ns_dtype,
-            "scale_rule": scale_rule,
-            "weight_decay": weight_decay,
-            "weight_decay_kind": weight_decay_kind,
-            "cautious": cautious,
-            "row_blocks": row_blocks,
-            "col_blocks": col_blocks,
-            "flatten": flatten,
-            "equilibrate_rows": equilibrate_rows,
-            "renormalise": renormalise,
-            "normuon_beta2": normuon_beta2,
-        }
-        adamw = {"lr": adamw_lr, "betas": adamw_betas, "eps": adamw_eps, "weight_decay": adamw_weight_decay}
+        muon = MuonRuleSettings(
+            lr=lr,
+            momentum=momentum,
+            momentum_kind=momentum_kind,
+            nesterov=nesterov,
+            ns_schedule=ns_schedule,  # type: ignore[arg-type]  # becomes a name or rows in MuonRule.prepare
+            ns_steps=ns_steps,
+            ns_backend=ns_backend,
+            ns_dtype=ns_dtype,  # type: ignore[arg-type]  # likewise
+            scale_rule=scale_rule,
+            weight_decay=weight_decay,
+            weight_decay_kind=weight_decay_kind,
+            cautious=cautious,
+            row_blocks=row_blocks,
+            col_blocks=col_blocks,
+            flatten=flatten,
+            equilibrate_rows=equilibrate_rows,
+            renormalise=renormalise,
+            normuon_beta2=normuon_beta2,
+        )
+        adamw = AdamWGroup(lr=adamw_lr, betas=adamw_betas, eps=adamw_eps, weight_decay=adamw_weight_decay)
         super().__init__(params, "muon", {"muon": muon, "adamw": adamw}, clip)
 
 
@@ -167,5 +171,5 @@ class AdamW(CombinedOptimizer):
         weight_decay: float = 0.0,
         clip: QKClip | None = None,
     ):
-        adamw = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        adamw = AdamWGroup(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         super().__init__(params, "adamw", {"adamw": adamw}, clip)

@@ -18,10 +18,37 @@ import torch.distributed as dist
 from torch import Tensor
 
 from muonlab.optim.matrix_view import MatrixView
+from muonlab.optim.rules import Batch
 from muonlab.optim.sharded import is_sharded
 
 # From stacks (..., rows, cols), and the second moments of each or none, to their updates.
 Transform = Callable[[list[Tensor], list[Tensor]], list[Tensor]]
+
+
+def transform_matrices(
+    batch: Batch,
+    views: Sequence[MatrixView],
+    directions: Sequence[Tensor],
+    transform: Transform,
+    with_moments: bool,
+) -> list[Tensor]:
+    """What `transform` makes of the matrices of each direction, one tensor a parameter: whole, or this rank's rows.
+
+    `transform` sees whole matrices alone. with_moments: it is given the state's `second_moment_0`, ... of each matrix,
+    to advance them.
+    """
+    ranks = Ranks.of(batch.whole, batch.process_group)
+    shapes = [param.shape for param in batch.whole]
+    if ranks is not None:
+        return ranks.updates(shapes, directions, views, batch.states, transform, with_moments)
+    blocks = [view.split(direction) for view, direction in zip(views, directions, strict=True)]
+    places = [(i, f"second_moment_{j}") for i, own in enumerate(blocks) for j in range(len(own))]
+    moments = [batch.states[i][name] for i, name in places] if with_moments else []
+    updates = iter(transform([stack for own in blocks for stack in own], moments))
+    return [
+        view.join([next(updates) for _ in own], shape)
+        for view, own, shape in zip(views, blocks, shapes, strict=True)
+    ]
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ to the norm and we need not, of relative size 1e-7 over the norm of the momentum
 from typing import Any
 
 from muonlab.errors import MuonlabError, unknown_name
-from muonlab.optim.scale_rules import SCALE_RULES
+from muonlab.optim.muon_rule import SCALE_RULES
 from muonlab.optim.schedules import SCHEDULES
 
 # nanochat divides by 1.01 times the norm before rows that were fitted for 1.02.

@@ -10,18 +10,18 @@ from torch import nn
 
 from muonlab.errors import MuonlabError, unknown_name
 from muonlab.optim.model_roles import Role, model_roles
+from muonlab.optim.rules import RULES
 
-# What Muon takes unless `routes` says otherwise. Embeddings and heads are tables of rows that are used one by
+# What a rule for matrices takes unless `routes` says otherwise. Embeddings and heads are tables of rows used one by
 # one; routers, gates, norms and biases are too thin for an orthogonal update to mean anything.
 MUON_ROLES = ("query", "key", "value", "output", "latent", "qkv", "mlp", "expert", "linear")
-RULES = ("muon", "adamw")
 
 
 @dataclass(frozen=True)
 class Route:
     """One row of the routing table.
 
-    `group` is the parameter group (the role, where roles route), `rule` what updates it ("muon" or "adamw"),
+    `group` is the parameter group (the role, where roles route), `rule` what updates it ("muon", "adamw"),
     `view` says in words which matrices the rule sees, "-" for entry by entry.
     """
 
@@ -59,10 +59,12 @@ def parameter_groups(
     per_head: bool = False,
     split_qkv: bool = True,
 ) -> list[dict[str, Any]]:
-    """Parameter groups of a model for `Muon` (rule "muon") or `AdamW` (rule "adamw"), one per role.
+    """Parameter groups of a model, one per role.
 
-    routes: {role or parameter-name pattern: "muon" | "adamw"} against the default of MUON_ROLES; a pattern
-        (as for file names: * ? [abc]) goes before a role.
+    rule: a registered rule. One for matrices, such as "muon", is given MUON_ROLES, and "adamw" the rest; any other is
+        given every parameter.
+    routes: {role or parameter-name pattern: rule} against that default; a pattern (as for file names: * ? [abc]) goes
+        before a role.
     lr_scale: {role: factor} multiplies the learning rate of a role; 0 freezes it.
     per_head: cut query, key and value into row blocks and output into column blocks, one a head.
     split_qkv: cut a fused QKV weight into its three matrices; false leaves it one.
@@ -79,19 +81,19 @@ def parameter_groups(
     groups: dict[tuple, dict[str, Any]] = {}
     for name, param, tied in _unique_parameters(model):
         role = roles[name]
-        chosen, reason = table.rule_of(name, role)
+        target, reason = table.rule_of(name, role)
         for other in tied:
-            if other in roles and table.rule_of(other, roles[other])[0] != chosen:
+            if other in roles and table.rule_of(other, roles[other])[0] != target:
                 raise MuonlabError(
                     f"'{other}' is tied to '{name}' but routed to another rule; give both the same"
                 )
             reason += f"; tied to {other}"
-        view = _view(name, role, param, per_head, split_qkv) if chosen == "muon" else {}
+        view = _view(name, role, param, per_head, split_qkv) if RULES[target].takes_matrices else {}
         if param.ndim < 2:
             view, reason = {"weight_decay": 0.0}, f"{reason}; no decay"
         group = groups.setdefault(
-            (role.name, chosen, tuple(view.items())),
-            {"params": [], "reasons": [], "rule": chosen, "name": role.name or "routed", **view},
+            (role.name, target, tuple(view.items())),
+            {"params": [], "reasons": [], "rule": target, "name": role.name or "routed", **view},
         )
         group["params"].append((name, param))
         group["reasons"].append(reason)
@@ -115,6 +117,9 @@ class _Routes:
         for rule in self.routes.values():
             if rule not in RULES:
                 raise unknown_name("rule in routes", rule, RULES)
+        if default not in RULES:
+            raise unknown_name("rule", default, RULES)
+        self.for_matrices = RULES[default].takes_matrices
 
     def rule_of(self, name: str, role: Role) -> tuple[str, str]:
         """(rule, reason) of one parameter."""
@@ -128,12 +133,13 @@ class _Routes:
             patterns.append(role.name)
         if patterns:
             return self.routes[patterns[0]], f"{role.reason}; routes '{patterns[0]}'"
-        if not role.name and self.default == "muon":
+        if not role.name and self.for_matrices:
             raise MuonlabError(
                 f"parameter '{name}' ({role.reason}) has no known role; declare it in the model's "
                 f"parameter_roles(), or route it by name: routes={{'{name}': 'adamw'}}"
             )
-        return ("muon" if self.default == "muon" and role.name in MUON_ROLES else "adamw"), role.reason
+        takes = not self.for_matrices or role.name in MUON_ROLES
+        return (self.default if takes else "adamw"), role.reason
 
     def check_used(self, roles: set[str]) -> None:
         """Raise MuonlabError for an override that matched nothing."""

@@ -51,27 +51,32 @@ class ClipSettings:
 
     def clip_arguments(self) -> dict[str, Any]:
         """The arguments of `QKClip`, but for the layouts."""
-        chosen = _values(self, ClipSettings)
-        return {name.removeprefix("clip_"): value for name, value in chosen.items()}
+        return {name.removeprefix("clip_"): value for name, value in _values(self, ClipSettings).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamWSettings:
+class AdamWGroup:
+    """The settings of one parameter group under AdamW."""
+
+    lr: NonNegative = 3e-3
+    weight_decay: NonNegative = 0.0
+    betas: tuple[Average, Average] = (0.9, 0.95)
+    eps: NonNegative = 1e-8
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamWSettings(AdamWGroup):
     """AdamW for every parameter (arXiv 1711.05101), in one group per role.
 
     lr_scale: {role: factor} multiplies the learning rate of a role; 0 freezes it.
     """
 
     name: Literal["adamw"] = "adamw"
-    lr: NonNegative = 3e-3
-    weight_decay: NonNegative = 0.0
-    betas: tuple[Average, Average] = (0.9, 0.95)
-    eps: NonNegative = 1e-8
     lr_scale: Factors | None = None
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of `AdamW`, but for parameters and clip."""
-        return {k: v for k, v in _values(self, AdamWSettings).items() if k not in ("name", "lr_scale")}
+        return _values(self, AdamWGroup)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +96,9 @@ class RoutingSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MuonSettings(RoutingSettings):
-    """Muon for the hidden matrices, AdamW for embeddings, head, norms, biases, router, gates and filters."""
+class MuonGroup:
+    """The settings of one parameter group under Muon, but for how it is seen as matrices."""
 
-    name: Literal["muon"] = "muon"
     lr: NonNegative = 0.01
     weight_decay: NonNegative = 0.0
     momentum: Average = 0.95
@@ -112,6 +116,13 @@ class MuonSettings(RoutingSettings):
     equilibrate_rows: bool = False
     renormalise: bool = False
     normuon_beta2: Average | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuonSettings(MuonGroup, RoutingSettings):
+    """Muon for the hidden matrices, AdamW for embeddings, head, norms, biases, router, gates and filters."""
+
+    name: Literal["muon"] = "muon"
     adamw_lr: NonNegative = 3e-3
     adamw_betas: tuple[Average, Average] = (0.9, 0.95)
     adamw_eps: NonNegative = 1e-8

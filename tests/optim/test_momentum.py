@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muonlab.optim import newton_schulz
-from muonlab.optim.momentum import MOMENTUM_KINDS, momentum_directions
+from muonlab.optim.muon_rule import MOMENTUM_KINDS
 
 MOMENTA = st.lists(st.floats(0, 0.99), min_size=1, max_size=8)
 
@@ -20,7 +20,7 @@ def directions(kind, momenta, nesterov):
     state = {"momentum_buffer": torch.zeros(3, 4, dtype=torch.float64)}
     grads = gradients(len(momenta))
     run = [
-        momentum_directions([g], [state], kind, mu, nesterov)[0].clone()
+        MOMENTUM_KINDS[kind]([g], [state], mu, nesterov)[0].clone()
         for g, mu in zip(grads, momenta, strict=True)
     ]
     return run[-1], grads
@@ -87,5 +87,5 @@ def test_gradients_are_not_written_to(kind, nesterov):
     state = {"momentum_buffer": torch.ones(3, 4, dtype=torch.float64)}
     grad = gradients(1)[0]
     before = grad.clone()
-    momentum_directions([grad], [state], kind, 0.9, nesterov)
+    MOMENTUM_KINDS[kind]([grad], [state], 0.9, nesterov)
     assert torch.equal(grad, before)

@@ -10,7 +10,7 @@ from torch import nn
 from muonlab.errors import MuonlabError
 from muonlab.layout import AttentionLayout, HeadRows
 from muonlab.optim import AdamW, Muon, MuonClip, newton_schulz
-from muonlab.optim.scale_rules import SCALE_RULES
+from muonlab.optim.muon_rule import SCALE_RULES
 
 SIZES = st.integers(1, 10)
 
@@ -202,17 +202,17 @@ def test_muonclip_around_somebody_elses_attention():
         ({"lr": -1}, "lr of a muon group must be a number of at least 0 and finite, not -1"),
         ({"lr": float("nan")}, "lr of a muon group must be"),
         ({"lr": "fast"}, "not 'fast'"),
-        ({"momentum": 1.0}, "momentum must be a number of at least 0 and below 1, not 1.0"),
+        ({"momentum": 1.0}, "momentum of a muon group must be a number of at least 0 and below 1, not 1.0"),
         ({"weight_decay": -0.1}, "weight_decay of a muon group"),
-        ({"nesterov": 1}, "nesterov must be true or false, not 1"),
-        ({"momentum_kind": "emma"}, "unknown momentum kind 'emma'; did you mean 'ema'"),
+        ({"nesterov": "perhaps"}, "nesterov of a muon group must be true or false, not 'perhaps'"),
+        ({"momentum_kind": "emma"}, "unknown momentum_kind of a muon group 'emma'; did you mean 'ema'"),
         ({"scale_rule": "match_rms"}, "did you mean 'match_rms_adamw'"),
         ({"weight_decay_kind": "coupled"}, "did you mean 'decoupled'"),
         ({"ns_schedule": "jordn"}, "did you mean 'jordan'"),
-        ({"ns_steps": 0}, "Newton-Schulz steps must be an integer of at least 1"),
-        ({"ns_dtype": "float8"}, "unknown ns_dtype 'float8'"),
+        ({"ns_steps": 0}, "ns_steps of a muon group must be a whole number of at least 1 or null, not 0"),
+        ({"ns_dtype": "float8"}, "unknown ns_dtype of a muon group 'float8'"),
         ({"ns_backend": "gramm"}, "did you mean 'gram'"),
-        ({"normuon_beta2": 1.0}, "normuon_beta2 must be a number of at least 0 and below 1"),
+        ({"normuon_beta2": 1.0}, "normuon_beta2 of a muon group must be a number of at least 0 and below 1"),
         ({"row_blocks": [2, 2], "weight_decay_kind": "shape_scaled"}, "blocks of one shape"),
     ],
 )
@@ -227,9 +227,12 @@ def test_wrong_settings_are_told_in_one_sentence(settings, message):
     [
         ({"rule": "sgd"}, "unknown rule of a parameter group 'sgd'"),
         ({"momentun": 0.9}, "unknown setting of a muon group 'momentun'; did you mean 'momentum'"),
-        ({"rule": "adamw", "momentum": 0.9}, "unknown setting of a adamw group 'momentum'"),
-        ({"rule": "adamw", "betas": 0.9}, "betas of an adamw group must be two numbers, not 0.9"),
-        ({"rule": "adamw", "betas": (0.9, 1.0)}, "below 1, not 1.0"),
+        ({"rule": "adamw", "momentum": 0.9}, "unknown setting of an adamw group 'momentum'"),
+        (
+            {"rule": "adamw", "betas": 0.9},
+            "betas of an adamw group must be a list of 2, each a number of at least 0 and below 1, not 0.9",
+        ),
+        ({"rule": "adamw", "betas": (0.9, 1.0)}, r"below 1, not \(0.9, 1.0\)"),
         ({"lr_scale": -1.0}, "lr_scale must be"),
     ],
 )

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muonlab.optim.normuon import equilibrate_rows, normalise_neurons, renormalise, second_moment_shape
+from muonlab.optim.muon_rule import equilibrate_rows, normalise_neurons, renormalise, second_moment_shape
 
 SIZES = st.integers(1, 8)
 

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from muonlab.errors import MuonlabError
 from muonlab.layout import AttentionLayout, HeadRows
 from muonlab.optim import AdamW, Muon, MuonClip
-from muonlab.optim.checks import plain_value
+from muonlab.optim.rules import plain_value
 from muonlab.optim.schedules import Schedule
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from muonlab.optim import Muon, build_optimizer, newton_schulz
-from muonlab.optim.scale_rules import SCALE_RULES
+from muonlab.optim.muon_rule import SCALE_RULES
 
 
 def draw(*shape, seed=0, dtype=torch.float64):

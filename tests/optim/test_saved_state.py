@@ -202,8 +202,8 @@ def test_a_clip_by_itself_keeps_its_history_where_a_state_is_refused():
         (lambda state: {**state, "clip": 3}, "the saved clip state is a int"),
         (lambda state: in_group(state, params=[0, 0]), "holds other parameters"),
         (lambda state: in_group(state, params=None), "params of .* were saved as None"),
-        (lambda state: in_group(state, momentum=2.0), "momentum must be a number .* not 2.0"),
-        (lambda state: in_group(state, ns_steps="many"), "steps must be an integer"),
+        (lambda state: in_group(state, momentum=2.0), "momentum of a muon group must be a number .* not 2.0"),
+        (lambda state: in_group(state, ns_steps="many"), "ns_steps of a muon group must be a whole number"),
         (lambda state: in_buffers(state, max_exp_avg_sq=torch.zeros(8, 8)), "unknown entry 'max_exp_avg_sq'"),
     ],
 )

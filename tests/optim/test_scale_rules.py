@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muonlab.optim import newton_schulz
-from muonlab.optim.scale_rules import SCALE_RULES
+from muonlab.optim.muon_rule import SCALE_RULES
 
 SIZES = st.integers(1, 12)
 

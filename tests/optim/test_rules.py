@@ -1,0 +1,125 @@
+"""A rule of somebody's own: one class and one registration, as the docstring of muonlab.optim.rules shows it."""
+
+import inspect
+import io
+import textwrap
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+import muonlab.optim.rules as rules
+from muonlab.errors import MuonlabError
+from muonlab.optim import AdamW, Muon, format_routing
+from muonlab.optim.combined import CombinedOptimizer
+from muonlab.optim.muon_rule import MuonRuleSettings
+from muonlab.optim.routing import parameter_groups
+from muonlab.optim.rules import RULES, Rule, register_rule
+from muonlab.settings.check import Average, NonNegative
+from muonlab.settings.optimizer import AdamWGroup
+
+
+@pytest.fixture
+def lion():
+    """Registers the Lion of the docstring, word for word."""
+    lines = rules.__doc__.splitlines()
+    code = "\n".join(line for line in lines if line.startswith("    ") or not line)
+    names = {
+        "dataclass": dataclass,
+        "NonNegative": NonNegative,
+        "Average": Average,
+        "torch": torch,
+        "Rule": Rule,
+    }
+    exec(textwrap.dedent(code), {**names, "register_rule": register_rule, "__name__": "lion"})
+    yield RULES["lion"]
+    del RULES["lion"]
+
+
+def plain_lion(W, gradients, lr, betas, weight_decay):
+    m = torch.zeros_like(W)
+    for g in gradients:
+        update = (betas[0] * m + (1 - betas[0]) * g).sign() + weight_decay * W
+        W, m = W - lr * update, betas[1] * m + (1 - betas[1]) * g
+    return W
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 4)).double()
+
+
+def train(optimizer, parameters, steps):
+    for step in steps:
+        for i, param in enumerate(parameters):
+            generator = torch.Generator().manual_seed(10 * step + i)
+            param.grad = torch.randn(param.shape, generator=generator, dtype=param.dtype)
+        optimizer.step()
+
+
+def test_a_rule_of_ones_own_stands_beside_muon_in_one_optimizer(lion):
+    net = model()
+    table, linear, bias = (*net[0].parameters(), *net[1].parameters())
+    before = table.detach().clone()
+    groups = [
+        {"params": [linear]},
+        {"params": [bias], "rule": "adamw"},
+        {"params": [table], "rule": "lion", "lr": 0.01, "weight_decay": 0.5},
+    ]
+    optimizer = Muon(groups)
+    train(optimizer, [table], range(3))
+    gradients = [
+        torch.randn(8, 4, generator=torch.Generator().manual_seed(10 * s), dtype=torch.float64)
+        for s in range(3)
+    ]
+    expected = plain_lion(before, gradients, 0.01, (0.9, 0.99), 0.5)
+    torch.testing.assert_close(table.detach(), expected, rtol=0, atol=1e-14)
+    assert [group["rule"] for group in optimizer.param_groups] == ["muon", "adamw", "lion"]
+
+
+def test_a_whole_model_goes_under_it_and_resumes_to_the_bit(lion):
+    runs = []
+    for halves in ([range(4)], [range(2), range(2, 4)]):
+        net, file = model(), io.BytesIO()
+        for steps in halves:
+            optimizer = CombinedOptimizer(parameter_groups(net, "lion"), "lion")
+            if steps.start:
+                optimizer.load_state_dict(torch.load(file, weights_only=True))
+            train(optimizer, list(net.parameters()), steps)
+            file = io.BytesIO()
+            torch.save(optimizer.state_dict(), file)
+            file.seek(0)
+        runs.append([p.detach() for p in net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    assert {route.rule for route in optimizer.routing} == {"lion"}
+    assert "lion" in format_routing(optimizer.routing)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr": -1}, "lr of a lion group must be a number of at least 0 and finite, not -1"),
+        ({"betas": [0.9]}, "betas of a lion group must be a list of 2"),
+        ({"momentum": 0.9}, "unknown setting of a lion group 'momentum'"),
+    ],
+)
+def test_its_settings_are_checked_by_their_annotations(lion, settings, message):
+    with pytest.raises(MuonlabError, match=message):
+        AdamW([{"params": [nn.Parameter(torch.zeros(2))], "rule": "lion", **settings}])
+
+
+def test_two_rules_cannot_have_the_same_name():
+    with pytest.raises(MuonlabError, match="an update rule 'muon' is already registered"):
+        register_rule("muon")(type("Other", (Rule,), {"settings": AdamWGroup}))
+
+
+def test_the_signatures_name_every_setting_with_the_default_of_its_rule():
+    """What `help(Muon)` shows is what a group may have."""
+    muon = {name: p.default for name, p in inspect.signature(Muon).parameters.items()}
+    adamw = {name: p.default for name, p in inspect.signature(AdamW).parameters.items()}
+    of_groups = {name: muon.pop(f"adamw_{name}") for name in vars(AdamWGroup())}
+    for shown, settings in ((muon, MuonRuleSettings()), (adamw, AdamWGroup()), (of_groups, AdamWGroup())):
+        for outside in ("params", "clip"):
+            shown.pop(outside, None)
+        assert shown == vars(settings)
