@@ -15,7 +15,7 @@ import yaml
 
 from analysis.redraw import redraw
 from muonlab.optim import describe_schedule
-from muonlab.optim.bands import scalar_map
+from muonlab.optim.schedules import resolve_schedule
 from muonlab.record.environment import code_version
 
 SCHEDULES = ["jordan", "you", "polar_express_1.02", "cans", "cubic", "deepseek"]
@@ -43,7 +43,7 @@ def curves() -> pd.DataFrame:
         for name, schedule in schedules.items():
             steps, y = (
                 len(describe_schedule(schedule).schedule.rows),
-                scalar_map(schedule, torch.from_numpy(x)),
+                resolve_schedule(schedule).scalar_map(torch.from_numpy(x)),
             )
             tables.append(pd.DataFrame({"panel": panel, "schedule": name, "steps": steps, "x": x, "y": y}))
     return pd.concat(tables, ignore_index=True)

@@ -1,14 +1,14 @@
 """Optimizers for any PyTorch training loop: Muon, AdamW, QK-Clip and what is between them."""
 
-from muonlab.optim.bands import describe_schedule
-from muonlab.optim.designer import design_schedule
 from muonlab.optim.muon import AdamW, Muon, MuonClip
 from muonlab.optim.newton_schulz import newton_schulz, orthogonalise
 from muonlab.optim.parity import convert_lr, parity
 from muonlab.optim.qk_clip import QKClip
 from muonlab.optim.registry import build_optimizer, list_optimizers, register_optimizer
 from muonlab.optim.routing import Route, format_routing
-from muonlab.optim.schedules import list_schedules
+from muonlab.optim.rules import Rule, register_rule
+from muonlab.optim.schedule_design import design_schedule
+from muonlab.optim.schedules import describe_schedule, list_schedules
 
 __all__ = [
     "AdamW",
@@ -16,6 +16,7 @@ __all__ = [
     "MuonClip",
     "QKClip",
     "Route",
+    "Rule",
     "build_optimizer",
     "convert_lr",
     "describe_schedule",
@@ -27,4 +28,5 @@ __all__ = [
     "orthogonalise",
     "parity",
     "register_optimizer",
+    "register_rule",
 ]

@@ -12,7 +12,7 @@ from functools import cache
 import torch
 
 from muonlab.errors import MuonlabError, unknown_name
-from muonlab.optim.schedules import Row
+from muonlab.optim.schedule_design import Row
 
 logger = logging.getLogger(__name__)
 
@@ -65,16 +65,16 @@ def blocks(rows: Sequence[Row], form: str, dtype: torch.dtype) -> list[tuple[Row
     """
     if form == "plain":
         return [(row,) for row in rows]
-    found: list[tuple[Row, ...]] = []
+    ended: list[tuple[Row, ...]] = []
     current: list[Row] = []
     error = eps = torch.finfo(dtype).eps
     for row in rows:
         if error > MAX_ERROR_GROWTH and current:
-            found.append(tuple(current))
+            ended.append(tuple(current))
             current, error = [], eps
         current.append(row)
         error *= row[0] ** 2
-    return [*found, tuple(current)]
+    return [*ended, tuple(current)]
 
 
 def count_products(rows: Sequence[Row], form: str, dtype: torch.dtype) -> tuple[int, int]:
@@ -98,8 +98,7 @@ def cost(n: int, m: int, rows: Sequence[Row], form: str, dtype: torch.dtype, sym
 
 
 def choose_backend(n: int, m: int, rows: tuple[Row, ...], dtype: torch.dtype, device_type: str) -> Backend:
-    """The measured rule for matrices with short side n and long side m; each new choice is logged once
-    (INFO)."""
+    """The backend that measurements favour for short side n and long side m; each new choice is logged (INFO)."""
     rule = _rule if torch.compiler.is_compiling() else _remembered_rule
     return rule(n, m, rows, dtype, device_type)
 
@@ -117,8 +116,8 @@ def _rule(n: int, m: int, rows: tuple[Row, ...], dtype: torch.dtype, device_type
 
 @cache
 def _remembered_rule(n: int, m: int, rows: tuple[Row, ...], dtype: torch.dtype, device_type: str) -> Backend:
-    chosen = _rule(n, m, rows, dtype, device_type)
+    backend = _rule(n, m, rows, dtype, device_type)
     logger.info(
-        "orthogonalisation of %d x %d on %s in %s, %d steps: %s", n, m, device_type, dtype, len(rows), chosen
+        "orthogonalisation of %d x %d on %s in %s, %d steps: %s", n, m, device_type, dtype, len(rows), backend
     )
-    return chosen
+    return backend

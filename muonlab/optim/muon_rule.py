@@ -26,7 +26,8 @@ from muonlab.optim.matrix_view import MatrixView
 from muonlab.optim.newton_schulz import orthogonalise
 from muonlab.optim.ownership import transform_matrices
 from muonlab.optim.rules import Batch, MatrixSettings, Rule, plain_value, register_rule
-from muonlab.optim.schedules import SCHEDULES, Coefficients, Row, Schedule, resolve_schedule
+from muonlab.optim.schedule_design import Row, Schedule
+from muonlab.optim.schedules import SCHEDULES, Coefficients, resolve_schedule
 from muonlab.optim.sharded import check_placement, is_sharded, local_part
 from muonlab.settings.optimizer import MuonGroup
 

@@ -1,8 +1,7 @@
-"""Coefficient schedules of the Newton-Schulz iteration: one row (a, b, c) a step.
+"""The published Newton-Schulz schedules by name, and what each does: band, sign, slope and cost.
 
-One step maps every singular value x of the normalised matrix to p(x) = a x + b x^3 + c x^5, in matrix form
-X <- a X + b (X Xᵀ) X + c (X Xᵀ)² X. A schedule is the list of rows together with the normalisation that its
-rows were fitted for. The numbers are the published ones; the source stands in each entry.
+A schedule is a list of rows (a, b, c), one per step, with the normalisation that they were fitted for (`Schedule`). The
+numbers are the published ones; each entry names its source.
 """
 
 import math
@@ -12,37 +11,7 @@ from numbers import Real
 from typing import Any
 
 from muonlab.errors import MuonlabError, unknown_name
-
-Row = tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Rows (a, b, c) and how the matrix is normalised before the first of them.
-
-    `rows` is empty for the exact arm (`svd`), which iterates nothing. The matrix is divided by `margin`
-    times its Frobenius norm, so singular values start in (0, 1/margin]. `row_rescaling` puts the AOL
-    rescaling of the short side (`muonlab.optim.normalisation.aol_rescale_`) in place of the Frobenius norm.
-    `usual_steps` is the number of rows that practice runs where the published table is longer; 0 means all.
-    """
-
-    name: str
-    rows: tuple[Row, ...]
-    source: str
-    margin: float = 1.0
-    row_rescaling: bool = False
-    usual_steps: int = 0
-
-    @property
-    def exact(self) -> bool:
-        """True for the arm that takes the polar factor from a singular value decomposition."""
-        return not self.rows
-
-    @property
-    def steps(self) -> int:
-        """Number of iterations; 0 for the exact arm."""
-        return len(self.rows)
-
+from muonlab.optim.schedule_design import Row, Schedule, design_schedule
 
 Coefficients = str | Schedule | Sequence[float] | Sequence[Sequence[float]]
 
@@ -201,7 +170,7 @@ def resolve_schedule(schedule: Coefficients, steps: int | None = None) -> Schedu
     usual number (all rows unless the table says otherwise; one triple: five times). Fewer steps than rows
     run the first rows; more repeat the last row, as Polar Express does once it has converged. `svd` ignores
     `steps`. "minimax:0.01" fits `steps` rows (None: 5) for the spectral floor 0.01 with
-    `muonlab.optim.designer.design_schedule`; plain "minimax" takes the floor 0.001.
+    `design_schedule`; plain "minimax" takes the floor 0.001.
 
     Raises MuonlabError for an unknown name, rows that are not finite triples, and steps below 1.
     """
@@ -214,21 +183,19 @@ def resolve_schedule(schedule: Coefficients, steps: int | None = None) -> Schedu
             return _designed(schedule, steps or 5)
         if schedule not in SCHEDULES:
             raise unknown_name("Newton-Schulz schedule", schedule, list_schedules())
-        known = SCHEDULES[schedule]
+        table = SCHEDULES[schedule]
     elif isinstance(schedule, Schedule):
-        known = schedule
+        table = schedule
     else:
-        known = _from_hand(schedule)
-    steps = steps or known.usual_steps or known.steps
-    if known.exact or steps == known.steps:
-        return known
-    rows = known.rows[:steps] + known.rows[-1:] * (steps - known.steps)
-    return replace(known, rows=rows, usual_steps=0)
+        table = _from_hand(schedule)
+    steps = steps or table.usual_steps or table.steps
+    if table.exact or steps == table.steps:
+        return table
+    rows = table.rows[:steps] + table.rows[-1:] * (steps - table.steps)
+    return replace(table, rows=rows, usual_steps=0)
 
 
 def _designed(name: str, steps: int) -> Schedule:
-    from muonlab.optim.designer import design_schedule
-
     _, separator, floor = name.partition(":")
     try:
         return design_schedule(steps, float(floor) if separator else 1e-3)
@@ -239,8 +206,8 @@ def _designed(name: str, steps: int) -> Schedule:
 def _from_hand(coefficients: Sequence[float] | Sequence[Sequence[float]]) -> Schedule:
     # one triple is a fixed point iteration, run five times like Jordan's
     try:
-        given: list[Any] = list(coefficients)
-        table = [given] * 5 if given and isinstance(given[0], Real) else given
+        entries: list[Any] = list(coefficients)
+        table = [entries] * 5 if entries and isinstance(entries[0], Real) else entries
         rows = tuple((float(a), float(b), float(c)) for a, b, c in table)
     except (TypeError, ValueError):
         rows = ()
@@ -250,3 +217,54 @@ def _from_hand(coefficients: Sequence[float] | Sequence[Sequence[float]]) -> Sch
             f"triples, not {coefficients!r}"
         )
     return Schedule("custom", rows, "given by hand")
+
+
+@dataclass(frozen=True)
+class ScheduleReport:
+    """Figures of one schedule; `str()` prints them as a paragraph."""
+
+    schedule: Schedule
+    floor: float
+    band: tuple[float, float]
+    keeps_sign: bool
+    slope: float
+    flops: int
+    shape: tuple[int, int]
+
+    def __str__(self) -> str:
+        schedule = self.schedule
+        (low, high), (rows, cols) = self.band, self.shape
+        sign = "never changes" if self.keeps_sign else "CHANGES: some updates are reversed"
+        lines = [
+            f"{schedule.name}: {schedule.steps} steps",
+            f"  source          {schedule.source}",
+            f"  normalisation   {_normalisation(schedule)}",
+            f"  band            [{low:.4f}, {high:.4f}] on singular values [{self.floor:g}, 1]",
+            f"  sign on (0, 1]  {sign}",
+            f"  slope at 0      {self.slope:.4g}",
+            f"  cost            {self.flops / 1e6:.1f} MFLOP for {rows} x {cols}, plain form",
+        ]
+        return "\n".join(lines)
+
+
+def describe_schedule(
+    schedule: Coefficients,
+    steps: int | None = None,
+    floor: float = 0.01,
+    shape: tuple[int, int] = (768, 768),
+) -> ScheduleReport:
+    """Band over singular values [floor, 1], sign check, slope at zero, and FLOPs at `shape` (rows, cols).
+
+    Everything is computed from the rows; nothing is quoted. Raises MuonlabError for an unknown name or a
+    floor outside (0, 1].
+    """
+    schedule = resolve_schedule(schedule, steps)
+    slope = math.inf if schedule.exact else math.prod(a for a, _, _ in schedule.rows) / schedule.margin
+    return ScheduleReport(
+        schedule, floor, schedule.band(floor), schedule.keeps_sign(), slope, schedule.flops(*shape), shape
+    )
+
+
+def _normalisation(schedule: Schedule) -> str:
+    unit = "AOL row rescaling" if schedule.row_rescaling else "Frobenius norm"
+    return unit if schedule.margin == 1 else f"{unit}, divided by {schedule.margin:g}"

@@ -5,7 +5,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from muonlab.optim.bands import scalar_map
+from muonlab.optim.schedules import resolve_schedule
 
 
 def gaussian(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -22,7 +22,7 @@ def oracle(G: Tensor, schedule: str) -> Tensor:
     """U f(S / ||G||) Vᵀ in fp64, for a schedule that normalises by the Frobenius norm."""
     U, S, Vh = torch.linalg.svd(G.double(), full_matrices=False)
     S = S / S.norm(dim=-1, keepdim=True)
-    return (U * scalar_map(schedule, S).unsqueeze(-2)) @ Vh
+    return (U * resolve_schedule(schedule).scalar_map(S).unsqueeze(-2)) @ Vh
 
 
 @cache
@@ -34,7 +34,7 @@ def rounding(schedule: str, dtype: torch.dtype = torch.float64) -> float:
     if schedule == "svd":
         return 1e-12
     x = torch.linspace(0, 1, 10_001, dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(scalar_map(schedule, x).sum(), x)
+    (slope,) = torch.autograd.grad(resolve_schedule(schedule).scalar_map(x).sum(), x)
     return torch.finfo(dtype).eps * slope.abs().max().item()
 
 

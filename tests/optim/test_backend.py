@@ -8,7 +8,6 @@ import torch
 from muonlab.errors import MuonlabError, unknown_name
 from muonlab.optim import backend
 from muonlab.optim.backend import Backend, blocks, choose_backend, cost
-from muonlab.optim.bands import flops
 from muonlab.optim.schedules import resolve_schedule
 
 JORDAN = resolve_schedule("jordan").rows
@@ -38,7 +37,7 @@ def test_blocks_end_before_rounding_has_grown_too_far(schedule, dtype, lengths):
 
 def test_cost_counts_the_products_of_both_forms():
     for n, m in ((3, 3), (4, 9)):
-        assert cost(n, m, JORDAN, "plain", torch.float32) == flops("jordan", n, m)
+        assert cost(n, m, JORDAN, "plain", torch.float32) == resolve_schedule("jordan").flops(n, m)
         assert cost(n, m, JORDAN, "gram", torch.float32) == 4 * n * n * m + 34 * n**3
 
 

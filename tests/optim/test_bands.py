@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muonlab.errors import MuonlabError
-from muonlab.optim.bands import band, describe_schedule, flops, image, keeps_sign, scalar_map
-from muonlab.optim.designer import design_schedule
-from muonlab.optim.schedules import SCHEDULES
+from muonlab.optim.schedule_design import design_schedule, image
+from muonlab.optim.schedules import SCHEDULES, describe_schedule, resolve_schedule
 
 
 def numbers(low, high):
@@ -46,14 +45,14 @@ def dense(floor: float) -> torch.Tensor:
     ],
 )
 def test_bands_of_the_published_tables(name, low, high):
-    assert band(name, 0.01) == pytest.approx((low, high), abs=5e-5)
+    assert resolve_schedule(name).band(0.01) == pytest.approx((low, high), abs=5e-5)
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "svd"])
 @pytest.mark.parametrize("floor", [1e-3, 0.3])
 def test_band_is_what_dense_sampling_finds(name, floor):
-    values = scalar_map(name, dense(floor))
-    low, high = band(name, floor)
+    values = resolve_schedule(name).scalar_map(dense(floor))
+    low, high = resolve_schedule(name).band(floor)
     assert low <= values.min()
     assert high >= values.max()
     # and no wider: the samples come close to both ends
@@ -93,11 +92,13 @@ def nearly_double(draw_from):
     st.lists(st.floats(0.0, 1.0), min_size=1, max_size=5),
 )
 def test_no_value_exact_or_computed_lies_outside_the_band(table, floor, places):
-    low, high = band(table, floor, len(table))
+    low, high = resolve_schedule(table, len(table)).band(floor)
     if math.isinf(low):  # overflow
         return
     samples = [max(floor, min(1.0, floor + place * (1 - floor))) for place in [0.0, *places, 1.0]]
-    computed = scalar_map(table, torch.tensor(samples, dtype=torch.float64), len(table)).tolist()
+    computed = (
+        resolve_schedule(table, len(table)).scalar_map(torch.tensor(samples, dtype=torch.float64)).tolist()
+    )
     for x, value in zip(samples, computed, strict=True):
         assert low <= value <= high
         if len(table) <= 3:  # a fraction has 5 times the digits after every step
@@ -130,7 +131,7 @@ def test_the_image_is_no_wider_than_rounding(row, low, width):
 
 
 def test_a_schedule_that_overflows_has_no_bounds():
-    assert band([(5.0, 5.0, 5.0)], 0.5, 12) == (-math.inf, math.inf)
+    assert resolve_schedule([(5.0, 5.0, 5.0)], 12).band(0.5) == (-math.inf, math.inf)
 
 
 def test_a_bound_holds_where_rounding_is_amplified():
@@ -138,8 +139,8 @@ def test_a_bound_holds_where_rounding_is_amplified():
     computed without it, at most 1.8205177120, was passed by 8e-8, and with nine steps by 6e-7."""
     for steps in (8, 9, 10):
         schedule = design_schedule(steps, 1e-6, 1.0, 0.01)
-        low, high = band(schedule, 1e-6)
-        values = scalar_map(schedule, torch.logspace(-6, 0, 200_001, dtype=torch.float64).clamp(1e-6, 1))
+        low, high = schedule.band(1e-6)
+        values = schedule.scalar_map(torch.logspace(-6, 0, 200_001, dtype=torch.float64).clamp(1e-6, 1))
         assert low <= values.min()
         assert values.max() <= high
         assert high - values.max() < 1e-3
@@ -163,27 +164,27 @@ def test_image_is_what_dense_sampling_finds(row, start, width):
 @settings(max_examples=100, deadline=None)
 @given(st.lists(rows, min_size=1, max_size=3))
 def test_a_schedule_found_safe_has_only_positive_samples(table):
-    if keeps_sign(table, len(table)):
-        assert (scalar_map(table, dense(1e-4), len(table)) >= 0).all()
+    if resolve_schedule(table, len(table)).keeps_sign():
+        assert (resolve_schedule(table, len(table)).scalar_map(dense(1e-4)) >= 0).all()
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(rows, min_size=1, max_size=3))
 def test_a_schedule_found_unsafe_reaches_zero(table):
-    if not keeps_sign(table, len(table)):
-        assert band(table, 1e-9, len(table))[0] <= 1e-6
+    if not resolve_schedule(table, len(table)).keeps_sign():
+        assert resolve_schedule(table, len(table)).band(1e-9)[0] <= 1e-6
 
 
 def test_flops_count_the_products():
     # one step: X Xᵀ and B X are 2 n² m each, the square of A 2 n³
-    assert flops("jordan", 3, 7, 1) == 4 * 9 * 7 + 2 * 27
-    assert flops("jordan", 7, 3) == 5 * flops("jordan", 3, 7, 1)
-    assert flops("cubic", 3, 7, 1) == 4 * 9 * 7
+    assert resolve_schedule("jordan", 1).flops(3, 7) == 4 * 9 * 7 + 2 * 27
+    assert resolve_schedule("jordan").flops(7, 3) == 5 * resolve_schedule("jordan", 1).flops(3, 7)
+    assert resolve_schedule("cubic", 1).flops(3, 7) == 4 * 9 * 7
 
 
 def test_the_report_says_what_the_schedule_does():
     report = describe_schedule("jordan", floor=0.001, shape=(384, 1536))
-    assert report.band == band("jordan", 0.001)
+    assert report.band == resolve_schedule("jordan").band(0.001)
     assert report.slope == pytest.approx(3.4445**5)
     text = str(report)
     assert "jordan: 5 steps" in text

@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muonlab.errors import MuonlabError
-from muonlab.optim.bands import band, keeps_sign, scalar_map
-from muonlab.optim.designer import CUSHION, design_schedule, minimax_quintic
-from muonlab.optim.schedules import SCHEDULES
+from muonlab.optim.schedule_design import CUSHION, design_schedule, minimax_quintic
+from muonlab.optim.schedules import SCHEDULES, resolve_schedule
 
 
 @pytest.mark.parametrize(
@@ -38,12 +37,12 @@ def test_the_designer_finds_the_published_tables(published, safety, cushion, tol
 def test_every_designed_schedule_stays_positive_and_in_its_band(steps, floor, safety, cushion):
     schedule = design_schedule(steps, floor, safety, cushion)
     assert schedule.steps == steps
-    assert keeps_sign(schedule)
-    low, high = band(schedule, floor)
+    assert schedule.keeps_sign()
+    low, high = schedule.band(floor)
     assert 0 < low <= 1 + 1e-12
     assert high < 2
     x = torch.logspace(-9, 0, 5000, dtype=torch.float64)
-    values = scalar_map(schedule, x)
+    values = schedule.scalar_map(x)
     assert (values > 0).all()
     inside = values[x >= floor]
     assert ((inside >= low) & (inside <= high)).all()
@@ -68,18 +67,18 @@ def test_one_step_equioscillates():
     low = 0.05
     row = minimax_quintic(low, 1.0)
     x = torch.linspace(low, 1, 200_001, dtype=torch.float64)
-    error = 1 - scalar_map([row], x, 1)
+    error = 1 - resolve_schedule([row], 1).scalar_map(x)
     extreme = error.abs().max()
     touching = error[(error.abs() > extreme * (1 - 1e-6))].sign()
     assert touching.unique_consecutive().tolist() == [1, -1, 1, -1]
 
 
 def test_more_steps_and_higher_floors_narrow_the_band():
-    width = [band(design_schedule(steps, 1e-3), 1e-3) for steps in range(3, 8)]
+    width = [resolve_schedule(design_schedule(steps, 1e-3)).band(1e-3) for steps in range(3, 8)]
     widths = [high - low for low, high in width]
     assert widths == sorted(widths, reverse=True)
     assert widths[-1] < 1e-3
-    by_floor = [band(design_schedule(4, floor), floor) for floor in (1e-3, 1e-2, 1e-1)]
+    by_floor = [resolve_schedule(design_schedule(4, floor)).band(floor) for floor in (1e-3, 1e-2, 1e-1)]
     assert by_floor[0][0] < by_floor[1][0] < by_floor[2][0]
 
 

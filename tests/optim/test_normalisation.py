@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muonlab.optim.normalisation import aol_rescale_, frobenius_normalise_
+from muonlab.optim.newton_schulz import aol_rescale_, frobenius_normalise_
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

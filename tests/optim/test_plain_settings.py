@@ -12,7 +12,7 @@ from muonlab.errors import MuonlabError
 from muonlab.layout import AttentionLayout, HeadRows
 from muonlab.optim import AdamW, Muon, MuonClip
 from muonlab.optim.rules import plain_value
-from muonlab.optim.schedules import Schedule
+from muonlab.optim.schedule_design import Schedule
 
 
 def draw(*shape, seed=0):

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muonlab.optim.products import gram_matrix, symmetric_product
+from muonlab.optim.newton_schulz import gram_matrix, symmetric_product
 
 
 @settings(max_examples=40, deadline=None)

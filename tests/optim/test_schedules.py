@@ -6,7 +6,6 @@ import torch
 from omegaconf import OmegaConf
 
 from muonlab.errors import MuonlabError
-from muonlab.optim.bands import keeps_sign, scalar_map
 from muonlab.optim.schedules import SCHEDULES, Schedule, list_schedules, resolve_schedule
 
 ITERATED = [name for name in SCHEDULES if name != "svd"]
@@ -99,17 +98,17 @@ def test_minimax_carries_its_floor_in_its_name():
 @pytest.mark.parametrize("name", ITERATED)
 @pytest.mark.parametrize("steps", [None, 1, 2, 5, 8])
 def test_no_named_schedule_changes_sign_on_the_unit_interval(name, steps):
-    assert keeps_sign(name, steps)
+    assert resolve_schedule(name, steps).keeps_sign()
     x = torch.linspace(0, 1, 100_001, dtype=torch.float64)[1:]
-    assert (scalar_map(name, x, steps) > 0).all()
+    assert (resolve_schedule(name, steps).scalar_map(x) > 0).all()
 
 
 def test_emerging_optimizers_defect_aol_rows_reverse_a_rank_one_update():
     # the published rows without our margin: negative above 0.8837
     bare = Schedule("bare", SCHEDULES["aol"].rows, "test", row_rescaling=True)
-    assert not keeps_sign(bare)
-    assert scalar_map(bare, torch.tensor(1.0)) < -0.99
-    assert scalar_map("aol", torch.tensor(1.0)) > 0.9
+    assert not resolve_schedule(bare).keeps_sign()
+    assert resolve_schedule(bare).scalar_map(torch.tensor(1.0)) < -0.99
+    assert resolve_schedule("aol").scalar_map(torch.tensor(1.0)) > 0.9
 
 
 def test_damped_polar_express_rows_are_the_published_ones_rounded():
