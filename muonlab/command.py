@@ -11,7 +11,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
-from muonlab.errors import EnvironmentFault, MuonlabError
+from muonlab.errors import EnvironmentFault, MuonlabError, system_fault
 
 # The signals that ask a command to stop, and the seconds that it has for it once it was asked twice.
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -109,8 +109,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         _close_output()
         code = 0
     except OSError as error:
-        reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
-        tell(f"the system refuses {error.filename or 'a file'}: {reason}")
+        tell(str(system_fault(error)))
         _close_output()
         code = 2
     except KeyboardInterrupt:

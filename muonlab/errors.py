@@ -18,6 +18,12 @@ class EnvironmentFault(MuonlabError):
     """
 
 
+def system_fault(error: OSError) -> EnvironmentFault:
+    """What the system refused, in one sentence."""
+    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    return EnvironmentFault(f"the system refuses {error.filename or 'a file'}: {reason}")
+
+
 def shown(value: object) -> str:
     """What was given, in a sentence: as Python writes it, but null, true and false, and not more than a line of it."""
     words = {True: "true", False: "false", None: "null"}

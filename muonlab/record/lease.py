@@ -148,7 +148,8 @@ class Lease:
             return None
         for other, lower in numbers.items():
             if lower < number:
-                other.unlink(missing_ok=True)
+                with suppress(OSError):
+                    other.unlink(missing_ok=True)
         return cls(path, token, every)
 
     def moved(self, folder: Path) -> None:
@@ -170,12 +171,14 @@ class Lease:
             raise LeaseLost(self._lost)
 
     def release(self) -> None:
-        """Give the lease back; a second call does nothing."""
+        """Give the lease back; a second call does nothing. In a folder that cannot be written it ends with the
+        process."""
         self._over.set()
         if threading.current_thread() is not self._thread:
             self._thread.join()
         if not self._lost and self._is_ours():
-            self.path.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
 
     def _is_ours(self) -> bool:
         try:

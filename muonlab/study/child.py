@@ -118,9 +118,11 @@ def _attempt(config: RunConfig, on_step: Callable[[int], None]) -> Result:
     except KeyboardInterrupt:  # before the first step, where nothing is lost yet
         return Result("interrupted", "stopped before the first step")
     except BaseException as error:
-        traceback.print_exc()
         cause = f"{type(error).__name__}: {error}"
-        return Result("environment" if _of_the_system(error) else "failed", cause)
+        if _of_the_system(error):
+            return Result("environment", cause)
+        traceback.print_exc()
+        return Result("failed", cause)
 
 
 def _of_the_system(error: BaseException | None) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muonlab.command import tell
-from muonlab.errors import EnvironmentFault, MuonlabError
+from muonlab.errors import EnvironmentFault, MuonlabError, system_fault
 from muonlab.record import RunRecord, collect_environment
 from muonlab.record.environment import Environment
 from muonlab.record.files import check_folder, remove_leftovers
@@ -99,6 +99,8 @@ def train(config: RunConfig, on_step: Callable[[int], None] | None = None) -> Ou
         lost = lost_peer(error) or lost_peer(error.__cause__)
         if lost_peer(error):
             raise peer_fault() from error
+        if isinstance(error, OSError):
+            raise system_fault(error) from error
         raise
     finally:
         if peers is not None:

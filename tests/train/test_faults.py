@@ -3,6 +3,7 @@
 import json
 import signal
 import zipfile
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -346,3 +347,28 @@ def test_a_run_that_was_taken_over_writes_nothing_more(whole, tmp_path):
     assert json.loads((place / "status.json").read_text())["status"] == "running"
     assert train(config).status == "finished"
     assert_equal(folder, place)
+
+
+def test_a_folder_that_cannot_be_written_when_a_run_ends_or_goes_on_costs_nothing(
+    whole, tmp_path, monkeypatch
+):
+    """Whatever the system refuses outside a step is one sentence, and the next command goes on."""
+    folder, ask = whole
+    config = ask(tmp_path)
+
+    def refuse(path, *_, **__):
+        raise OSError(30, "Read-only file system", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recording, "finish", lambda *_: patch.setattr(Path, "unlink", refuse))
+        assert train(config).status == "finished"  # its lease could not be removed
+    assert list(run_folder(config).glob(".lease*"))
+    for path in run_folder(config).glob(".lease*"):
+        path.unlink()
+    cut(run_folder(config) / "traces" / "steps-0001.parquet")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse)
+        with pytest.raises(EnvironmentFault, match=r"the system refuses .*: Read-only file system"):
+            train(config)
+    assert train(config).status == "finished"
+    assert_equal(folder, run_folder(config))
