@@ -73,15 +73,12 @@ class BareLoop:
         self.maxima = torch.empty(0)
         if not maxima:
             self.model(*self.data.batch(1, 0, module.batch_size, module.context))
-            self.maxima = self._max_logits()
+            self.maxima = self.model.max_logits()
             self.model.eval()
         self.batch_size, self.context = module.batch_size, module.context
         self.index, self.parts = 0, dict.fromkeys(PARTS, 0.0)
         self.loss = lambda tokens, targets: self.model(tokens, targets).loss
         self._time_the_clip()
-
-    def _max_logits(self) -> torch.Tensor:
-        return torch.stack(list(self.model.max_logits().values()))
 
     def _time_the_clip(self) -> None:
         act = self.optimizer.clip.apply
@@ -113,7 +110,7 @@ class BareLoop:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         clock.append(time.perf_counter())
-        self.optimizer.observe(self._max_logits() if self.model.training else self.maxima)
+        self.optimizer.observe(self.model.max_logits() if self.model.training else self.maxima)
         self.optimizer.step()
         clock.append(time.perf_counter())
         for part, a, b in zip(PARTS, clock, clock[1:], strict=False):
@@ -137,7 +134,7 @@ def dense_twin(settings: RunConfig) -> BareLoop:
         return build_model("nanogpt", mlp_ratio=hidden / wanted.d_model, activation="swiglu", **shared)
 
     def active(hidden: float) -> float:
-        return total(dense(hidden).counts(wanted.context).values()).active
+        return total(model_counts(dense(hidden).settings, wanted.context).values()).active
 
     goal = total(model_counts(wanted).values()).active
     return BareLoop(settings, dense(round(1 + (goal - active(1)) / (active(2) - active(1)))))

@@ -1,6 +1,8 @@
 """A table of names: configs name registered builders, never import paths of arbitrary code."""
 
+import pkgutil
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any, Generic, TypeVar
 
 from muonlab.errors import MuonlabError, unknown_name
@@ -15,11 +17,11 @@ class Registry(Generic[Built]):
 
     A builder takes what the caller gives first, such as the model, and then either one argument `settings`, annotated
     with its dataclass, or keyword settings with annotations. `kind` is what the entries are called in errors
-    ("optimizer").
+    ("optimizer"). `package` is one whose modules register entries; they are imported at the first look-up.
     """
 
-    def __init__(self, kind: str):
-        self.kind = kind
+    def __init__(self, kind: str, package: str = ""):
+        self.kind, self._package = kind, package
         self._builders: dict[str, Callable[..., Built]] = {}
         self._sections: dict[str, type] = {}
 
@@ -28,6 +30,7 @@ class Registry(Generic[Built]):
         checked."""
 
         def add(builder: Builder) -> Builder:
+            self._import_entries()
             if name in self._builders:
                 raise MuonlabError(f"{self.kind} '{name}' is already registered")
             self._sections[name] = settings_class(builder, name)
@@ -36,12 +39,21 @@ class Registry(Generic[Built]):
 
         return add
 
+    def _import_entries(self) -> None:
+        package, self._package = self._package, ""
+        if package:
+            for module in pkgutil.iter_modules(import_module(package).__path__):
+                if module.name != "__main__":
+                    import_module(f"{package}.{module.name}")
+
     def names(self) -> list[str]:
         """The registered names, sorted."""
+        self._import_entries()
         return sorted(self._builders)
 
     def section(self, name: str) -> type:
         """The dataclass of one entry's settings; an unknown name raises MuonlabError with the near ones."""
+        self._import_entries()
         if name not in self._builders:
             raise unknown_name(self.kind, name, self._builders)
         return self._sections[name]
@@ -56,6 +68,7 @@ class Registry(Generic[Built]):
 
     def make(self, settings: Any, *context: Any) -> Built:
         """Build from a checked section; its `name` says what."""
+        self._import_entries()
         builder = self._builders[settings.name]
         if isinstance(settings, Keywords):
             return builder(*context, **settings.arguments())

@@ -4,17 +4,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from muonlab.models.contract import CausalModel, MixtureModel, ModelOutput
     from muonlab.models.counts import model_counts
-    from muonlab.models.decoder import ModelOutput
     from muonlab.models.moe import MoE
     from muonlab.models.nanogpt import NanoGPT
     from muonlab.models.registry import build_model, list_models, register_model
 
-__all__ = ["MoE", "ModelOutput", "NanoGPT", "build_model", "list_models", "model_counts", "register_model"]
+__all__ = [
+    "CausalModel",
+    "MixtureModel",
+    "MoE",
+    "ModelOutput",
+    "NanoGPT",
+    "build_model",
+    "list_models",
+    "model_counts",
+    "register_model",
+]
 
 _MODULES = {
+    "CausalModel": "contract",
+    "MixtureModel": "contract",
     "MoE": "moe",
-    "ModelOutput": "decoder",
+    "ModelOutput": "contract",
     "NanoGPT": "nanogpt",
     "build_model": "registry",
     "list_models": "registry",

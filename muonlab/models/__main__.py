@@ -1,5 +1,7 @@
 """Count a model without building it: `python -m muonlab.models NAME [setting=value ...]`."""
 
+from typing import Any
+
 from hydra.core.override_parser.types import OverrideType
 
 from muonlab.cli import compose_config, options_of, parse_overrides, plain
@@ -21,28 +23,34 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("name", metavar="name", help=f"one of {', '.join(names)}")
     parser.add_argument("settings", nargs="*", metavar="setting=value", help="as in conf/model/<name>.yaml")
-    chosen = parser.parse_args(arguments)
-    if chosen.name not in names:
-        raise unknown_name("model config", chosen.name, names)
-    if odd := [setting for setting in chosen.settings if "=" not in setting]:
+    given = parser.parse_args(arguments)
+    if given.name not in names:
+        raise unknown_name("model config", given.name, names)
+    if odd := [setting for setting in given.settings if "=" not in setting]:
         raise MuonlabError(f"settings are written name=value, not '{odd[0]}'")
-    for override in parse_overrides(chosen.settings):
+    for override in parse_overrides(given.settings):
         if override.type is not OverrideType.CHANGE or override.is_sweep_override():
             raise MuonlabError(f"settings are written name=value, not '{override.input_line}'")
-    overrides = [f"model={chosen.name}", *(f"++model.{setting}" for setting in chosen.settings)]
+    overrides = [f"model={given.name}", *(f"++model.{setting}" for setting in given.settings)]
     values = plain(compose_config("train", overrides))["model"]
-    if values["name"] not in MODEL_SETTINGS:
-        raise unknown_name("model", values["name"], MODEL_SETTINGS)
-    settings = with_vocabulary(build(MODEL_SETTINGS[values["name"]], values, "model"))
+    section = MODEL_SETTINGS.get(values["name"]) or _registered(values["name"])
+    settings = with_vocabulary(build(section, values, "model"))
     print(format_counts(model_counts(settings)))
     print(
-        f"\nvocabulary {settings.vocabulary:,}, context {settings.context:,}; active: what one token uses;"
+        f"\nvocabulary {settings.vocab_size:,}, context {settings.context:,}; active: what one token uses;"
         " FLOPs: of one training token, forward and backward"
     )
 
 
+def _registered(name: str) -> Any:
+    """The settings of a model that muonlab.settings.model does not list; they come with torch."""
+    from muonlab.models.registry import MODELS
+
+    return MODELS.section(name)
+
+
 def format_counts(counts: dict[str, Count]) -> str:
-    """The table: a row a part, and their sum."""
+    """The table: one row per part, then their sum."""
     rows: list[tuple[str, ...]] = [("part", "parameters", "active", "FLOPs")]
     for part, count in (*counts.items(), ("total", total(counts.values()))):
         rows.append((part, *map(short, (count.parameters, count.active, count.flops))))

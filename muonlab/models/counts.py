@@ -6,9 +6,10 @@ settings of its model and a sequence length T, and gives the Count of each part;
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import singledispatch
 
 from muonlab.errors import MuonlabError
-from muonlab.settings.model import MODEL_SETTINGS, DecoderSettings, MoESettings, NanoGPTSettings
+from muonlab.settings.model import DecoderSettings, MoESettings, NanoGPTSettings
 
 
 @dataclass(frozen=True)
@@ -36,31 +37,35 @@ def total(counts: Iterable[Count]) -> Count:
     return sum(counts, Count())
 
 
+@singledispatch
 def model_counts(settings: object, length: int | None = None) -> dict[str, Count]:
     """The Count of every part of a model from its settings alone; nothing is allocated.
 
-    `length` is the sequence length of the attention's operations, None for the model's context. Raises MuonlabError for
-    a registered model that has no formula.
+    `length` is the sequence length of the attention's operations, None for the model's context. A model adds its
+    formula by `@model_counts.register`, for the class of its settings. Raises MuonlabError for settings without one.
     """
-    if isinstance(settings, NanoGPTSettings):
-        return nanogpt_counts(settings, length or settings.context)
-    if isinstance(settings, MoESettings):
-        return moe_counts(settings, length or settings.context)
     name = getattr(settings, "name", type(settings).__name__)
-    raise MuonlabError(
-        f"model '{name}' has no formula for its counts; those that have: {', '.join(MODEL_SETTINGS)}"
-    )
+    raise MuonlabError(f"model '{name}' has no formula for its counts; model_counts.register adds one")
 
 
-def nanogpt_counts(s: NanoGPTSettings, length: int) -> dict[str, Count]:
+def has_formula(settings: object) -> bool:
+    """Whether `model_counts` can count a model of these settings."""
+    return model_counts.dispatch(type(settings)) is not model_counts.dispatch(object)
+
+
+@model_counts.register
+def _nanogpt(s: NanoGPTSettings, length: int | None = None) -> dict[str, Count]:
     """Parts of NanoGPT: embedding, attention, dense, norms, head."""
+    length = length or s.context
     attention = _multi_head(s, s.kv_heads, s.bias, length)
     dense = _mlp(s.d_model, s.mlp_hidden, gated=s.activation == "swiglu", bias=s.bias)
     return {**_ends(s), "attention": attention * s.num_layers, "dense": dense * s.num_layers}
 
 
-def moe_counts(s: MoESettings, length: int) -> dict[str, Count]:
+@model_counts.register
+def _moe(s: MoESettings, length: int | None = None) -> dict[str, Count]:
     """Parts of MoE: embedding, attention, dense, shared, routed, router, norms, head."""
+    length = length or s.context
     layers = s.num_layers - s.num_dense_layers
     experts = s.routed_experts
     attention = (

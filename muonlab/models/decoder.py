@@ -1,8 +1,10 @@
-"""The pre-norm decoder that every model here is: what it computes, measures and declares of itself."""
+"""The pre-norm decoder that every model here is: its forward, its measurements, its roles and layouts."""
 
 import math
 from abc import abstractmethod
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,8 @@ from torch import Tensor, nn
 from muonlab.errors import MuonlabError
 from muonlab.layout import AttentionLayout, ParameterRole
 from muonlab.models.attention import AttentionOutput, rotary_tables
-from muonlab.models.counts import Count
+from muonlab.models.contract import ModelOutput
+from muonlab.models.counts import model_counts, total
 from muonlab.models.max_logits import (
     LayerLogits,
     LogitRange,
@@ -25,22 +28,10 @@ from muonlab.settings.model import DecoderSettings
 IGNORED = -100  # the target of a position that has none, as in torch
 
 
-class ModelOutput(NamedTuple):
-    """What a forward gives.
-
-    `logits` (B, T, vocab_size). With targets: `loss`, the scalar to differentiate (cross-entropy + z-loss and what
-    else the model adds), and `cross_entropy`, its first part in nats per token; both None without targets.
-    """
-
-    logits: Tensor
-    loss: Tensor | None = None
-    cross_entropy: Tensor | None = None
-
-
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); both parts declare the `roles()` of their parameters."""
 
-    attention: Any  # a module that declares its `layout(name)` and `rotary_dim` too
+    attention: Any  # it has `layout(name)`, `rotary_dim` and `project(x, cos, sin)` besides
     mlp: Any
 
     def __init__(self, attention: nn.Module, mlp: nn.Module, d_model: int):
@@ -60,11 +51,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedding, blocks, norm and head; a model is a subclass that says which blocks.
-
-    A subclass has `_block(i)`, which makes layer i, and `counts(length)`, the Count of each of its parts (see
-    counts.py).
-    """
+    """Embedding, blocks, norm and head; a model is a subclass whose `_block(i)` makes layer i."""
 
     cos: Tensor
     sin: Tensor
@@ -92,10 +79,6 @@ class Decoder(nn.Module):
     @abstractmethod
     def _block(self, layer: int) -> Block:
         """The block of layer `layer`, counted from 0."""
-
-    @abstractmethod
-    def counts(self, length: int) -> dict[str, Count]:
-        """Parameters and floating-point operations of every part at sequence length `length`."""
 
     def _initialise(self, scale: float, qk_scale: float) -> None:
         roles = self.parameter_roles()
@@ -165,7 +148,7 @@ class Decoder(nn.Module):
 
     @property
     def layer_names(self) -> list[str]:
-        """Keys of `max_logits()`, one an attention layer: layer_00, layer_01, ..."""
+        """What layouts and columns call the layers: layer_00, layer_01, ..."""
         return [f"layer_{i:02d}" for i in range(self.num_layers)]
 
     def logit_extremes(self) -> LogitRange:
@@ -186,11 +169,10 @@ class Decoder(nn.Module):
             raise MuonlabError("no max logits yet: they are those of the last forward in training mode")
         return self._logits
 
-    def max_logits(self, absolute: bool = False) -> dict[str, Tensor]:
-        """Max logit of each head, {layer: (num_heads,)}, for the last training forward: signed, or of |logit|."""
+    def max_logits(self, absolute: bool = False) -> Tensor:
+        """Max logit of each head, (num_layers, num_heads), of the last training forward: signed, or of |logit|."""
         extremes = self.logit_extremes()
-        maxima = extremes.absolute if absolute else extremes.highest
-        return dict(zip(self.layer_names, maxima.unbind(), strict=True))
+        return extremes.absolute if absolute else extremes.highest
 
     def attention_entropy(self) -> Tensor:
         """Mean attention entropy in nats, (num_layers, num_heads), of the last forward with measure_entropy."""
@@ -204,8 +186,28 @@ class Decoder(nn.Module):
             raise MuonlabError("no attention weights yet: call the model with measure_entropy=True")
         return self._one_hot
 
+    @contextmanager
+    def watch_attention(self, look: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
+        """Within it, every forward calls `look(queries, keys)` once per layer, first to last.
+
+        Queries (B, H, T, d) and keys (B, K, T, d) are those that the logits multiply. They are computed a second time,
+        from the input of each layer's attention, so that no other forward carries them.
+        """
+
+        def project(attention: Any, inputs: tuple[Any, ...]) -> None:
+            x, cos, sin, *_ = inputs
+            queries, keys, *_ = attention.project(x, cos, sin)
+            look(queries, keys)
+
+        hooks = [block.attention.register_forward_pre_hook(project) for block in self.layers]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
     def attention_layouts(self) -> list[AttentionLayout]:
-        """What QK-Clip may scale, one a layer."""
+        """The rows that QK-Clip may scale, one layout per layer."""
         return [b.attention.layout(n) for n, b in zip(self.layer_names, self.layers, strict=True)]
 
     def parameter_roles(self) -> dict[str, ParameterRole]:
@@ -222,7 +224,7 @@ class Decoder(nn.Module):
     def flops_per_token(self, length: int) -> float:
         """Floating-point operations of one training token (forward + backward) at sequence length `length`.
 
-        6 per weight that this token multiplies, so routed experts count as far as they are active, and the logits
+        6 per weight that this token multiplies, so of the routed experts only the active ones count, and the logits
         and weighted sums of attention (see counts.py).
         """
-        return sum(count.flops for count in self.counts(length).values())
+        return total(model_counts(self.settings, length).values()).flops

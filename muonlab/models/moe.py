@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from muonlab.errors import MuonlabError
 from muonlab.layout import ParameterRole
 from muonlab.models.attention import Attention
-from muonlab.models.counts import Count, moe_counts
-from muonlab.models.decoder import Block, Decoder, ModelOutput
+from muonlab.models.contract import ModelOutput
+from muonlab.models.decoder import Block, Decoder
 from muonlab.models.experts import Experts, group_by_expert
 from muonlab.models.latent_attention import LatentAttention
 from muonlab.models.mlp import MLP
+from muonlab.models.registry import register_model
 from muonlab.models.router import Router, normalised_scores
 from muonlab.settings.model import MoESettings
 
@@ -84,8 +85,9 @@ def _rms(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32)) * x.numel() ** -0.5
 
 
+@register_model("moe")
 class MoE(Decoder):
-    """Decoder whose later layers have routed experts; what it is made of is explained at `MoESettings`."""
+    """Decoder whose later layers have routed experts; `MoESettings` explains its settings."""
 
     settings: MoESettings
 
@@ -128,10 +130,9 @@ class MoE(Decoder):
         )
 
     @property
-    def expert_layers(self) -> dict[str, ExpertLayer]:
-        """The layers with routed experts by their keys in `max_logits()`."""
-        layers = zip(self.layer_names, self.layers, strict=True)
-        return {name: block.mlp for name, block in layers if isinstance(block.mlp, ExpertLayer)}
+    def expert_layers(self) -> dict[int, ExpertLayer]:
+        """The layers with routed experts by number, from 0, ascending."""
+        return {i: block.mlp for i, block in enumerate(self.layers) if isinstance(block.mlp, ExpertLayer)}
 
     def forward(
         self,
@@ -181,11 +182,7 @@ class MoE(Decoder):
         Raises MuonlabError before the first forward in training mode.
         """
         return {
-            f"{what}/{name}": value
-            for name, layer in self.expert_layers.items()
-            for what, value in layer.measurements().items()
+            f"{quantity}/{self.layer_names[i]}": value
+            for i, layer in self.expert_layers.items()
+            for quantity, value in layer.measurements().items()
         }
-
-    def counts(self, length: int) -> dict[str, Count]:
-        """Parameters and floating-point operations of every part at sequence length `length`."""
-        return moe_counts(self.settings, length)

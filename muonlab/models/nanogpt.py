@@ -1,14 +1,15 @@
 """NanoGPT: a pre-norm decoder with rotary attention, the dense model of every experiment here."""
 
 from muonlab.models.attention import Attention
-from muonlab.models.counts import Count, nanogpt_counts
 from muonlab.models.decoder import Block, Decoder
 from muonlab.models.mlp import MLP
+from muonlab.models.registry import register_model
 from muonlab.settings.model import NanoGPTSettings
 
 
+@register_model("nanogpt")
 class NanoGPT(Decoder):
-    """Decoder-only transformer; what it is made of is explained at `NanoGPTSettings`."""
+    """Decoder-only transformer; `NanoGPTSettings` explains its settings."""
 
     settings: NanoGPTSettings
 
@@ -29,7 +30,3 @@ class NanoGPT(Decoder):
             forced_max=s.forced_max_logit,
         )
         return Block(attention, MLP(s.d_model, s.mlp_hidden, s.activation, s.bias), s.d_model)
-
-    def counts(self, length: int) -> dict[str, Count]:
-        """Parameters and floating-point operations of every part at sequence length `length`."""
-        return nanogpt_counts(self.settings, length)

@@ -1,22 +1,20 @@
-"""Models by name."""
+"""Models by name. A file of this package registers its own with `@register_model("NAME")`."""
+
+from typing import Any
 
 import torch
 from torch import nn
 
 from muonlab.errors import MuonlabError
-from muonlab.models.counts import model_counts, total
-from muonlab.models.moe import MoE
-from muonlab.models.nanogpt import NanoGPT
+from muonlab.models.counts import has_formula, model_counts, total
 from muonlab.registry import Registry
 from muonlab.runtime import memory
-from muonlab.settings.check import build
+from muonlab.settings.check import Named, build
 from muonlab.settings.model import DecoderSettings, with_vocabulary
 
-MODELS: Registry[nn.Module] = Registry("model")
+MODELS: Registry[nn.Module] = Registry("model", package="muonlab.models")
 register_model = MODELS.register
 list_models = MODELS.names
-register_model("nanogpt")(NanoGPT)
-register_model("moe")(MoE)
 
 
 def build_model(name: str, **settings: object) -> nn.Module:
@@ -26,16 +24,16 @@ def build_model(name: str, **settings: object) -> nn.Module:
     Raises MuonlabError for an unknown name or setting, for sizes that do not fit, and for a model that the machine's
     memory cannot hold.
     """
-    section: object = build(MODELS.section(name), settings, "model")
+    section: Any = build(MODELS.section(name), settings, "model")
     return make_model(with_vocabulary(section) if isinstance(section, DecoderSettings) else section)
 
 
-def make_model(settings: object) -> nn.Module:
+def make_model(settings: Named) -> nn.Module:
     """The model of a checked section, freshly initialised from the global torch generator.
 
     Raises MuonlabError for a model that the machine's memory cannot hold.
     """
-    if isinstance(settings, DecoderSettings) and torch.get_default_device().type != "meta":
+    if has_formula(settings) and torch.get_default_device().type != "meta":
         parameters = total(model_counts(settings).values()).parameters
         needed = parameters * torch.get_default_dtype().itemsize
         if needed > memory():

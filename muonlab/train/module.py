@@ -1,8 +1,8 @@
 """The LightningModule: the one place where model, optimizer and data meet."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, cast
 
 import lightning as L
 import torch
@@ -12,32 +12,13 @@ from torch import Tensor
 
 from muonlab.data import TokenData
 from muonlab.errors import MuonlabError
-from muonlab.models import ModelOutput
-from muonlab.models.decoder import Decoder
+from muonlab.models.contract import CausalModel, MixtureModel, ModelOutput, as_causal_model
 from muonlab.models.max_logits import LogitRange
 from muonlab.models.registry import make_model
 from muonlab.optim.registry import OPTIMIZERS
 from muonlab.settings.model import with_vocabulary
 from muonlab.train.config import RunConfig
 from muonlab.train.schedule import SCHEDULES
-
-
-@runtime_checkable
-class MixtureOfExperts(Protocol):
-    """What a model with routed experts is asked for besides; muonlab.models.moe.MoE says what each is."""
-
-    @property
-    def expert_layers(self) -> Mapping[str, Any]:
-        """The layers that have experts, by their keys in `layer_names`."""
-
-    def expert_loads(self) -> Tensor:
-        """Tokens of each expert in the step, (layers with experts, experts)."""
-
-    def measurements(self) -> dict[str, Tensor]:
-        """0-dim tensors by column."""
-
-    def update_balance(self) -> None:
-        """Ends the step of the router: moves its biases by the loads of the step's forwards."""
 
 
 class Probe(NamedTuple):
@@ -58,15 +39,15 @@ class LanguageModel(L.LightningModule):
     MuonlabError for settings that the parts refuse.
     """
 
+    model: CausalModel
     logits: LogitRange
     exact: Tensor | None
 
     def __init__(self, config: RunConfig, data: TokenData):
         super().__init__()
         self.config, self.data = config, data
-        # A Decoder, or somebody's own that can do what is asked of it here and in the callbacks.
-        self.model = cast(Decoder, make_model(_for_data(config.model, data)))
-        self._has_experts = isinstance(self.model, MixtureOfExperts)
+        self.model = as_causal_model(make_model(_for_data(config.model, data)), config.model.name)
+        self._has_experts = isinstance(self.model, MixtureModel)
         self.context: int = config.model.context
         self.batch_size = config.trainer.batch_size
         self.optimizer = OPTIMIZERS.make(config.optimizer, self.model)
@@ -75,9 +56,9 @@ class LanguageModel(L.LightningModule):
             self.model.compile()
 
     @property
-    def experts(self) -> MixtureOfExperts | None:
-        """The model, if it is a MixtureOfExperts."""
-        return cast(MixtureOfExperts, self.model) if self._has_experts else None
+    def experts(self) -> MixtureModel | None:
+        """The model, if it has routed experts."""
+        return cast(MixtureModel, self.model) if self._has_experts else None
 
     def configure_model(self) -> None:
         """Cut every weight into the ranks' rows where the strategy has a mesh of ranks (FSDP2): block by block, so that
@@ -87,7 +68,7 @@ class LanguageModel(L.LightningModule):
         from torch.distributed.fsdp import fully_shard
 
         mesh = self.device_mesh["data_parallel"]
-        for part in (*getattr(self.model, "layers", ()), self.model):
+        for part in (*self.model.layers, cast(torch.nn.Module, self.model)):
             fully_shard(part, mesh=mesh)
         # The parameters are other objects now; nothing has been updated yet.
         self.optimizer = OPTIMIZERS.make(self.config.optimizer, self.model)
@@ -186,6 +167,10 @@ def _losses(output: ModelOutput) -> tuple[Tensor, Tensor]:
 
 def _for_data(settings: Any, data: TokenData) -> Any:
     """The model's settings with the data's vocabulary where they leave it open; MuonlabError if it is too small."""
+    if not hasattr(settings, "vocab_size"):
+        raise MuonlabError(
+            f"model '{settings.name}' has no setting vocab_size; give it one, an int or None for the tokens of the data"
+        )
     settings = with_vocabulary(settings, data.vocab_size)
     if settings.vocab_size < data.vocab_size:
         raise MuonlabError(

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from muonlab.data import bits_per_byte
+from muonlab.models.contract import MixtureModel
 from muonlab.optim.sharded import whole
 from muonlab.record import OVER, RunRecord
 from muonlab.record.mlflow_run import MlflowRun
-from muonlab.train.module import LanguageModel, MixtureOfExperts
+from muonlab.train.module import LanguageModel
 
 
 class Recording(L.Callback):
@@ -66,7 +67,7 @@ class Recording(L.Callback):
             self.row["val_loss"] = module.validate()
         if settings.probe_every and trainer.global_step % settings.probe_every == 0:
             self.row["probe_loss"], self.heads["entropy"], self.heads["one_hot"] = module.probe()
-            self.weights_before = [p.detach().clone() for p in module.model.parameters()]
+            self.weights_before = [p.detach().clone() for _, p in module.model.named_parameters()]
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
         """Gradient norm before clipping, and the learning rate of this very update."""
@@ -105,7 +106,7 @@ class Recording(L.Callback):
         if (gammas := module.optimizer.gammas()) is not None:
             self.heads["gamma"] = gammas
         if (experts := module.experts) is not None:
-            self._look_at_experts(trainer, experts, module.model.layer_names)
+            self._look_at_experts(trainer, experts)
         if self.weights_before:
             self.row |= self._group_sizes(module)
             self.weights_before = []
@@ -126,13 +127,12 @@ class Recording(L.Callback):
         # The step's maximum is that over its micro-batches.
         self.heads[key] = torch.maximum(self.heads[key], value) if key in self.heads else value
 
-    def _look_at_experts(self, trainer: L.Trainer, model: MixtureOfExperts, names: list[str]) -> None:
+    def _look_at_experts(self, trainer: L.Trainer, model: MixtureModel) -> None:
         """Loads at every step; what takes a pass over activations with the probe."""
         loads = model.expert_loads()  # of all micro-batches and ranks: the step has ended
-        layers = [names.index(name) for name in model.expert_layers]
-        self.loads = dict(zip(layers, loads / loads.sum(-1, keepdim=True), strict=True))
+        self.loads = dict(zip(model.expert_layers, loads / loads.sum(-1, keepdim=True), strict=True))
         if self.weights_before:
-            measured = model.measurements()
+            measured = dict(model.measurements())
             if trainer.world_size > 1:
                 measured = _of_all_ranks(trainer.strategy, measured)
             self.row |= measured

@@ -73,24 +73,11 @@ class Spectra(L.Callback):
 
 
 def probe_peak(module: LanguageModel) -> dict[str, Tensor]:
-    """The largest logit that the model gives the fixed probe batch, and its parts, by column.
-
-    Sees the queries and keys of every block's `attention` by calling its `project` on what its forward was given, so
-    any attention will do whose `project` returns queries (B, H, T, d) and keys (B, K, T, d) as they are multiplied.
-    """
+    """The largest logit that the model gives the fixed probe batch, and its parts, by column."""
     peaks: list[LogitPeak] = []
 
-    def look(attention: Any, inputs: tuple[Any, ...]) -> None:
-        x, cos, sin, *_ = inputs
-        q, k, *_ = attention.project(x, cos, sin)
-        peaks.append(logit_peak(q, k))
-
-    hooks = [block.attention.register_forward_pre_hook(look) for block in module.model.layers]
-    try:
+    with module.model.watch_attention(lambda queries, keys: peaks.append(logit_peak(queries, keys))):
         module.probe()
-    finally:
-        for hook in hooks:
-            hook.remove()
     layer = torch.stack([peak.max_logit for peak in peaks]).argmax()
     peak = LogitPeak(*(torch.stack(of_layers)[layer] for of_layers in zip(*peaks, strict=True)))
     return {

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from muonlab.errors import MuonlabError
-from muonlab.models import MoE, build_model, list_models
+from muonlab.models import MixtureModel, MoE, build_model, list_models
+from muonlab.models.contract import as_causal_model
+from muonlab.record.logit_peak import logit_peak
 
 SETTINGS = dict(vocab_size=61, context=16, d_model=32, num_layers=2, num_heads=4)
 VARIANTS = {
@@ -52,6 +54,56 @@ def tokens(batch=3, length=16, seed=0):
     return torch.randint(61, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
+def test_a_model_keeps_the_contract(model):
+    """Every member of CausalModel, with the shapes that its docstrings say."""
+    causal = as_causal_model(model, "any")
+    x, shape = tokens(), (2, 4)
+    causal.train()
+    output = causal(x, x, measure_entropy=True)
+    assert output.logits.shape == (3, 16, 61)
+    assert output.loss.ndim == output.cross_entropy.ndim == 0
+    extremes = causal.logit_extremes()
+    bounds, exact = causal.bounded_logits(torch.inf, absolute=True)
+    assert {t.shape for t in (*extremes, *bounds, exact)} == {shape}
+    assert exact.dtype == torch.bool
+    assert (bounds.highest >= extremes.highest).all()
+    assert (bounds.lowest <= extremes.lowest).all()
+    assert causal.attention_entropy().shape == causal.one_hot_share().shape == shape
+    assert len(causal.attention_layouts()) == len(list(causal.layers)) == 2
+    assert causal.flops_per_token(16) > causal.flops_per_token(8) > 0
+    assert isinstance(model, MixtureModel) == isinstance(model, MoE)
+
+
+def test_a_mixture_keeps_its_contract():
+    model = build_model("moe", **SETTINGS)
+    model(tokens(), tokens())
+    assert list(model.expert_layers) == [1]
+    loads = model.expert_loads()
+    assert loads.shape == (1, 16)
+    assert loads.sum() == tokens().numel() * 2
+    assert all(name.endswith("/layer_01") and value.ndim == 0 for name, value in model.measurements().items())
+    model.update_balance()
+    assert torch.equal(model.expert_loads(), loads)
+
+
+def test_the_watched_queries_and_keys_are_those_that_make_the_logits(model):
+    if model.settings.attention_soft_cap:
+        pytest.skip("the cap lies between the products and the logits")
+    peaks = []
+    with model.watch_attention(lambda queries, keys: peaks.append(logit_peak(queries, keys).max_logit)):
+        model(tokens())
+    torch.testing.assert_close(torch.stack(peaks).float(), model.max_logits().amax(1), rtol=1e-5, atol=1e-6)
+    model(tokens())
+    assert len(peaks) == 2  # it ends with the block
+
+
+def test_a_model_without_some_of_it_is_named_with_what_it_lacks():
+    with pytest.raises(
+        MuonlabError, match=r"model 'mine' cannot be trained: it lacks parameter_roles, attention_"
+    ):
+        as_causal_model(torch.nn.Linear(2, 2), "mine")
+
+
 def test_no_position_sees_a_later_token(model):
     model.eval()
     x = tokens()
@@ -81,19 +133,19 @@ def test_every_parameter_has_a_role_and_a_gradient(model):
 def test_max_logits_are_those_of_the_last_training_forward(model):
     model(tokens(), tokens())
     kept = model.max_logits()
-    assert list(kept) == [layout.name for layout in model.attention_layouts()]
+    assert kept.shape == (len(model.attention_layouts()), 4)
     model.eval()
     model(tokens(seed=5))
-    assert all(torch.equal(a, b) for a, b in zip(kept.values(), model.max_logits().values(), strict=True))
+    assert torch.equal(kept, model.max_logits())
     model.train()
     model(tokens(seed=5))
-    assert not torch.equal(kept["layer_00"], model.max_logits()["layer_00"])
+    assert not torch.equal(kept, model.max_logits())
 
 
 def test_absolute_max_logits_are_the_larger_of_both_ends(model):
     model(tokens(), tokens())
     highest, lowest = model.logit_extremes()
-    absolute = torch.stack(list(model.max_logits(absolute=True).values()))
+    absolute = model.max_logits(absolute=True)
     assert torch.equal(absolute, torch.maximum(highest, -lowest))
 
 
@@ -108,13 +160,13 @@ def test_scaling_the_declared_rows_scales_the_logits(model):
     if layout.inert:
         pytest.skip(layout.inert)
     model(tokens())
-    before = model.max_logits()["layer_00"]
+    before = model.max_logits()[0]
     with torch.no_grad():
         for rows in (*layout.query, *layout.query_shared_key):
             rows.parameter[rows.start(1) : rows.start(1) + rows.rows] *= 0.25
     model(tokens())
     expected = before * torch.tensor([1.0, 0.25, 1.0, 1.0])
-    torch.testing.assert_close(model.max_logits()["layer_00"], expected)
+    torch.testing.assert_close(model.max_logits()[0], expected)
 
 
 def grouped_flops(a, b, *others, **settings):
@@ -152,7 +204,7 @@ def test_logits_can_be_forced_to_a_size():
     torch.manual_seed(0)
     model = build_model("nanogpt", **SETTINGS, forced_max_logit=100.0)
     model(tokens(), tokens(seed=1)).loss.backward()
-    absolute = torch.stack(list(model.max_logits(absolute=True).values()))
+    absolute = model.max_logits(absolute=True)
     torch.testing.assert_close(absolute, torch.full((2, 4), 100.0))
     assert model.blocks[0].attention.query.weight.grad.abs().max() > 0
     assert all("forced_max_logit" in layout.inert for layout in model.attention_layouts())
@@ -165,5 +217,5 @@ def test_query_and_key_can_start_larger_than_the_rest():
         torch.manual_seed(0)
         models.append(build_model("nanogpt", **SETTINGS, qk_init_scale=scale))
         models[-1](tokens())
-    torch.testing.assert_close(models[1].max_logits()["layer_00"], 16 * models[0].max_logits()["layer_00"])
+    torch.testing.assert_close(models[1].max_logits()[0], 16 * models[0].max_logits()[0])
     assert torch.equal(models[0].blocks[0].mlp.up.weight, models[1].blocks[0].mlp.up.weight)

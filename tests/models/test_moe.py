@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from muonlab.errors import MuonlabError
-from muonlab.models import build_model
+from muonlab.models import build_model, model_counts
 from muonlab.models.router import normalised_scores
 from muonlab.optim import build_optimizer
 
@@ -86,14 +86,14 @@ def test_measurements_are_what_they_say():
     with pytest.raises(MuonlabError, match="training mode"):
         model.measurements()
     seen = {}
-    for name, layer in model.expert_layers.items():
-        layer.register_forward_hook(lambda layer, given, out, name=name: seen.update({name: (given[0], out)}))
+    for i, layer in model.expert_layers.items():
+        layer.register_forward_hook(lambda layer, given, out, i=i: seen.update({i: (given[0], out)}))
     model(tokens(), tokens(1)).loss.backward()
     measured = model.measurements()
     assert len(measured) == 2 * 5
     assert all(value.ndim == 0 and not value.requires_grad for value in measured.values())
-    for (name, layer), loads in zip(model.expert_layers.items(), model.expert_loads(), strict=True):
-        x, out = seen[name][0].flatten(0, 1), seen[name][1].flatten(0, 1)
+    for (i, layer), loads in zip(model.expert_layers.items(), model.expert_loads(), strict=True):
+        x, out = seen[i][0].flatten(0, 1), seen[i][1].flatten(0, 1)
         logits, shared = x @ layer.router.weight.T, expert_outputs(layer, x)[0]
         p = normalised_scores(logits)
         for what, expected in {
@@ -103,8 +103,8 @@ def test_measurements_are_what_they_say():
             "experts/shared_norm": shared.square().mean().sqrt(),
             "experts/routed_norm": (out - shared).square().mean().sqrt(),
         }.items():
-            torch.testing.assert_close(measured[f"{what}/{name}"], expected.detach())
-        assert measured[f"router/entropy/{name}"] <= math.log(6) + 1e-6
+            torch.testing.assert_close(measured[f"{what}/layer_{i:02d}"], expected.detach())
+        assert measured[f"router/entropy/layer_{i:02d}"] <= math.log(6) + 1e-6
 
 
 def test_the_balance_loss_is_added_in_training_alone():
@@ -121,7 +121,7 @@ def test_the_balance_loss_is_added_in_training_alone():
 
 
 def test_sparsity_adds_experts_and_leaves_active_parameters_but_for_the_router():
-    few, many = (moe(sparsity=sparsity).counts(16) for sparsity in (2, 8))
+    few, many = (model_counts(moe(sparsity=sparsity).settings, 16) for sparsity in (2, 8))
     assert many["routed"].parameters == 4 * few["routed"].parameters
     assert all(few[part].active == many[part].active for part in few if part != "router")
 
@@ -130,7 +130,7 @@ def train(model, optimizer, steps):
     for step in steps:
         optimizer.zero_grad()
         model(tokens(step), tokens(step + 100)).loss.backward()
-        optimizer.observe(torch.stack(list(model.max_logits().values())))
+        optimizer.observe(model.max_logits())
         optimizer.step()
         model.update_balance()
 
