@@ -73,10 +73,12 @@ class LanguageModel(L.LightningModule):
         # The parameters are other objects now; nothing has been updated yet.
         self.optimizer = OPTIMIZERS.make(self.config.optimizer, self.model)
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig | torch.optim.Optimizer:
         """One optimizer, one schedule that multiplies the learning rate of all its groups."""
         if self.trainer.world_size > 1 and self.device_mesh is None:
             self.optimizer.process_group = dist.group.WORLD
+        if not any("lr" in group for group in self.optimizer.param_groups):
+            return self.optimizer  # there is no rate to schedule
         scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.schedule)
         return {"optimizer": self.optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -123,7 +123,6 @@ def _train(
     from muonlab.train.ending import ending_of, how_it_ended
     from muonlab.train.module import LanguageModel
     from muonlab.train.recording import Recording
-    from muonlab.train.spectra import Spectra
     from muonlab.train.tracking import open_mlflow, open_store
     from muonlab.train.trainer import make_trainer
 
@@ -155,13 +154,10 @@ def _train(
             _report_damage(folder, [*record.torn, *torn], checkpoint)
         mlflow_run = open_mlflow(store, config, folder, environment) if store and record else None
         recording = Recording(record, mlflow_run, on_step)
-        every = config.trainer.spectra_every
-        # The spectra stand before the recording, which closes the row.
-        spectra = [Spectra(recording, every)] if every else []
         checkpoints = Checkpoints(folder / "checkpoints", config.trainer.checkpoint_every, recording)
         stop = StopBetweenSteps(checkpoints, peers)
         progress = [ProgressBar(recording, config.name)] if shown else []
-        callbacks = [*spectra, recording, Health(recording), stop, *progress, checkpoints]
+        callbacks = [recording, Health(recording), stop, *progress, checkpoints]
         trainer = make_trainer(config.trainer, peers.place, accelerator, folder, callbacks)
         stop.install()
         try:
