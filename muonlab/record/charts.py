@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from muonlab.record.parts import HEADS, first_row, schema_of
+from muonlab.record.columns import HEADS
+from muonlab.record.parts import first_row, schema_of
 from muonlab.record.stream import stream_trace
 
 STEPS = 1000
@@ -23,6 +24,9 @@ def chart_parts(folder: Path, after: int = -1) -> Iterator[list[dict[str, float]
         yield chart_rows(steps.take(last), heads.take(last))
 
 
+REDUCTIONS = {"max": np.maximum, "min": np.minimum, "mean": np.add}
+
+
 def chart_rows(steps: pa.Table, heads: pa.Table) -> list[dict[str, float]]:
     """What a chart shows of the two traces: a dict a step of its measured scalars and, over the heads of each
     layer, the largest `max_logit/layer_00`, where that head's is exact, and the means `entropy/layer_00` and
@@ -31,21 +35,17 @@ def chart_rows(steps: pa.Table, heads: pa.Table) -> list[dict[str, float]]:
         row["step"]: {name: value for name, value in row.items() if value is not None}
         for row in steps.to_pylist()
     }
-    for name, reduce, by_layer in (
-        ("max_logit", np.maximum, True),
-        ("entropy", np.add, True),
-        ("one_hot", np.add, True),
-        ("gamma", np.minimum, False),
-    ):
-        column = heads[HEADS[name]] if HEADS[name] in heads.column_names else None
+    for name, head in HEADS.items():
+        charted = head.chart is not None and head.column in heads.column_names
+        column = heads[head.column] if charted else None
         if column is None or column.null_count == len(column):
             continue
         kept = heads.filter(column.is_valid())
-        step, layer, value = (kept[key].to_numpy() for key in ("step", "layer", HEADS[name]))
-        new = (np.diff(step) != 0) | (by_layer & (np.diff(layer) != 0))
+        step, layer, value = (kept[key].to_numpy() for key in ("step", "layer", head.column))
+        new = (np.diff(step) != 0) | (head.by_layer & (np.diff(layer) != 0))
         starts = np.r_[0, 1 + np.flatnonzero(new)]
-        values = reduce.reduceat(value, starts)
-        if reduce is np.add:
+        values = REDUCTIONS[head.reduction].reduceat(value, starts)
+        if head.reduction == "mean":
             values = values / np.diff(np.r_[starts, len(value)])
         if name == "max_logit" and "exact" in kept.column_names:
             known = np.where(kept["exact"].to_numpy(), value, -np.inf)
@@ -53,7 +53,7 @@ def chart_rows(steps: pa.Table, heads: pa.Table) -> list[dict[str, float]]:
             starts, values = starts[shown], values[shown]
         for start, reduced in zip(starts.tolist(), values.tolist(), strict=True):
             row = rows.setdefault(int(step[start]), {"step": int(step[start])})
-            row[f"{name}/layer_{layer[start]:02d}" if by_layer else name] = reduced
+            row[f"{name}/layer_{layer[start]:02d}" if head.by_layer else name] = reduced
     return [rows[step] for step in sorted(rows)]
 
 

@@ -51,7 +51,7 @@ class Run:
 
     @cached_property
     def steps(self) -> pd.DataFrame:
-        """One row a step, float64: step (int64), then parts.SCALARS, then whatever else was recorded, sorted by name.
+        """One row a step, float64: step (int64), then columns.SCALARS, then whatever else was recorded, sorted by name.
         NaN: not measured at that step, or measured and not a number. Held whole: 160 bytes a step of 20 columns."""
         return read_trace(self._traces, "steps").to_pandas()
 

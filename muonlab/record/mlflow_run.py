@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muonlab.errors import MuonlabError, unknown_name
+from muonlab.record.columns import chart_of
 from muonlab.record.mlflow_link import FILE, Link
 from muonlab.record.store import connect, in_one_sentence
 from muonlab.settings.address import without_password
@@ -28,29 +29,8 @@ TERMINAL = {
 }
 """MLflow's own status for each of ours; ours is the tag `muonlab.status`."""
 
-KEYS = {
-    "train_loss": "train/loss",
-    "probe_loss": "probe/loss",
-    "val_loss": "val/loss",
-    "grad_norm": "optim/grad_norm",
-    "gamma": "attn/gamma",
-    "max_logit": "attn/max_logit",
-    "entropy": "attn/entropy",
-    "one_hot": "attn/one_hot",
-    "balance": "moe/balance",
-    "router": "moe/router",
-    "experts": "moe/experts",
-    "lr": "optim/lr",
-    "tokens": "progress/tokens",
-    "flops": "progress/flops",
-    "seconds": "progress/seconds",
-}
-"""Where a column of the trace stands among MLflow's charts; columns not listed stand under `optim/`."""
-
-EVERY_STEP = frozenset({"train_loss", "probe_loss", "val_loss", "grad_norm", "gamma", "max_logit"})
-"""Columns charted at every step: a spike lasts one. A metric costs 0.1 ms (SQLite) to 0.3 ms (a server)."""
 THINNED = 10
-"""The other columns are charted at most once in so many steps; the Parquet artifacts have all of them."""
+"""Columns that are not charted at every step are charted at most once in this many; the Parquet artifacts have all."""
 
 METRICS_PER_REQUEST = 1000
 PARAMS_PER_REQUEST = 100
@@ -189,7 +169,7 @@ class MlflowRun:
                 continue
             last = self._charted.get(metric_key(column), -1)
             # Of a thinned column the first value in each window of steps is shown.
-            due = step // THINNED > last // THINNED or column.partition("/")[0] in EVERY_STEP
+            due = step // THINNED > last // THINNED or chart_of(column.partition("/")[0]).every_step
             if step > last and (due or not math.isfinite(value)):
                 values[metric_key(column)] = value
         return self._entities(values, row, {metric_key(column): value for column, value in row.items()})
@@ -268,7 +248,7 @@ def metric_key(column: str) -> str:
     """Where a trace column is charted: `train_loss` under `train/loss`, `max_logit/layer_00` under
     `attn/max_logit/layer_00`, `update_rms/query` under `optim/update_rms/query`."""
     name, slash, rest = column.partition("/")
-    return re.sub(r"[^\w\-. /:]", "_", KEYS.get(name, f"optim/{name}") + slash + rest)[:LONGEST_KEY]
+    return re.sub(r"[^\w\-. /:]", "_", chart_of(name).key + slash + rest)[:LONGEST_KEY]
 
 
 def _existing(client: "MlflowClient", run_id: str) -> Any:

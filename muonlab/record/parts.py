@@ -21,32 +21,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from muonlab.errors import EnvironmentFault, MuonlabError
+from muonlab.record.columns import HEADS, SCALARS
 from muonlab.record.files import set_aside, write_atomic
 
-SCALARS = (
-    "tokens",
-    "flops",
-    "seconds",
-    "train_loss",
-    "lr",
-    "grad_norm",
-    "probe_loss",
-    "val_loss",
-)
-"""Columns that every `steps` frame has, first and in this order, measured or not."""
-HEADS = {
-    "max_logit": "value",
-    "max_logit_abs": "value_abs",
-    "exact": "exact",
-    "gamma": "gamma",
-    "entropy": "entropy",
-    "one_hot": "one_hot",
-}
-"""What may be recorded per layer and head, and its column in `max_logits`. `exact` is bool: whether both values are the
-maxima themselves, or both upper bounds; they are exact wherever nothing else was said."""
 KEYS = {"steps": ("step",), "max_logits": ("step", "layer", "head"), "experts": ("step", "layer", "expert")}
 """The columns that identify a row of each trace."""
-COLUMNS = {"steps": SCALARS, "max_logits": tuple(HEADS.values()), "experts": ("load",)}
+COLUMNS = {
+    "steps": tuple(SCALARS),
+    "max_logits": tuple(head.column for head in HEADS.values()),
+    "experts": ("load",),
+}
 """The other columns that every frame of a trace has, first and in this order, measured or not."""
 ROWS = 1 << 16
 """Rows of a row group; those of one step where that has more."""

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from muonlab.errors import unknown_name
+from muonlab.record.columns import HEADS
 from muonlab.record.parts import (
-    HEADS,
     KEYS,
     TraceFile,
     column_type,
@@ -172,12 +172,12 @@ def _heads_table(order: list[int], rows: list[dict[str, Any]]) -> pa.Table | Non
         return None
     shape = next(values.shape for name, values in stacked.items() if name != "step")
     columns = _grid("max_logits", stacked["step"], np.arange(shape[1]), np.arange(shape[2]))
-    for name, column in HEADS.items():
+    for name, head in HEADS.items():
         if name in stacked:
             values = stacked[name]
-            columns[column] = pa.array(
+            columns[head.column] = pa.array(
                 values.data.ravel(), mask=np.ma.getmaskarray(values).ravel(), from_pandas=False
-            ).cast(column_type("max_logits", column))
+            ).cast(column_type("max_logits", head.column))
     return pa.table(columns)
 
 

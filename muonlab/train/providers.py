@@ -25,7 +25,7 @@ class Columns:
     """Values of one step. They are kept as references until the record is flushed, so nobody may write to them.
 
     scalars: by column, `quantity` or `quantity/part`.
-    heads: (layers, heads), by one of the names in muonlab.record.parts.HEADS.
+    heads: (layers, heads), by one of the names in muonlab.record.columns.HEADS.
     loads: (experts,) by the number of the layer.
     """
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from muonlab.errors import MuonlabError
 from muonlab.record import load_run, parts, trace
 from muonlab.record.charts import chart_parts
-from muonlab.record.parts import COLUMNS, KEYS, SCALARS
+from muonlab.record.columns import SCALARS
+from muonlab.record.parts import COLUMNS, KEYS
 from muonlab.record.stream import read_trace, stream_trace
 from muonlab.record.trace import TraceWriter
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from muonlab.errors import MuonlabError
 from muonlab.record import stream
 from muonlab.record.charts import chart_parts
-from muonlab.record.parts import HEADS, SCALARS
+from muonlab.record.columns import HEADS, SCALARS
 from muonlab.record.stream import read_trace
 from muonlab.record.trace import TraceWriter
 
@@ -85,7 +85,7 @@ def test_heads_are_tidy_and_may_miss_quantities(tmp_path):
     writer.append(6, {"lr": 1.0})
     writer.flush()
     _, heads = frames(tmp_path)
-    assert heads.columns.tolist() == ["step", "layer", "head", *HEADS.values()]
+    assert heads.columns.tolist() == ["step", "layer", "head", *(head.column for head in HEADS.values())]
     row = heads.set_index(["step", "layer", "head"]).loc[(5, 1, 2)]
     assert (row["value"], row["entropy"]) == (5.0, -5.0)
     assert heads["step"].tolist() == [4] * 6 + [5] * 6

@@ -1,0 +1,71 @@
+"""The columns of a run's traces that have a place of their own in its frames or among MLflow's charts.
+
+Any other scalar that is recorded is a column too: sorted by name behind these, and charted under `optim/`, thinned.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Reduction = Literal["max", "mean", "min"]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Where MLflow shows a column.
+
+    key: the name of its chart.
+    every_step: chart every step, since a spike lasts one; otherwise the column is thinned, because a point costs 0.1 ms
+        (SQLite) to 0.3 ms (a server).
+    """
+
+    key: str
+    every_step: bool = False
+
+
+@dataclass(frozen=True)
+class HeadColumn:
+    """A quantity that is recorded per layer and head.
+
+    column: its name in the trace `max_logits`.
+    chart: None: not charted.
+    reduction: over the heads of a layer, or over all layers and heads unless `by_layer`.
+    """
+
+    column: str
+    chart: Chart | None = None
+    reduction: Reduction = "max"
+    by_layer: bool = True
+
+
+SCALARS = {
+    "tokens": Chart("progress/tokens"),
+    "flops": Chart("progress/flops"),
+    "seconds": Chart("progress/seconds"),
+    "train_loss": Chart("train/loss", every_step=True),
+    "lr": Chart("optim/lr"),
+    "grad_norm": Chart("optim/grad_norm", every_step=True),
+    "probe_loss": Chart("probe/loss", every_step=True),
+    "val_loss": Chart("val/loss", every_step=True),
+}
+"""Columns that every `steps` frame has, first and in this order, measured or not."""
+
+HEADS = {
+    "max_logit": HeadColumn("value", Chart("attn/max_logit", every_step=True)),
+    "max_logit_abs": HeadColumn("value_abs"),
+    "exact": HeadColumn("exact"),
+    "gamma": HeadColumn("gamma", Chart("attn/gamma", every_step=True), "min", by_layer=False),
+    "entropy": HeadColumn("entropy", Chart("attn/entropy"), "mean"),
+    "one_hot": HeadColumn("one_hot", Chart("attn/one_hot"), "mean"),
+}
+"""Everything that may be recorded per layer and head. `exact` is bool: whether both values are the maxima themselves,
+or both upper bounds; they are exact unless recorded otherwise."""
+
+FAMILIES = {"balance": Chart("moe/balance"), "router": Chart("moe/router"), "experts": Chart("moe/experts")}
+"""The charts of scalars with a name of several parts, by the first."""
+
+_CHARTS = SCALARS | {name: head.chart for name, head in HEADS.items() if head.chart} | FAMILIES
+
+
+def chart_of(name: str) -> Chart:
+    """The chart of a column, by the part of its name before the first slash."""
+    return _CHARTS.get(name) or Chart(f"optim/{name}")
