@@ -1,8 +1,8 @@
 """Corpora, tokenizers and the deterministic batch order.
 
-`build_data(name, **settings)` gives a `TokenData`: two memory-mapped arrays of token ids and batches that are
-a pure function of (seed, index). What is slow (fetching, tokenizing) happens once and is kept in the cache.
-`open_corpus` stops before the tokens, where the corpus' digest is known. Torch is imported with the first batch.
+`build_data(name, **settings)` returns a `TokenData`: two memory-mapped arrays of token ids, and batches that are a pure
+function of (seed, index). The slow steps, fetching and tokenizing, happen once and are kept in the cache.
+`open_corpus` stops before the tokens, when the digest of the corpus is known. Torch is imported with the first batch.
 """
 
 from muonlab.data.corpus import Corpus

@@ -16,17 +16,17 @@ from muonlab.settings.check import build, check
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Make the corpus ready in the cache and print what it holds; raises MuonlabError for a user's mistake."""
+    """Prepare the corpus in the cache and print its size; raises MuonlabError for a user's mistake."""
     parser = argument_parser(
         "muonlab.data", "Fetch, verify and tokenize a corpus into the cache, or find it there."
     )
     parser.epilog = "settings: cache=FOLDER; " + "; ".join(map(_defaults, list_data()))
     parser.add_argument("name", nargs="?", default="shakespeare", help=f"one of {', '.join(list_data())}")
     parser.add_argument("settings", nargs="*", metavar="setting=value", help="as in conf/data/<name>.yaml")
-    chosen = parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     begin = time.perf_counter()
-    section, values = DATA.section(chosen.name), read_settings(chosen.settings)
+    section, values = DATA.section(given.name), read_settings(given.settings)
     cache = check(str | None, values.pop("cache", None), "cache")
     data = make_data(build(section, values, "data"), cache)
     for key, value in data.describe().items():
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
 def read_settings(arguments: list[str]) -> dict[str, object]:
     """The values of `name=value` arguments, read as the other commands read theirs, by Hydra's grammar.
 
-    Raises MuonlabError for what is no such argument, for a sweep over several values, and for an interpolation that
+    Raises MuonlabError for an argument of another form, for a sweep over several values, and for an interpolation that
     cannot be resolved.
     """
     values = {}

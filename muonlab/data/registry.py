@@ -1,4 +1,4 @@
-"""Corpora by name: opened, so that their digest is known, and then tokenized or found in the cache."""
+"""Corpora by name: opened, so that their digest is known, then tokenized or read from the cache."""
 
 import os
 
@@ -26,7 +26,7 @@ DATA.register("huggingface")(open_huggingface)
 def build_data(name: str = "shakespeare", cache: CachePath = None, **settings: object) -> TokenData:
     """The tokens of corpus `name`; `DATA.settings(name)` has its settings and their defaults.
 
-    `cache` is the folder for what is kept between runs (None: $MUONLAB_CACHE, else .cache/muonlab under the current
+    `cache` is the folder kept between runs (None: $MUONLAB_CACHE, else .cache/muonlab under the current
     folder). Raises MuonlabError for an unknown name or setting, a value out of range, an unreadable source, or a cache
     that cannot be written.
     """
@@ -51,7 +51,7 @@ def corpus_digest(settings: object, cache: CachePath = None) -> str:
 def make_data(settings: object, cache: CachePath = None, corpus: Corpus | None = None) -> TokenData:
     """The tokens of a checked section, from the cache or tokenized into it.
 
-    `corpus` is what `open_corpus` gave for these settings, so that no text is read twice; None opens it. Raises
+    `corpus` is the result of `open_corpus` for these settings, so that no text is read twice; None opens it. Raises
     MuonlabError for an unreadable source, a split without text, or a cache that cannot be written.
     """
     corpus = corpus or open_corpus(settings, cache)

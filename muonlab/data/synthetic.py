@@ -65,8 +65,8 @@ def transition_counts(vocab_size: int, order: int, concentration: float, seed: i
 def stationary(counts: np.ndarray) -> np.ndarray:
     """The distribution over states, float64 (states,), with pi = pi P and sum(pi) = 1.
 
-    Solved, not iterated: with a small concentration the chain is nearly periodic or falls nearly apart, and
-    power iteration takes as long as it takes to mix.
+    Solved, not iterated: with a small concentration the chain is nearly periodic or nearly reducible, and power
+    iteration converges only as fast as the chain mixes.
     """
     states, vocab = counts.shape
     symbols = np.arange(vocab)

@@ -14,8 +14,8 @@ def open_text(cache: CachePath, settings: TextSettings) -> Corpus:
     """The text at `path`: a file, whatever its name, or every *.txt below a folder, sorted by path.
 
     The last `val_fraction` is held out: of the files, at least one, where there are several; of the bytes of a single
-    one, cut between characters. Relative paths begin at the current folder. The digest is of what the files hold, so an
-    edited text is another corpus. Raises MuonlabError for a path that is missing, unreadable or without text.
+    one, cut between characters. Relative paths begin at the current folder. The digest is that of the contents, so an
+    edited text is a different corpus. Raises MuonlabError for a path that is missing, unreadable or without text.
     """
     path = expand_user(settings.path or "")
     try:
@@ -49,7 +49,7 @@ def _text_files(path: Path) -> list[Path]:
 
 
 def _may_hold_text(path: Path) -> bool:
-    """Whether it is a file, or a link that leads nowhere, which is worth a word; no folder, pipe or device."""
+    """Whether it is a file, or a broken link, which deserves an error; not a folder, pipe or device."""
     return path.is_file() or not path.exists()
 
 
@@ -70,7 +70,7 @@ def split_files(files: list[Path], val_fraction: float) -> tuple[list[Span], lis
 
 
 def _content_digest(files: list[Path], *splits: list[Span]) -> str:
-    """Digest of what the files hold and of where the splits are cut."""
+    """Digest of the contents of the files and of the place where the splits are cut."""
     cuts = [[(span.start, span.stop) for span in spans] for spans in splits]
     digest = hashlib.sha256(str(cuts).encode())
     for file in files:

@@ -30,7 +30,7 @@ class TokenData:
 
     `train` and `val` are 1-D arrays of uint8 or uint16, mapped from the cache: processes on one machine share
     their pages. Ids lie in [0, vocab_size). `digest` (16 hex digits) is of the ids of both splits, so equal
-    digests mean equal tokens. `source` says in a line where the text comes from. `bytes_per_token` is the
+    digests mean equal tokens. `source` names the origin of the text in one line. `bytes_per_token` is the
     mean number of bytes of text behind one token of the validation split.
 
     `conditional_entropies` is empty, except for a synthetic corpus: entry t - 1 is the exact entropy, in
@@ -54,8 +54,8 @@ class TokenData:
 
         A pure function of its arguments: workers, devices, resumption and the batches drawn before cannot
         change it. The windows begin at independent uniform positions (with replacement: there are no epochs),
-        and targets are the tokens one place further on. `sequential` reads on through the text instead, from a
-        place that the seed draws, so that neighbours in a batch are neighbours in the text; a window that would
+        and targets are the tokens one position later. `sequential` reads through the text instead, from a
+        position drawn by the seed, so that neighbours in a batch are neighbours in the text; a window that would
         run over the end begins that much after the beginning. `seed` and `index` are in [0, 2^63).
         Raises MuonlabError if the training split has fewer than context + 1 tokens.
         """
@@ -120,7 +120,7 @@ class TokenData:
 
     @property
     def entropy_rate(self) -> float | None:
-        """Exact entropy rate in nats per token, or None where nobody knows it (natural text)."""
+        """Exact entropy rate in nats per token, or None where it is unknown (natural text)."""
         return self.conditional_entropies[-1] if self.conditional_entropies else None
 
     def loss_floor(self, context: int) -> float | None:
@@ -135,11 +135,11 @@ class TokenData:
         return (sum(early) + (context - len(early)) * early[-1]) / context
 
     def decode(self, ids: "np.ndarray | Tensor") -> str:
-        """The text behind a 1-D array of ids; bytes that are no UTF-8 become U+FFFD."""
+        """The text behind a 1-D array of ids; bytes that are not UTF-8 become U+FFFD."""
         return self.tokenizer.decode(ids.tolist())
 
     def describe(self) -> dict[str, str | int | float | None]:
-        """What a run's record says about its data: plain values only."""
+        """The data as a run's record describes it: plain values only."""
         return {
             "name": self.name,
             "source": self.source,

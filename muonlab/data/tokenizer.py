@@ -22,7 +22,7 @@ _PIECES_AT_ONCE = 32
 
 
 class ByteTokenizer:
-    """A token is a byte value. `vocab_size` under 256 says that only the first values occur."""
+    """A token is a byte value. A `vocab_size` below 256 means that only the first values occur."""
 
     name = "byte"
     dtype = np.dtype("u1")
@@ -32,7 +32,7 @@ class ByteTokenizer:
 
     @property
     def key(self) -> str:
-        """What of the tokenizer decides the ids, for the name of a cache entry."""
+        """The settings that decide the ids, for the name of a cache entry."""
         return self.name
 
     def encode(self, pieces: Iterable[bytes]) -> Iterator[tuple[np.ndarray, int]]:
@@ -41,7 +41,7 @@ class ByteTokenizer:
             yield np.frombuffer(piece, np.uint8), len(piece)
 
     def decode(self, ids: list[int]) -> str:
-        """The text of `ids`; bytes that are no UTF-8 become U+FFFD."""
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
         return bytes(ids).decode(errors="replace")
 
 
@@ -49,8 +49,8 @@ class BytePairTokenizer:
     """Byte-level byte-pair encoding (Sennrich et al. 2016, over bytes as in GPT-2), by the tokenizers
     library.
 
-    `vocab_size` counts the 256 bytes and the merges; a text too short to teach that many merges gives fewer,
-    and `vocab_size` says how many there are once the tokenizer is trained or loaded. UTF-8 text only.
+    `vocab_size` counts the 256 bytes and the merges; a text too short for that many merges gives fewer,
+    and `vocab_size` is their actual number once the tokenizer is trained or loaded. UTF-8 text only.
 
     A merge never crosses the pieces that it is given. The time is quadratic in the longest word of a piece, which
     `corpus.pieces` bounds: it cuts runs of more than RUN_BYTES bytes without white space, and no others, so that
@@ -95,7 +95,7 @@ class BytePairTokenizer:
                 yield np.array(encoding.ids, self.dtype), len(piece)
 
     def decode(self, ids: list[int]) -> str:
-        """The text of `ids`; bytes that are no UTF-8 (a character cut in half) become U+FFFD."""
+        """The text of `ids`; bytes that are not UTF-8 (a character cut in half) become U+FFFD."""
         return self._library_tokenizer.decode(ids)
 
     def save(self, folder: Path) -> None:
@@ -119,7 +119,7 @@ class BytePairTokenizer:
 
 
 def make_tokenizer(settings: object, symbols: int = 256) -> ByteTokenizer | BytePairTokenizer:
-    """The tokenizer that a section asks for, still untrained; by default bytes, of which the first `symbols` occur."""
+    """The tokenizer of a section, still untrained; by default bytes, of which the first `symbols` occur."""
     if isinstance(settings, TokenizerSettings) and settings.tokenizer == BytePairTokenizer.name:
         return BytePairTokenizer(settings.bpe_vocab_size)
     return ByteTokenizer(symbols)

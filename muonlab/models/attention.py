@@ -1,4 +1,4 @@
-"""Causal self-attention that always can say its exact per-head max logit.
+"""Causal self-attention whose exact per-head max logit is always known.
 
 Shape legend: B batch, T positions, D model width, H query heads, K key-value heads, d head_dim.
 """
@@ -22,7 +22,7 @@ EXPLICIT_CONTEXT = 128
 
 
 class AttentionOutput(NamedTuple):
-    """`x` (B, T, D); `logits` in training mode only; `entropy` in nats and `one_hot`, each (H,), if asked for."""
+    """`x` (B, T, D); `logits` in training mode only; `entropy` in nats and `one_hot`, each (H,), on request."""
 
     x: Tensor
     logits: LayerLogits | None
@@ -48,7 +48,7 @@ def head_rows(linear: nn.Linear, rows: int, offset: int = 0) -> tuple[HeadRows, 
 
 
 class _Rotate(torch.autograd.Function):
-    """The gradient of a rotation is the rotation back: three passes, where autograd's own makes six."""
+    """The gradient of a rotation is the inverse rotation: three passes, where autograd makes six."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def attend(
     documents: Tensor | None = None,
     measure_weights: bool = False,
 ) -> tuple[Tensor, LayerLogits, Tensor | None]:
-    """Attention by the fastest way that gives what is asked: output (B, H, T, d_v), its logits, its weights or None.
+    """Attention by the fastest suitable kernel: output (B, H, T, d_v), its logits, and its weights or None.
 
     The arguments are those of `explicit_attention`, which runs for the weights (B, H, T, T), soft-cap and forced
     maxima, and on a CPU up to EXPLICIT_CONTEXT; the kernel of `fused_attention` runs otherwise.
@@ -91,11 +91,14 @@ def attend(
 class Attention(nn.Module):
     """Multi-head, grouped-query (num_kv_heads < num_heads) or multi-query (num_kv_heads = 1) attention.
 
-    Query, key and value are separate matrices, so that Muon orthogonalises each by itself, or with `fused_qkv` one
-    weight `qkv` of (H + 2 K) d rows. `soft_cap` 0 means none. `rotary_fraction` is the share of each head's entries
-    that rotary embedding turns, the first ones (1: all, 0: no positions at all). `forced_max` kappa > 0 forces every
-    head's largest |logit| over the batch to kappa, later tokens included: an experiment that asks what large logits do
-    by themselves, not a model to use. The sizes must fit each other, which `NanoGPTSettings` checks.
+    fused_qkv: query, key and value are one weight `qkv` of (H + 2 K) d rows; otherwise three matrices, which Muon
+        orthogonalises separately.
+    soft_cap: c of c tanh(s/c) on the logits; 0: none.
+    rotary_fraction: the share of each head's entries, the first ones, that RoPE rotates; 1: all, 0: no positions.
+    forced_max: kappa > 0 forces every head's largest |logit| over the batch, later tokens included, to kappa; 0: off.
+        An experiment on what large logits do by themselves, not a model to use.
+
+    `NanoGPTSettings` checks that the sizes fit each other.
     """
 
     def __init__(
@@ -136,7 +139,7 @@ class Attention(nn.Module):
         measure_entropy: bool = False,
         documents: Tensor | None = None,
     ) -> AttentionOutput:
-        """x (B, T, D) with rotary tables (T, 1, d); `documents` (B, T) int64, or None for one a sequence."""
+        """x (B, T, D) with rotary tables (T, 1, d); `documents` (B, T) int64, None: one per sequence."""
         q, k, v = self.project(x, cos, sin)
         out, logits, weights = attend(
             q,

@@ -1,7 +1,7 @@
 """Parameters, active parameters and floating-point operations by formula, from a model's settings alone.
 
-A model of a trillion weights is counted without allocating one of them, and without torch. Every function takes the
-settings of its model and a sequence length T, and gives the Count of each part; their sum is the model's.
+A model of a trillion weights is counted without allocating one of them, and without torch. Every formula takes the
+settings of its model and a sequence length T, and returns the Count of each part; their sum is the model's.
 """
 
 from collections.abc import Iterable
@@ -14,11 +14,12 @@ from muonlab.settings.model import DecoderSettings, MoESettings, NanoGPTSettings
 
 @dataclass(frozen=True)
 class Count:
-    """Of one part of a model.
+    """The size of one part of a model.
 
-    parameters: numbers that are trained and stored. active: those that one token uses; of an embedding its one row.
+    parameters: numbers that are trained and stored.
+    active: those that one token uses; of an embedding a single row.
     flops: floating-point operations of one training token, forward and backward: 6 per weight that it multiplies
-    (PaLM, arXiv 2204.02311, appendix B); norms, activations and look-ups are left out, as is usual.
+        (PaLM, arXiv 2204.02311, appendix B); norms, activations and look-ups are left out, as is usual.
     """
 
     parameters: int = 0
@@ -89,7 +90,7 @@ def _weights(weights: int, others: int = 0) -> Count:
 
 
 def _ends(s: DecoderSettings) -> dict[str, Count]:
-    """Embedding, norms of the residual stream and head; a tied head adds no parameters, and uses the embedding's."""
+    """Embedding, norms of the residual stream and head; a tied head adds no parameters and uses the embedding's."""
     table = s.vocabulary * s.d_model
     return {
         "embedding": Count(table, 0 if s.tied_head else s.d_model, 0.0),

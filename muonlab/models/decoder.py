@@ -29,9 +29,9 @@ IGNORED = -100  # the target of a position that has none, as in torch
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); both parts declare the `roles()` of their parameters."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); both parts declare their parameters' `roles()`."""
 
-    attention: Any  # it has `layout(name)`, `rotary_dim` and `project(x, cos, sin)` besides
+    attention: Any  # it also has `layout(name)`, `rotary_dim` and `project(x, cos, sin)`
     mlp: Any
 
     def __init__(self, attention: nn.Module, mlp: nn.Module, d_model: int):
@@ -104,12 +104,15 @@ class Decoder(nn.Module):
         measure_entropy: bool = False,
         documents: Tensor | None = None,
     ) -> ModelOutput:
-        """tokens and targets (B, T) int64, T <= context; a target of -100 counts for nothing.
+        """tokens and targets (B, T) int64, T <= context; positions whose target is -100 are ignored.
 
-        `documents` (B, T) int64: a position sees only positions of its own number, for packed texts, and for padding
-        as one more document; None: one text a sequence. In training mode this forward's attention logits are kept for
-        `max_logits()`; evaluation forwards leave them alone. `measure_entropy` keeps what `attention_entropy()` and
-        `one_hot_share()` give, at the cost of holding every attention weight.
+        measure_entropy: keep the values of `attention_entropy()` and `one_hot_share()`, at the cost of holding every
+            attention weight.
+        documents: (B, T) int64; a position sees only positions with its own number. For packed texts, and for padding
+            as one more document. None: one text per sequence.
+
+        In training mode this forward's attention logits are kept for `max_logits()`; evaluation forwards leave those of
+        the last training forward alone.
         """
         length = tokens.shape[1]
         if length > self.context:
@@ -119,7 +122,7 @@ class Decoder(nn.Module):
         x = self.embedding(tokens)
         cos, sin = self.cos[:length], self.sin[:length]
         if self.training:
-            self._logits = None  # the queries and keys of the last forward make room
+            self._logits = None  # frees the queries and keys of the last forward
         attended = []
         for block in self.blocks:
             attended.append(block(x, cos, sin, measure_entropy, documents))

@@ -1,6 +1,6 @@
 """Routed experts as stacks of matrices, and the products of grouped rows with them: no token is ever dropped.
 
-Shape legend: N tokens, D width, E experts, k chosen a token, M = N k assignments, h hidden units of an expert.
+Shape legend: N tokens, D width, E experts, k experts per token, M = N k assignments, h hidden units of an expert.
 """
 
 from typing import Any, NamedTuple
@@ -19,8 +19,9 @@ ALIGNMENT = 16
 class Grouping(NamedTuple):
     """Assignments sorted by expert.
 
-    order (M,): the assignment, counted row by row of (N, k), that stands at each sorted place. inverse (M,): the
-    place of each assignment. ends (E,) int32: where each expert's places end.
+    order (M,): the assignment, numbered row by row of (N, k), at each sorted place.
+    inverse (M,): the place of each assignment.
+    ends (E,) int32: where each expert's places end.
     """
 
     order: Tensor
@@ -33,9 +34,9 @@ class Grouping(NamedTuple):
         return self.ends.diff(prepend=self.ends.new_zeros(1)).long()
 
 
-def group_by_expert(chosen: Tensor, num_experts: int) -> Grouping:
-    """Sort the choices (N, k) by expert, first tokens first, with no look at a value by the host."""
-    experts, order = chosen.flatten().sort(stable=True)
+def group_by_expert(choices: Tensor, num_experts: int) -> Grouping:
+    """Sort the choices (N, k) by expert, first tokens first, without a wait for the device."""
+    experts, order = choices.flatten().sort(stable=True)
     places = torch.arange(len(order), device=order.device)
     inverse = torch.empty_like(order).scatter_(0, order, places)
     numbers = torch.arange(num_experts, device=order.device)
@@ -43,7 +44,7 @@ def group_by_expert(chosen: Tensor, num_experts: int) -> Grouping:
 
 
 class _Dispatch(torch.autograd.Function):
-    """Row of x of every sorted assignment: (N, D) -> (M, D). Backward gathers too, where autograd's own scatters."""
+    """Row of x of every sorted assignment: (N, D) -> (M, D). The backward gathers too, where autograd scatters."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor, k: int) -> Tensor:
@@ -85,7 +86,7 @@ def padded_products(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     return (padded.view(len(ends), most, -1) @ weight.mT).flatten(0, 1).index_select(0, slot)
 
 
-# An operator of our own, because torch's cannot be compiled but in bf16.
+# A custom operator, because torch's version compiles only in bf16.
 @torch.library.custom_op("muonlab::grouped_mm", mutates_args=())
 def _grouped_mm(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
     """(M, in) x (E, in, out) -> (M, out), or (in, M) x (M, out) -> (E, in, out), in groups along M."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from muonlab.models.max_logits import LogitRange, at_least_fp32, visible_bias
 
-# A row of attention counts as one-hot when one weight is above this: what is left for all other keys is a twentieth.
+# A row of attention counts as one-hot when one weight is above this, which leaves a twentieth for all other keys.
 ONE_HOT = 0.95
 
 
@@ -54,9 +54,9 @@ def explicit_attention(
 def attention_entropy(weights: Tensor) -> Tensor:
     """Mean over batch and queries of H_i = -sum_j a_ij ln a_ij, in nats, per head: (B, H, T, T) -> (H,).
 
-    0 is a head that always looks at one place; a uniform causal head of context T has mean ln(i) over i <= T.
+    0: the head always attends to one position; a uniform causal head of context T has mean ln(i) over i <= T.
     """
-    # special.entr says the same of a weight of 0, and on a CPU takes three times as long.
+    # special.entr gives the same for a weight of 0, but takes three times as long on a CPU.
     logs = weights.clamp_min(torch.finfo(weights.dtype).tiny).log()
     return (weights * logs).sum(-1).mean((0, 2)).neg()
 
@@ -64,7 +64,7 @@ def attention_entropy(weights: Tensor) -> Tensor:
 def one_hot_share(weights: Tensor) -> Tensor:
     """Share of query rows whose largest weight is above ONE_HOT, per head: (B, H, T, T) -> (H,).
 
-    Of the rows after the first position, which sees one key alone; 0 where there is no other.
+    The first position, which sees a single key, is left out; 0 if there is no other.
     """
     largest = weights[:, :, 1:].amax(-1)
     return (largest > ONE_HOT).sum((0, 2)) / max(1, largest.shape[0] * largest.shape[2])

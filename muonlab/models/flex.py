@@ -1,4 +1,4 @@
-"""FlexAttention (arXiv 2412.05496) on CUDA: causal and document masks, and the maxima that its kernel already has."""
+"""FlexAttention (arXiv 2412.05496) on CUDA: causal and document masks, and the maxima that its kernel has anyway."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -42,7 +42,7 @@ def flex_highest(q: Tensor, k: Tensor, documents: Tensor | None) -> Tensor:
 
 
 def _kernel() -> Callable[..., Any]:
-    """The operator itself within a compiled model, and compiled by itself in an eager one: it is never run unfused."""
+    """flex_attention as it is within a compiled model, else a compiled copy, so that it never runs unfused."""
     from torch.nn.attention.flex_attention import flex_attention
 
     if torch.compiler.is_compiling():

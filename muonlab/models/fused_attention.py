@@ -1,6 +1,6 @@
-"""Attention by the fused kernel of the device, with what the kernel reports of its logits.
+"""Attention by the fused kernel of the device, and the logit statistics that the kernel reports.
 
-    CPU     PyTorch's flash attention, called where its log-sum-exp is not thrown away
+    CPU     PyTorch's flash attention, called in the form that returns its log-sum-exp
     CUDA    FlexAttention, which reports its maxima; else scaled_dot_product_attention, which does not
 
 Shape legend: B batch, T positions, H query heads, K key-value heads, d head_dim.
@@ -17,9 +17,9 @@ from muonlab.models.max_logits import LayerLogits, visible_bias
 def fused_attention(
     q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None = None
 ) -> tuple[Tensor, LayerLogits]:
-    """softmax(q k' / sqrt(d)) v over the visible pairs: output (B, H, T, d_v), and what is known of the logits.
+    """softmax(q k' / sqrt(d)) v over the visible pairs: output (B, H, T, d_v), and its logits as far as known.
 
-    q (B, H, T, d), k (B, K, T, d) and v (B, K, T, d_v) of one dtype, which is the one they are multiplied in.
+    q (B, H, T, d), k (B, K, T, d) and v (B, K, T, d_v) of one dtype, in which they are multiplied.
     `documents` (B, T): a position sees only its own document's.
     """
     seen = LayerLogits(None, q.detach(), k.detach(), documents)

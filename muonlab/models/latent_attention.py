@@ -1,4 +1,4 @@
-"""Multi-head latent attention: queries, keys and values are read off low-rank latents, positions off a shared key.
+"""Multi-head latent attention: queries, keys and values come from low-rank latents, positions from a shared key.
 
 DeepSeek-V2 (arXiv 2405.04434, section 2.1; with these symbols V3, arXiv 2412.19437, eq. 1-11), also Kimi K2's.
 Shape legend: B batch, T positions, D model width, H heads.
@@ -17,11 +17,14 @@ from muonlab.models.norm import RMSNorm
 class LatentAttention(nn.Module):
     """Causal attention of `num_heads` heads, each with logits (q^C . k^C + q^R . k^R) / sqrt(nope + rope).
 
-    q_lora_rank: width of the queries' latent c^Q; 0 reads queries from x itself. kv_lora_rank: width of the latent
-    c^KV, all that a cache would keep besides the rotary key. qk_nope_head_dim, qk_rope_head_dim: entries of a head's
-    query without and with positions; the rotary key k^R is one for all heads. v_head_dim: entries of a head's value.
-    soft_cap: c of c tanh(s/c) on the logits, 0 for none. Both latents are RMS-normalised, so that the size of what
-    makes them reaches no logit.
+    q_lora_rank: width of the queries' latent c^Q; 0: queries are computed from x itself.
+    kv_lora_rank: width of the latent c^KV, which with the rotary key is all that a cache would keep.
+    qk_nope_head_dim, qk_rope_head_dim: entries of a head's query without and with positions; all heads share the
+        rotary key k^R.
+    v_head_dim: entries of a head's value.
+    soft_cap: c of c tanh(s/c) on the logits; 0: none.
+
+    Both latents are RMS-normalised, so that the scale of the down-projections does not reach the logits.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class LatentAttention(nn.Module):
         measure_entropy: bool = False,
         documents: Tensor | None = None,
     ) -> AttentionOutput:
-        """x (B, T, D) with rotary tables (T, 1, rope); `documents` (B, T) int64, or None for one a sequence."""
+        """x (B, T, D) with rotary tables (T, 1, rope); `documents` (B, T) int64, None: one per sequence."""
         q, k, v = self.project(x, cos, sin)
         out, logits, weights = attend(
             q, k, v, soft_cap=self.soft_cap, documents=documents, measure_weights=measure_entropy
@@ -75,7 +78,7 @@ class LatentAttention(nn.Module):
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys (B, H, T, nope + rope), values (B, H, T, v).
 
-        What reads the same input is one product: at small widths a step is overhead more than arithmetic.
+        Maps of the same input are one product: at small widths a step is more overhead than arithmetic.
         """
         heads = self.num_heads
         if self.query_down is None or self.query_norm is None:
@@ -124,5 +127,5 @@ class LatentAttention(nn.Module):
 
 
 def _products(x: Tensor, *maps: nn.Linear) -> tuple[Tensor, ...]:
-    """What each of the maps makes of x, by one product."""
+    """The outputs of several maps of x, computed as one product."""
     return F.linear(x, torch.cat([m.weight for m in maps])).split([m.out_features for m in maps], -1)

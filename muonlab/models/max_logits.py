@@ -1,11 +1,11 @@
-"""How large the attention logits of a training forward were: bounds for nothing, exact extremes when asked.
+"""How large the attention logits of a training forward were: bounds at no cost, exact extremes on request.
 
 Shape legend: B batch, T positions, H query heads, K key-value heads, d head_dim.
 
 A logit is s_ij = q_i . k_j / sqrt(d), over the visible pairs: j <= i, within one document. Of a row with n visible
 keys, max_j s_ij <= logsumexp_j s_ij <= max_j s_ij + ln n; a fused kernel has the middle term for its backward anyway.
-So what stays below tau is known to do so without one look at a logit, and the exact pass is for what does not, and for
-the trace.
+So heads that stay below tau are recognised without computing a logit; the exact pass is for the others and for the
+trace.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from muonlab.models.flex import flex_highest
 CPU_ROWS = 64
 # On a GPU, logits held at once: 256 MiB of fp32, few launches.
 DEVICE_ELEMENTS = 1 << 26
-# Kernels may round a log-sum-exp by more than its last bit (PyTorch's in bf16 by 6e-5); a bound has to stay one.
+# Kernels may round a log-sum-exp by more than its last bit (PyTorch's in bf16 by 6e-5); a bound must remain a bound.
 ROUNDING = 2.0**-12
 
 
@@ -42,11 +42,13 @@ class LogitRange(NamedTuple):
 
 
 class LayerLogits(NamedTuple):
-    """What one layer's training forward leaves behind: all that bounds and extremes are computed from.
+    """The remains of one layer's training forward, from which bounds and extremes are computed.
 
-    `extremes`, where every logit was in memory; otherwise `queries` (B, H, T, d) and `keys` (B, K, T, d) as the kernel
-    multiplied them, `documents` (B, T) or None, and, each (H,) or None, what the kernel reports besides: `log_sum_exp`,
-    the largest of a row, or `highest`, the highest logit itself.
+    extremes: exact, where every logit was in memory; None otherwise.
+    queries, keys: (B, H, T, d) and (B, K, T, d) as the kernel multiplied them; None where `extremes` are known.
+    documents: (B, T), or None for one per sequence.
+    log_sum_exp: the largest of a row, (H,), where the kernel reports it; else None.
+    highest: the highest logit itself, (H,), where the kernel reports it; else None.
     """
 
     extremes: LogitRange | None
@@ -64,7 +66,7 @@ class LayerLogits(NamedTuple):
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """x, or x in fp32 where its dtype is shorter: logits and losses are never rounded to 8 or 11 bits."""
+    """x, in fp32 if its dtype is shorter: logits and losses are never rounded to 8 or 11 bits."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -86,7 +88,7 @@ def visible_bias(documents: Tensor | None, start: int, stop: int, like: Tensor) 
 def logit_range(q: Tensor, k: Tensor, documents: Tensor | None = None) -> LogitRange:
     """Exact extremes of the visible scaled logits of q (B, H, T, d) and k (B, K, T, d), each (H,), in fp32 at least.
 
-    In chunks of rows, so that no more than a few rows of logits are ever held.
+    Computed in chunks, so that only a few rows of logits are in memory at a time.
     """
     batch, heads, length, head_dim = q.shape
     kv_heads = k.shape[1]
@@ -108,7 +110,7 @@ def logit_range(q: Tensor, k: Tensor, documents: Tensor | None = None) -> LogitR
                 lowest.append(scores.amin(-1).amin(0))
             scores = (chunk @ k[..., first:stop]).view(batch, heads, stop - start, -1)
             bias = visible_bias(documents, start, stop, scores)[..., first:]
-            # where() and aminmax() would say it in one line, but on a CPU take several times as long.
+            # where() and aminmax() would be one line, but take several times as long on a CPU.
             highest.append((scores + bias).flatten(-2).amax(-1).amax(0))
             lowest.append((scores - bias).flatten(-2).amin(-1).amin(0))
     scale = head_dim**-0.5
@@ -117,7 +119,7 @@ def logit_range(q: Tensor, k: Tensor, documents: Tensor | None = None) -> LogitR
 
 @torch.no_grad()
 def logit_bounds(layer: LayerLogits) -> LogitRange:
-    """Bounds of a layer's logits, each (H,): none is above `highest` or below `lowest`; themselves where known.
+    """Bounds of a layer's logits, each (H,): none is above `highest` or below `lowest`; exact where known.
 
     |s_ij| <= max_i |q_i| max_j |k_j| / sqrt(d) (Cauchy-Schwarz) at both ends; at the upper one also the log-sum-exp,
     which is far tighter. Both are widened by ROUNDING (1 + |bound|).
@@ -125,7 +127,7 @@ def logit_bounds(layer: LayerLogits) -> LogitRange:
     if layer.extremes is not None:
         return layer.extremes
     vectors = layer.vectors()
-    # Summed and kept in fp32 at least: a norm rounded to bf16 may lie 0.4 % below, and would be no bound.
+    # Summed and kept in fp32 at least: a norm rounded to bf16 may be 0.4 % too small, and would not be a bound.
     wide = torch.promote_types(vectors[0].dtype, torch.float32)
     q, k = (torch.linalg.vector_norm(x, dim=-1, dtype=wide).amax((0, 2)) for x in vectors)
     norms = q * k.repeat_interleave(len(q) // len(k)) * vectors[0].shape[-1] ** -0.5
@@ -145,11 +147,14 @@ def bounded_logits(
 ) -> tuple[LogitRange, Tensor]:
     """Bounds of every layer, and the exact extremes of the heads whose bound does not stay below `limit`.
 
-    Returns them, each (layers, H), and which heads' are exact at both ends, (layers, H) bool. `absolute`: it is the
-    bound of the magnitude that must stay below the limit. So a rule that acts on logits above the limit alone does
-    what it does with exact extremes everywhere. A bound that is not a number counts as above the limit. Where there
-    is a limit the host waits for the device, once, because what is computed depends on the bounds; it does not where
-    kernels report the highest logit and no magnitude is asked for.
+    Returns them, each (layers, H), and which heads' are exact at both ends, (layers, H) bool. A rule that acts only on
+    logits above the limit therefore acts as it would on exact extremes.
+
+    limit: inf: bounds alone. A bound of NaN counts as above the limit.
+    absolute: the bound of the magnitude, not of the highest logit, must stay below the limit.
+
+    With a limit the host waits once for the device, because the bounds decide which heads are computed; not where the
+    kernels report the highest logit and `absolute` is false.
     """
     ranges = _stack([logit_bounds(layer) for layer in layers])
     known = torch.tensor([layer.extremes is not None for layer in layers], device=ranges.highest.device)

@@ -11,7 +11,7 @@ from muonlab.layout import ParameterRole
 
 
 class _Relu2(torch.autograd.Function):
-    """Autograd's own backward of relu(x)^2 makes five passes over the widest tensor of the model; this makes two."""
+    """Autograd's backward of relu(x)^2 makes five passes over the widest tensor of the model; this one makes two."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""MoE: Kimi K2's and DeepSeek-V3's architecture in small."""
+"""MoE: the architecture of Kimi K2 and DeepSeek-V3, scaled down."""
 
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from muonlab.settings.model import MoESettings
 
 
 class Seen(NamedTuple):
-    """What a layer's last training forward leaves to measure: router logits (N, E), outputs (N, D) or None."""
+    """Of a layer's last training forward: router logits (N, E), outputs of the experts (N, D), shared ones or None."""
 
     logits: Tensor
     routed: Tensor
@@ -30,7 +30,7 @@ class Seen(NamedTuple):
 class ExpertLayer(nn.Module):
     """shared(x) + sum over the chosen experts of gate * expert(x) (arXiv 2412.19437, eq. 12), in place of an MLP.
 
-    In training mode it counts loads, and keeps the balance loss and what `measurements` reads.
+    In training mode it counts loads, and keeps the balance loss and the tensors that `measurements` reads.
     """
 
     def __init__(self, router: Router, experts: Experts, shared: MLP | None):
@@ -42,8 +42,8 @@ class ExpertLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Same shape as x, (B, T, D)."""
         tokens = x.flatten(0, 1)
-        chosen, gates, logits = self.router(tokens)
-        groups = group_by_expert(chosen, self.router.num_experts)
+        choices, gates, logits = self.router(tokens)
+        groups = group_by_expert(choices, self.router.num_experts)
         routed = self.experts(tokens, gates, groups)
         shared = self.shared(tokens) if self.shared is not None else None
         if self.training:
@@ -56,11 +56,9 @@ class ExpertLayer(nn.Module):
 
     @torch.no_grad()
     def measurements(self) -> dict[str, Tensor]:
-        """0-dim tensors of the last training forward; what they are stands at `MoE.measurements`."""
+        """0-dim tensors of the last training forward; `MoE.measurements` explains them."""
         if self.seen is None:
-            raise MuonlabError(
-                "nothing is measured yet: measurements are of the last forward in training mode"
-            )
+            raise MuonlabError("no measurements yet: they are those of the last forward in training mode")
         logits, routed, shared = self.seen
         loads = self.router.step_loads().float()
         entropy = torch.special.entr(normalised_scores(logits)).sum(-1).mean()
@@ -152,7 +150,7 @@ class MoE(Decoder):
         return output._replace(loss=output.loss + torch.stack(losses).sum())
 
     def update_balance(self) -> None:
-        """Call after every optimizer step: moves the balance biases, and begins to count the next step's loads.
+        """Call after every optimizer step: moves the balance biases and starts counting the loads of the next step.
 
         The loads are those of all training forwards since the last call (micro-batches), summed over the ranks of
         torch.distributed where it is initialised, so that every rank's bias stays the same.
@@ -167,18 +165,23 @@ class MoE(Decoder):
     def expert_loads(self) -> Tensor:
         """Tokens that went to each expert, float (layers with experts, experts).
 
-        Of the training forwards since `update_balance`, or right after it of the step that it ended (then summed over
-        ranks); each row sums to tokens * experts_per_token, since none is ever dropped.
+        Counted over the training forwards since `update_balance`; right after it, over the step that it ended and over
+        all ranks. Each row sums to tokens * experts_per_token, since no token is ever dropped.
         """
         return torch.stack([layer.router.step_loads() for layer in self.expert_layers.values()]).float()
 
     def measurements(self) -> dict[str, Tensor]:
         """Scalars of every layer with experts, {name/layer_01: 0-dim tensor}, with no wait for the device.
 
-        balance/violation: largest over mean load - 1 of `expert_loads()`, 0 for perfect balance (MaxVio, arXiv
-        2408.15664, section 4.1). Of the last training forward: router/entropy, the mean entropy in nats of a token's
-        normalised scores, at most ln(experts); router/max_logit, the largest score before the sigmoid;
-        experts/shared_norm and experts/routed_norm, the RMS of what the shared and the routed experts add.
+        balance/violation: largest over mean load - 1 of `expert_loads()`; 0: perfect balance (MaxVio, arXiv 2408.15664,
+            section 4.1).
+
+        Of the last training forward:
+
+        router/entropy: mean entropy in nats of a token's normalised scores, at most ln(experts).
+        router/max_logit: the largest score before the sigmoid.
+        experts/shared_norm, experts/routed_norm: RMS of the outputs of the shared and the routed experts.
+
         Raises MuonlabError before the first forward in training mode.
         """
         return {

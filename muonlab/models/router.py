@@ -1,6 +1,7 @@
 """Which experts a token goes to: sigmoid scores, the best k of them, and balance by bias or by a loss.
 
-After DeepSeek-V3 (arXiv 2412.19437, section 2.1.2) and Kimi K2. Shape legend: N tokens, D width, E experts, k chosen.
+After DeepSeek-V3 (arXiv 2412.19437, section 2.1.2) and Kimi K2.
+Shape legend: N tokens, D width, E experts, k experts per token.
 """
 
 from collections.abc import Callable
@@ -10,20 +11,23 @@ from torch import Tensor, nn
 
 from muonlab.models.max_logits import at_least_fp32
 
-# Added to the sum of chosen scores, so that scores that all round to 0 give gates of 0.
+# Added to the sum of the selected scores, so that scores that all round to 0 give gates of 0.
 SMALLEST = 1e-20
 
 
 class Router(nn.Module):
-    """Scores every expert for a token, chooses `experts_per_token` of them and says how much each counts.
+    """Scores every expert for a token, selects `experts_per_token` of them and weights each by a gate.
 
     scaling: factor on the gates, which sum to it; sqrt(k) keeps the size of a sum of k independent experts (K2: 2.827).
-    balance: "bias" adds to the scores, for the choice alone, a bias that `end_step` moves by `balance_speed` against
-    each expert's load; "loss" adds `balance_loss` times Switch's loss to that of the model; "none" does neither.
+    balance: how the experts are kept equally used.
+        "bias": a bias, added to the scores for the selection only; `end_step` moves it by `balance_speed` against each
+            expert's load.
+        "loss": `balance_loss` times Switch's loss is added to that of the model.
+        "none": neither.
 
-    The scores are computed in fp32 at least, whatever the autocast. The bias stays fp32 when the model is cast, since
-    shorter types would lose its steps. The loads are no buffers, because DistributedDataParallel would overwrite the
-    other ranks' with the first's.
+    The scores are computed in fp32 at least, whatever the autocast. The bias stays in fp32 when the model is cast,
+    since shorter types would lose its steps. The loads are not buffers, because DistributedDataParallel would overwrite
+    those of the other ranks with the first rank's.
     """
 
     balance_bias: Tensor
@@ -57,28 +61,28 @@ class Router(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (N, D) -> chosen experts (N, k) int64, their gates (N, k), and all logits (N, E)."""
+        """x (N, D) -> selected experts (N, k) int64, their gates (N, k), and all logits (N, E)."""
         with torch.autocast(x.device.type, enabled=False):
             logits = at_least_fp32(x) @ at_least_fp32(self.weight).T
         scores = logits.sigmoid()  # s_i = sigmoid(u . e_i), eq. 15
         ranked = scores.detach() + self.balance_bias if self.balance == "bias" else scores.detach()
-        chosen = ranked.topk(self.experts_per_token, dim=-1, sorted=False).indices  # eq. 16
-        picked = scores.gather(-1, chosen)
-        gates = picked * (self.scaling / (picked.sum(-1, keepdim=True) + SMALLEST))  # eq. 13
-        return chosen, gates, logits
+        experts = ranked.topk(self.experts_per_token, dim=-1, sorted=False).indices  # eq. 16
+        affinity = scores.gather(-1, experts)
+        gates = affinity * (self.scaling / (affinity.sum(-1, keepdim=True) + SMALLEST))  # eq. 13
+        return experts, gates, logits
 
     def auxiliary_loss(self, logits: Tensor, loads: Tensor) -> Tensor:
-        """The loss of Switch Transformers (arXiv 2101.03961, eq. 4), for k experts a token, times its weight.
+        """The loss of Switch Transformers (arXiv 2101.03961, eq. 4), for k experts per token, times its weight.
 
         a E sum_i f_i P_i, with f_i the share of assignments that went to expert i, and P_i the mean of its normalised
-        scores, through which alone it has a gradient. `a` where all experts are used alike.
+        scores; the gradient flows through P_i only. It equals `a` where all experts are used equally.
         """
         share = loads.to(logits.dtype) / loads.sum()
         probability = normalised_scores(logits).mean(0)
         return self.loss_weight * self.num_experts * (share * probability).sum()
 
     def step_loads(self) -> Tensor:
-        """Tokens of each expert (E,), int64, in the training forwards of this step, or of the last one before any."""
+        """Tokens of each expert in this step's training forwards; before the first, in the last step's: (E,) int64."""
         return torch.where(self.loads.any(), self.loads, self.ended_loads)
 
     @torch.no_grad()
