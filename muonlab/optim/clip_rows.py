@@ -1,6 +1,6 @@
 """From declared attention layouts to one index per weight row, so that a clip is a gather and a product.
 
-All factors of a step stand in one vector, heads of all layers in a row:
+All factors of a step are in one vector, the heads of all layers in a row:
 `[1 | query rows (heads) | shared-key query rows (heads) | key rows (key heads)]`.
 Each declared weight has an index that says which of them its rows are multiplied by; rows that no head owns
 (the values of a fused QKV) point at the leading 1 and keep their bits.

@@ -35,7 +35,7 @@ from muonlab.settings.check import NonNegative
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-# What a group may hold besides settings: what it is, and what torch's schedulers write into it.
+# What a group may hold besides settings: its description, and what torch's schedulers write into it.
 _DESCRIPTION = ("params", "param_names", "rule", "name", "reasons")
 _SCHEDULED = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
 _NOT_SETTINGS = (*_DESCRIPTION, *_SCHEDULED, "peak_lr", "lr_scale")
@@ -63,15 +63,15 @@ class CombinedOptimizer(torch.optim.Optimizer):
     clip: a QKClip that acts after every update, or None.
 
     process_group: an attribute, None at first: then this process orthogonalises every matrix. Set it to the ranks of
-    torch.distributed that hold the same parameters and are given equal gradients, as under DDP
+    torch.distributed that hold the same parameters and receive equal gradients, as under DDP
     (`torch.distributed.group.WORLD`), and each orthogonalises its share of the matrices and gets the results of the
     others. All of them must then take the same steps. Copies and pickles begin with None. Parameters that FSDP2 has
     sharded bring their ranks along; their buffers are sharded too, and NorMuon's second moments whole on every rank.
 
     Every scheduler of torch works. `OneCycleLR` and `CyclicLR` cycle the momentum of muon groups and the first
-    beta of adamw groups alike: a `momentum` that they write into an adamw group beside muon groups stands for
-    its first beta. A single number that they are given for lr or momentum goes to all groups; a list has one
-    number a group. (Their `max_lr` replaces a group's lr; `peak_lr` stays the lr that the group was made with.)
+    beta of adamw groups alike: a `momentum` that they write into an adamw group beside muon groups replaces
+    its first beta. A single number for lr or momentum goes to all groups; a list has one
+    number per group. (Their `max_lr` replaces a group's lr; `peak_lr` stays the lr that the group was made with.)
     """
 
     def __init__(
@@ -107,10 +107,10 @@ class CombinedOptimizer(torch.optim.Optimizer):
         if rule not in self._rule_defaults:
             self._add_rule(rule)
         defaults = self._rule_defaults[rule]
-        # beside a scheduler's bounds a momentum is the scheduler's; see the class
-        known = {*defaults, *_NOT_SETTINGS} | ({"momentum"} if "max_momentum" in param_group else set())
+        # Beside a scheduler's bounds, a momentum is the scheduler's; see the class.
+        allowed = {*defaults, *_NOT_SETTINGS} | ({"momentum"} if "max_momentum" in param_group else set())
         for name in param_group:
-            if name not in known:
+            if name not in allowed:
                 raise unknown_name(f"setting of {group_under(rule)}", name, defaults)
         group = {"name": f"group_{len(self.param_groups)}", **defaults, **param_group, "rule": rule}
         if not isinstance(group["name"], str):
@@ -134,7 +134,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
     def _check_parameters(self, group: dict[str, Any]) -> None:
         if len(set(group["params"])) < len(group["params"]):
             raise MuonlabError(
-                f"group '{group['name']}' holds a parameter twice, which would update it twice"
+                f"group '{group['name']}' lists the same parameter twice, which would update it twice"
             )
         for param, name in zip(group["params"], _names(group), strict=True):
             if not param.is_floating_point():
@@ -143,10 +143,10 @@ class CombinedOptimizer(torch.optim.Optimizer):
 
     @property
     def routing(self) -> list[Route]:
-        """One row a parameter: its name, shape, group, rule, matrix view and why it is there."""
+        """One row per parameter: its name, shape, group, rule, matrix view, and why it is there."""
         rows = []
         for group in self.param_groups:
-            reasons = group.get("reasons") or ["given in this group"] * len(group["params"])
+            reasons = group.get("reasons") or ["listed in this group"] * len(group["params"])
             for name, param, reason in zip(_names(group), group["params"], reasons, strict=True):
                 view = RULES[group["rule"]].describe_view(param.shape, group)
                 rows.append(Route(name, tuple(param.shape), group["name"], group["rule"], view, reason))
@@ -164,11 +164,11 @@ class CombinedOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient, then clip by the observed max logits and forget those.
 
-        A parameter whose gradient is None is left alone: no decay, no momentum. Gradients are never written
+        A parameter whose gradient is None is left alone: no decay, no change of momentum. Gradients are never written
         to. Buffers follow parameters that were moved or changed their dtype (`model.double()`) since the last
         step, and keep at least fp32. Returns what the closure returned. Raises MuonlabError, before anything is
-        updated, for a sparse gradient, a parameter made complex, and max logits that a clip needs and has not
-        seen.
+        updated, for a sparse gradient, a parameter made complex, and for max logits that a clip needs and has
+        not seen.
         """
         loss = None
         if closure is not None:
@@ -241,13 +241,13 @@ class CombinedOptimizer(torch.optim.Optimizer):
                     check_buffers(name, entries, rule.state_shapes(param.shape, saved), rule.required_state())
             saved_groups.append(saved)
         if buffers:
-            raise MuonlabError(f"the saved state is of parameters that no group holds: {list(buffers)[:3]}")
+            raise MuonlabError(f"the saved state has parameters that no group holds: {list(buffers)[:3]}")
         if self.clip is not None and "clip" in state:
             self.clip.check_state(state["clip"])
         return {**state, "param_groups": saved_groups}
 
     def _restore(self, state: dict[str, Any]) -> None:
-        """What torch has not restored: bits of fp32 buffers of bf16 parameters, the step count, the clip."""
+        """Restore what torch does not: fp32 buffers of bf16 parameters exactly, the step count, the clip."""
         keys = chain.from_iterable(group["params"] for group in state["param_groups"])
         params = [(param, group["rule"]) for group in self.param_groups for param in group["params"]]
         for key, (param, rule) in zip(keys, params, strict=True):
@@ -260,10 +260,10 @@ class CombinedOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         own = ("_rule", "_rule_defaults", "clip", "steps_done")
         state = {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
-        return {**state, "process_group": None}  # which no other process could use
+        return {**state, "process_group": None}  # no other process could use it
 
     def _buckets(self) -> list[_Bucket]:
-        """Parameters that have gradients, together where device, dtype, rule, settings and ranks are the same."""
+        """Parameters that have gradients, grouped by device, dtype, rule, settings and ranks."""
         buckets: dict[tuple, _Bucket] = defaultdict(_Bucket)
         # an adamw group has a momentum where a scheduler wrote one
         shared = {
@@ -278,7 +278,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
                     continue
                 if grad.layout is not torch.strided:
                     raise MuonlabError(
-                        f"the gradient of {_names(group)[i]} is sparse; only dense ones are supported"
+                        f"the gradient of {_names(group)[i]} is sparse; only dense gradients are supported"
                     )
                 if not param.is_floating_point():
                     raise _not_real(param, _names(group)[i])
@@ -302,7 +302,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
                 for name in rule.buffers[:1]
             ):
                 self.state[param] = _like(param, state, rule.name)
-        grads = [grad.to(dtype) for grad in bucket.grads]  # themselves where they are of it already
+        grads = [grad.to(dtype) for grad in bucket.grads]  # no copy where the dtype is right
         work = params if params[0].dtype is dtype else [param.to(dtype) for param in params]
         rule.update(
             Batch(
@@ -369,4 +369,4 @@ def _names(group: dict[str, Any]) -> list[str]:
 
 
 def _not_real(param: Tensor, name: str) -> MuonlabError:
-    return MuonlabError(f"{name} is {param.dtype}; only real floating-point parameters are optimized")
+    return MuonlabError(f"{name} is {param.dtype}; only real floating-point parameters can be optimized")

@@ -11,7 +11,7 @@ from muonlab.errors import MuonlabError
 
 @dataclass(frozen=True)
 class MatrixView:
-    """The matrices of one parameter that are orthogonalised apart from each other.
+    """The matrices of one parameter that are orthogonalised separately.
 
     A parameter (rows, cols) is one matrix, (E, rows, cols) a stack of E, such as experts.
 
@@ -19,7 +19,7 @@ class MatrixView:
         sizes cuts unequal ones (a fused QKV weight with fewer key heads). 1: whole.
     col_blocks: n cuts the columns into n equal blocks (the heads of an attention output weight). 1: whole.
     flatten: see (out, in, *kernel) as one matrix (out, in * prod(kernel)). Without it a filter is refused,
-        for its last two dimensions are no matrix.
+        because its last two dimensions do not form a matrix.
     """
 
     row_blocks: int | tuple[int, ...] = 1
@@ -41,26 +41,28 @@ class MatrixView:
 
     def check(self, shape: torch.Size, name: str) -> None:
         """Raise MuonlabError if a parameter of this shape has no such view."""
-        given = f"{name} of shape {tuple(shape)}"
+        parameter = f"{name} of shape {tuple(shape)}"
         if len(shape) < 2 or 0 in shape:
             raise MuonlabError(
-                f"Muon cannot update {given}, which is not a matrix; use a group with rule='adamw'"
+                f"Muon cannot update {parameter}, which is not a matrix; use a group with rule='adamw'"
             )
         if len(shape) > 3 and not self.flatten:
             raise MuonlabError(
-                f"Muon cannot update {given}, which is a filter and not a matrix; set flatten=True to see it as "
+                f"Muon cannot update {parameter}, which is a filter and not a matrix; set flatten=True to see it as "
                 "(out, in * kernel), or use a group with rule='adamw'"
             )
         rows, cols = (shape[0], math.prod(shape[1:])) if self.flatten else shape[-2:]
         if isinstance(self.row_blocks, tuple):
             if sum(self.row_blocks) != rows:
                 raise MuonlabError(
-                    f"{given}: row_blocks add up to {sum(self.row_blocks)}, not to {rows} rows"
+                    f"{parameter}: row_blocks add up to {sum(self.row_blocks)}, not to {rows} rows"
                 )
         elif rows % self.row_blocks:
-            raise MuonlabError(f"{given}: {rows} rows cannot be cut into {self.row_blocks} equal blocks")
+            raise MuonlabError(f"{parameter}: {rows} rows cannot be cut into {self.row_blocks} equal blocks")
         if cols % self.col_blocks:
-            raise MuonlabError(f"{given}: {cols} columns cannot be cut into {self.col_blocks} equal blocks")
+            raise MuonlabError(
+                f"{parameter}: {cols} columns cannot be cut into {self.col_blocks} equal blocks"
+            )
 
     def split(self, tensor: Tensor) -> list[Tensor]:
         """Stacks (..., rows, cols) of the matrices, without a copy where the strides of `tensor` allow."""

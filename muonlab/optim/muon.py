@@ -1,7 +1,7 @@
 """Muon, MuonClip and AdamW, for any PyTorch training loop."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.optim.optimizer import ParamsT
@@ -11,7 +11,7 @@ from muonlab.optim.combined import CombinedOptimizer
 from muonlab.optim.muon_rule import MuonRuleSettings
 from muonlab.optim.qk_clip import QKClip
 from muonlab.optim.schedules import Coefficients
-from muonlab.settings.optimizer import AdamWGroup
+from muonlab.settings.optimizer import AdamWGroup, DecayKind, FormOfIteration, MomentumKind, ScaleRule
 
 
 class Muon(CombinedOptimizer):
@@ -25,7 +25,7 @@ class Muon(CombinedOptimizer):
 
     params: matrices, (name, matrix) pairs, or parameter groups. A group {"params": [...], "rule": "adamw"} is
         updated by AdamW, every other by Muon; each may give any setting below for itself (an adamw group's
-        are called lr, betas, eps, weight_decay). (experts, rows, cols) is a stack of matrices; what is no
+        are called lr, betas, eps, weight_decay). (experts, rows, cols) is a stack of matrices; what is not a
         matrix is refused.
 
     For matrices:
@@ -64,10 +64,10 @@ class Muon(CombinedOptimizer):
     clip: a `QKClip` that acts after every update (`MuonClip` makes one), or None.
 
     Every scheduler of torch works; those that cycle the momentum (`OneCycleLR`, `CyclicLR`) cycle the first
-    beta of adamw groups with it, and take a list for one max_lr a group.
+    beta of adamw groups with it, and take a list with one max_lr per group.
 
-    Buffers and updates are fp32 for 16-bit parameters. Wrong settings, parameters that are complex or no
-    matrix, and sparse gradients raise MuonlabError with the parameter's name.
+    Buffers and updates are fp32 for 16-bit parameters. MuonlabError is raised for a wrong setting, and with
+    the parameter's name for one that is complex or not a matrix and for a sparse gradient.
     """
 
     def __init__(
@@ -76,17 +76,15 @@ class Muon(CombinedOptimizer):
         lr: float = 0.01,
         *,
         momentum: float = 0.95,
-        momentum_kind: Literal["ema", "heavy_ball", "ema_corrected"] = "ema",
+        momentum_kind: MomentumKind = "ema",
         nesterov: bool = True,
         ns_schedule: Coefficients = "jordan",
         ns_steps: int | None = None,
-        ns_backend: Literal["auto", "plain", "gram"] = "auto",
+        ns_backend: FormOfIteration = "auto",
         ns_dtype: str | torch.dtype | None = None,
-        scale_rule: Literal[
-            "original", "match_rms_adamw", "unit_update_rms", "spectral", "none"
-        ] = "match_rms_adamw",
+        scale_rule: ScaleRule = "match_rms_adamw",
         weight_decay: float = 0.0,
-        weight_decay_kind: Literal["decoupled", "independent", "shape_scaled"] = "decoupled",
+        weight_decay_kind: DecayKind = "decoupled",
         cautious: bool = False,
         row_blocks: int | Sequence[int] = 1,
         col_blocks: int = 1,
@@ -127,7 +125,7 @@ class Muon(CombinedOptimizer):
 class MuonClip(Muon):
     """Muon with QK-Clip (Kimi K2, arXiv 2507.20534): `observe(max_logits)` after each forward, then `step()`.
 
-    layouts: one AttentionLayout a layer: which rows of which weights make which head.
+    layouts: one AttentionLayout per layer: which rows of which weights belong to which head.
     tau, alpha, maximum, per, windows: as in `QKClip`; clip_momentum is its `momentum`.
     settings: those of `Muon`.
     """
@@ -150,7 +148,7 @@ class MuonClip(Muon):
 
 
 class AdamW(CombinedOptimizer):
-    """PyTorch's AdamW in the same object as Muon, so that a clip can follow it and a loop treats both alike.
+    """PyTorch's AdamW as a CombinedOptimizer, so that a clip can follow it and a training loop treats it like Muon.
 
     lr: RMS of an entry's change per step, early on; 0 changes nothing. Sane: 1e-4 to 1e-2.
     betas: weights of the past in the averages of the gradient and of its square, each in [0, 1); 0 looks at

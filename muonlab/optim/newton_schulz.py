@@ -115,7 +115,7 @@ def orthogonalise(
 
     Matrices of one shape, transposed ones included, are worked on as stacks. Results keep order, shape and
     dtype. The inputs stay as they were, unless `out` names them: results are then written to the tensors of
-    `out`, one a matrix and of its shape, which may be the matrices themselves. That takes no memory beyond
+    `out`, one per matrix and of its shape, which may be the matrices themselves. That takes no memory beyond
     one stack, on a CPU a few matrices.
     """
     schedule = resolve_schedule(schedule, steps)

@@ -1,4 +1,4 @@
-"""Ranks that share the orthogonalisation: each works on its own matrices, and everybody gets the results.
+"""Ranks that share the orthogonalisation: each works on its own matrices, and every rank gets the results.
 
 Where every rank holds all parameters and equal gradients (DDP), the results go to all in one gather. Where each rank
 holds some rows of every parameter (FSDP2), one exchange brings the rows of a matrix to its owner and another brings
@@ -34,8 +34,8 @@ def transform_matrices(
 ) -> list[Tensor]:
     """What `transform` makes of the matrices of each direction, one tensor a parameter: whole, or this rank's rows.
 
-    `transform` sees whole matrices alone. with_moments: it is given the state's `second_moment_0`, ... of each matrix,
-    to advance them.
+    `transform` sees whole matrices alone. with_moments: it also receives the state's `second_moment_0`, ... of each
+    matrix, and advances them.
     """
     ranks = Ranks.of(batch.whole, batch.process_group)
     shapes = [param.shape for param in batch.whole]
@@ -281,7 +281,7 @@ class Ranks:
     def _exchange(
         self, sent: Sequence[Sequence[Tensor]], sizes: Sequence[Sequence[int]], like: Tensor
     ) -> list[list[Tensor]]:
-        """Send `sent[k]` to rank k; from each rank flat tensors of the sizes that are known for it."""
+        """Send `sent[k]` to rank k, and receive from each rank flat tensors of `sizes[k]`."""
         outgoing = _flat(_chain(sent), like)
         lengths = [sum(tensor.numel() for tensor in tensors) for tensors in sent]
         incoming = like.new_empty(sum(map(sum, sizes)))
@@ -291,7 +291,7 @@ class Ranks:
     def _to_all(
         self, sent: Sequence[Tensor], sizes: Sequence[Sequence[int]], like: Tensor
     ) -> list[list[Tensor]]:
-        """Send these to all; from each rank flat tensors of the sizes that are known for it."""
+        """Send these to every rank, and receive from rank k flat tensors of `sizes[k]`."""
         longest = max(map(sum, sizes))
         outgoing = like.new_zeros(longest)
         flat = _flat(sent, like)

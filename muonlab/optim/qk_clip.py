@@ -55,7 +55,7 @@ class QKClip:
     process_group: the ranks that hold the same heads (data and context parallel); None: all ranks.
 
     Max logits, gammas and ratios are (layers, heads) tensors: one row per layout, in the order of `layouts`, and as
-    many columns as the layer with the most heads has. Where a layer has fewer, what stands in its other columns is
+    many columns as the layer with the most heads has. Where a layer has fewer, its other columns are
     not read; gammas hold 1 there and ratios -inf.
 
     Settings, layers and shapes that do not fit raise MuonlabError.
@@ -82,19 +82,19 @@ class QKClip:
             raise MuonlabError(f"tau is {tau}; the clip threshold must be finite and above 0")
         if not 0 <= alpha <= 1:
             raise MuonlabError(f"alpha is {alpha}; the query's share of the clip must lie in [0, 1]")
-        for name, value, known in (
+        for name, value, allowed in (
             ("maximum", maximum, ("signed", "absolute")),
             ("per", per, ("head", "layer")),
             ("momentum", momentum, ("keep", "scale", "project")),
         ):
-            if value not in known:
-                raise unknown_name(f"value of QK-Clip's {name}", value, known)
+            if value not in allowed:
+                raise unknown_name(f"value of QK-Clip's {name}", value, allowed)
         self.tau, self.alpha, self.maximum, self.per, self.momentum = tau, alpha, maximum, per, momentum
         self.windows = None if windows is None else tuple(_window(window) for window in windows)
         self.process_group = process_group
         self._heads = {layout.name: layout.num_heads for layout in self.layouts}
         self._shape = (len(self.layouts), max(self._heads.values()))
-        # Where in the (layers, heads) tensor each head stands: all of it, where the layers have equally many heads.
+        # The place of each head in the flattened (layers, heads) tensor; all places, if layers have equally many heads.
         self._cells = torch.cat(
             [i * self._shape[1] + torch.arange(n) for i, n in enumerate(self._heads.values())]
         )
@@ -141,7 +141,7 @@ class QKClip:
     def require_maxima(self, step: int) -> None:
         """Raise MuonlabError if `apply(step)` would: it lies in a window and nothing was observed.
 
-        To be asked before the optimizer's update, which a refusal then leaves undone.
+        Call it before the optimizer's update, so that a refusal leaves the weights as they were.
         """
         self._place()
         if self._running is None and self.acts(step):
@@ -158,8 +158,8 @@ class QKClip:
         parameter, in its shape, or None; momentum="scale" and "project" need it. Returns the gammas,
         (layers, heads), 1 where nothing was clipped. With torch.distributed, the maxima of all layers go over the
         ranks in one reduction. Nothing waits for the device. Raises MuonlabError if the step lies in a
-        window and nothing was observed, because a clip that cannot act would pass for one that was not
-        needed; `require_maxima` tells it before the update.
+        window and nothing was observed, because a clip that could not act would look like one that was not
+        needed; `require_maxima` raises it before the update.
         """
         self.require_maxima(step)
         self._step, self._momentum_of = step, momentum_of
@@ -202,7 +202,7 @@ class QKClip:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The history. Maxima observed but not yet applied are no part of it, as gradients are none."""
+        """The history. Maxima observed but not yet applied are not part of it, as gradients are not."""
         return {"heads": dict(self._heads), "history": self._history.state_dict()}
 
     def check_state(self, state: Any) -> None:

@@ -34,7 +34,7 @@ NAMED_LINEAR = {
 
 @dataclass(frozen=True)
 class Role:
-    """What one parameter is for, in how many head blocks, and how that is known.
+    """What one parameter is for, in how many head blocks, and the reason.
 
     `name` is a ParameterRole's role, or for guessed ones also "linear" or "vector"; "" is unknown. `row_blocks`
     are a fused QKV weight's rows of query, key and value; () for three equal blocks.
@@ -63,7 +63,7 @@ class Route:
 
 
 def format_routing(routes: Sequence[Route]) -> str:
-    """The table as aligned text, one line a parameter, under a heading."""
+    """The table as aligned text, one line per parameter, under a heading."""
     rows = [("parameter", "shape", "group", "rule", "matrices", "reason")]
     for r in routes:
         rows.append((r.name, " x ".join(map(str, r.shape)) or "scalar", r.group, r.rule, r.view, r.reason))
@@ -90,12 +90,12 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Parameter groups of a model, one per role.
 
-    rule: a registered rule. One for matrices, such as "muon", is given MUON_ROLES, and "adamw" the rest; any other is
-        given every parameter.
+    rule: a registered rule. One for matrices, such as "muon", takes MUON_ROLES and leaves the rest to "adamw"; any
+        other takes every parameter.
     routes: {role or parameter-name pattern: rule} against that default; a pattern (as for file names: * ? [abc]) goes
         before a role.
     lr_scale: {role: factor} multiplies the learning rate of a role; 0 freezes it.
-    per_head: cut query, key and value into row blocks and output into column blocks, one a head.
+    per_head: cut query, key and value into row blocks and output into column blocks, one per head.
     split_qkv: cut a fused QKV weight into its three matrices; false leaves it one.
 
     Tied weights are one parameter, by identity. Weight decay never reaches tensors with fewer than two
@@ -126,11 +126,11 @@ def parameter_groups(
         )
         group["params"].append((name, param))
         group["reasons"].append(reason)
-    known = {role.name for role in roles.values()} - {""}
-    table.check_used(known)
+    present = {role.name for role in roles.values()} - {""}
+    table.check_used(present)
     for role_name, factor in (lr_scale or {}).items():
-        if role_name not in known:
-            raise unknown_name("role in lr_scale", role_name, known)
+        if role_name not in present:
+            raise unknown_name("role in lr_scale", role_name, present)
         for group in groups.values():
             if group["name"] == role_name:
                 group["lr_scale"] = factor
@@ -164,7 +164,7 @@ class _Routes:
             return self.routes[patterns[0]], f"{role.reason}; routes '{patterns[0]}'"
         if not role.name and self.for_matrices:
             raise MuonlabError(
-                f"parameter '{name}' ({role.reason}) has no known role; declare it in the model's "
+                f"parameter '{name}' ({role.reason}) has no role; declare it in the model's "
                 f"parameter_roles(), or route it by name: routes={{'{name}': 'adamw'}}"
             )
         takes = not self.for_matrices or role.name in MUON_ROLES
@@ -196,7 +196,7 @@ def _check_fused(roles: Iterable[Role], per_head: bool) -> None:
     if all(role.name != "qkv" for role in roles):
         raise MuonlabError(
             "split_qkv=false needs a model with a fused QKV weight (model.fused_qkv=true); this one keeps "
-            "query, key and value apart"
+            "query, key and value in separate weights"
         )
 
 
@@ -205,7 +205,7 @@ def _view(name: str, role: Role, param: nn.Parameter, per_head: bool, split_qkv:
     if role.name == "conv":
         if param.ndim > 2 and param.shape[1] == 1:
             raise MuonlabError(
-                f"'{name}' is a depthwise filter, whose channels make no matrix; leave it to adamw"
+                f"'{name}' is a depthwise filter, whose channels do not form a matrix; leave it to adamw"
             )
         return {"flatten": True}
     if role.name == "qkv":
@@ -218,7 +218,7 @@ def _view(name: str, role: Role, param: nn.Parameter, per_head: bool, split_qkv:
 
 
 def _numbered(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Distinct names where one role makes several groups (other views or rules): query, query_2, ..."""
+    """Distinct names where one role has several groups (other views or rules): query, query_2, ..."""
     count: dict[str, int] = {}
     for group in groups:
         name = group["name"]

@@ -1,7 +1,7 @@
 """Whether a saved state fits an optimizer: all of it is checked before any of it is taken.
 
-torch casts and copies what it is given, and its fused AdamW writes as many numbers as the parameter has into
-a buffer of any size.
+torch itself casts and copies any state, and its fused AdamW writes as many numbers as the parameter has into a buffer
+of any size.
 """
 
 from collections.abc import Iterable, Mapping
@@ -30,7 +30,7 @@ def check_entries(what: str, state: Any, entries: Iterable[str]) -> None:
     missing = [name for name in entries if name not in state]
     if missing:
         raise MuonlabError(
-            f"{what} has no {' and no '.join(missing)}; it is incomplete or no state of muonlab"
+            f"{what} has no {' and no '.join(missing)}; it is incomplete, or not a state saved by muonlab"
         )
 
 
@@ -70,22 +70,22 @@ def check_groups(
             )
         names = here.get("param_names"), there.get("param_names")
         if len(there["params"]) != len(here["params"]) or (all(names) and names[0] != names[1]):
-            raise MuonlabError(f"{label} holds other parameters than the saved state")
+            raise MuonlabError(f"{label} does not hold the parameters that were saved")
     keys = list(chain.from_iterable(there["params"] for there in saved))
     if len(set(keys)) < len(keys):
-        raise MuonlabError("two parameters of the saved state have one key")
+        raise MuonlabError("two parameters of the saved state have the same key")
 
 
 def check_buffers(name: str, state: Any, shapes: Shapes, required: Iterable[str]) -> None:
     """Raise MuonlabError unless a parameter's saved state has the required entries and each has its shape.
 
-    name: the parameter's. shapes: of every tensor that the state may hold; None stands for a plain number.
+    name: the parameter's. shapes: of every tensor that the state may hold; None means a plain number.
     """
     what = f"the saved state of {name}"
     check_entries(what, state, required)
     for entry, value in state.items():
         if entry not in shapes:
-            raise MuonlabError(f"{what} has an unknown entry '{entry}'; known: {', '.join(shapes)}")
+            raise MuonlabError(f"{what} has an unknown entry '{entry}'; allowed: {', '.join(shapes)}")
         shape = shapes[entry]
         if shape is None and isinstance(value, Real):
             continue

@@ -110,7 +110,7 @@ class Schedule:
         """Multiply-adds times two of the plain iteration on one (rows, cols) matrix: steps * (4 n² m + 2 n³).
 
         n is the shorter side, m the longer. A step with c = 0 saves the square of the Gram matrix, 2 n³. `svd` counts
-        0: a singular value decomposition is no fixed number of operations.
+        0: a singular value decomposition takes no fixed number of operations.
         """
         n, m = sorted((rows, cols))
         return sum(4 * n * n * m + (2 * n**3 if c else 0) for _, _, c in self.rows)

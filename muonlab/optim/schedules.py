@@ -216,7 +216,7 @@ def _from_hand(coefficients: Sequence[float] | Sequence[Sequence[float]]) -> Sch
             "Newton-Schulz coefficients must be a schedule name, one triple (a, b, c) or a list of finite "
             f"triples, not {coefficients!r}"
         )
-    return Schedule("custom", rows, "given by hand")
+    return Schedule("custom", rows, "coefficients passed as numbers")
 
 
 @dataclass(frozen=True)

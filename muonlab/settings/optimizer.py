@@ -27,6 +27,10 @@ NS_SCHEDULES = (
     "you",
     "you6",
 )
+MomentumKind = Literal["ema", "heavy_ball", "ema_corrected"]
+FormOfIteration = Literal["auto", "plain", "gram"]
+ScaleRule = Literal["original", "match_rms_adamw", "unit_update_rms", "spectral", "none"]
+DecayKind = Literal["decoupled", "independent", "shape_scaled"]
 Factors = Mapping[str, NonNegative]
 Routes = Mapping[str, Literal["muon", "adamw"]]
 
@@ -102,16 +106,14 @@ class MuonGroup:
     lr: NonNegative = 0.01
     weight_decay: NonNegative = 0.0
     momentum: Average = 0.95
-    momentum_kind: Literal["ema", "heavy_ball", "ema_corrected"] = "ema"
+    momentum_kind: MomentumKind = "ema"
     nesterov: bool = True
     ns_schedule: str | Row | Sequence[Row] = "jordan"
     ns_steps: Count | None = None
-    ns_backend: Literal["auto", "plain", "gram"] = "auto"
+    ns_backend: FormOfIteration = "auto"
     ns_dtype: Literal["float64", "float32", "bfloat16", "float16"] | None = None
-    scale_rule: Literal["original", "match_rms_adamw", "unit_update_rms", "spectral", "none"] = (
-        "match_rms_adamw"
-    )
-    weight_decay_kind: Literal["decoupled", "independent", "shape_scaled"] = "decoupled"
+    scale_rule: ScaleRule = "match_rms_adamw"
+    weight_decay_kind: DecayKind = "decoupled"
     cautious: bool = False
     equilibrate_rows: bool = False
     renormalise: bool = False

@@ -164,7 +164,7 @@ def test_a_parameter_without_a_gradient_is_left_alone():
         ),
         (
             lambda p: Muon([{"params": [("v", p[0])]}, {"params": [("g", p[1])], "rule": "adamw"}]),
-            "'group_0' holds other parameters",
+            "'group_0' does not hold the parameters that were saved",
         ),
     ],
 )

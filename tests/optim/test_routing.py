@@ -127,7 +127,9 @@ def test_a_fused_weight_is_cut_into_its_three_parts_or_left_whole():
     assert table(Declared(), split_qkv=False)["qkv.weight"].view == "16 x 8"
     with pytest.raises(MuonlabError, match="per_head cuts a fused QKV weight"):
         table(Declared(), split_qkv=False, per_head=True)
-    with pytest.raises(MuonlabError, match=r"fused_qkv=true\); this one keeps query, key and value apart"):
+    with pytest.raises(
+        MuonlabError, match=r"fused_qkv=true\); this one keeps query, key and value in separate weights"
+    ):
         table(nn.Linear(4, 4), split_qkv=False)
 
 
@@ -274,7 +276,7 @@ class Stack(nn.Module):
 
 
 def test_a_matrix_that_nothing_tells_about_is_an_error_until_a_route_names_it():
-    with pytest.raises(MuonlabError, match=r"parameter 'experts' \(parameter of Stack\) has no known role"):
+    with pytest.raises(MuonlabError, match=r"parameter 'experts' \(parameter of Stack\) has no role"):
         build_optimizer("muon", Stack())
     route = table(Stack(), routes={"experts": "muon"})["experts"]
     assert (route.group, route.rule, route.view) == ("routed", "muon", "3 of 4 x 5")
