@@ -11,6 +11,7 @@ import muonlab.begin  # noqa: F401
 from muonlab.cli import Config, hydra_command, parse_overrides
 from muonlab.command import run_command
 from muonlab.errors import MuonlabError, shown
+from muonlab.record.files import check_folder
 from muonlab.record.identity import run_identity
 from muonlab.settings.address import storage_address
 from muonlab.settings.check import Name, PathText, build, check
@@ -62,6 +63,7 @@ def make_study(design: Design, config: Config, overrides: list[str]) -> Study:
     search = build(SearchSettings, given, "search")
     name = check(Name | None, config.get("study"), "study")
     studies = check(PathText, paths.get("studies"), "paths.studies")
+    check_folder(Path(studies), "paths.studies")
     conditions = {key: _searching(section, given) for key, section in design.conditions.items()}
     study = Study(
         name=name or "",

@@ -26,12 +26,18 @@ settings.load_profile("muonlab")
 
 @pytest.fixture(autouse=True)
 def same_signals():
-    """A command that is run in this process leaves handlers behind."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    """Signals as in a terminal, also where the tests run in the background, which ignores some; and a command that is
+    run in this process leaves handlers behind."""
+    usual = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+        signal.SIGUSR1: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
     for number, handler in before.items():
-        if signal.getsignal(number) is not handler:
-            signal.signal(number, handler)
+        signal.signal(number, handler)
 
 
 @pytest.fixture

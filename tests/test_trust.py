@@ -82,4 +82,4 @@ def test_nothing_listens_beyond_this_machine():
                 if re.search(r"\bmlflow (ui|server)\b.*--host", line):
                     assert "127.0.0.1" in line, name
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert re.search(r"mlflow ui --host 127\.0\.0\.1", makefile)
+    assert "-m mlflow ui --host 127.0.0.1 " in makefile

@@ -19,7 +19,7 @@ from muonlab.record.stream import whole_until
 NEEDED = ("config.yaml", "environment.json", "routing.json", FILE, "events.json")
 SMALL = (*NEEDED, "mlflow.json")
 # The fast parser, where libyaml is there.
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def is_run(folder: Path) -> bool:
@@ -81,7 +81,7 @@ def _torn(path: Path) -> bool:
 
 
 def _config(path: Path) -> None:
-    if names_another(path.parent, yaml.load(_text(path), Loader=LOADER)):
+    if names_another(path.parent, yaml.load(_text(path), Loader=SafeLoader)):
         raise MuonlabError(f"{path} is not the config of its folder")
 
 

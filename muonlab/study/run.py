@@ -76,16 +76,24 @@ def open_worker(study: Study, pool: Pool, parent_run_id: str | None = None) -> W
 def _check_places(study: Study, pool: Pool) -> None:
     """Raises MuonlabError for a folder, storage or MLflow store that cannot be used, and for what a run would refuse,
     before there is a study."""
+    from muonlab.record.database import sqlite_path
+    from muonlab.record.store import store_uri
     from muonlab.train.run import check_places
     from muonlab.train.tracking import open_store
 
     base = study.base()
     check_places(base)
-    if runs := _samples(study):
-        pool.try_out(runs)
     if study.storage:
         open_storage(study.storage, study.folder)
-    open_store(base.tracking, Path(base.paths.runs))
+    runs = Path(base.paths.runs)
+    # A server that cannot be reached is reported first; a database is made in a file once nothing else is wrong.
+    server = sqlite_path(store_uri(base.tracking.uri, runs)) is None
+    if server:
+        open_store(base.tracking, runs)
+    if samples := _samples(study):
+        pool.try_out(samples)
+    if not server:
+        open_store(base.tracking, runs)
 
 
 def _samples(study: Study) -> dict[str, RunConfig]:
