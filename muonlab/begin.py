@@ -9,16 +9,20 @@ import signal
 from types import FrameType
 from typing import NoReturn
 
-from muonlab.command import STOPPED, STOPPING, tell
-
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    from muonlab.command import STOPPED, tell
+
     tell(STOPPED)
     os._exit(128 + number)
 
 
-for _number in STOPPING:
+for _number in (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+):  # command.STOPPING, whose import takes its time
     if signal.getsignal(_number) is not signal.SIG_IGN:
         signal.signal(_number, _leave)

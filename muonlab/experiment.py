@@ -1,9 +1,11 @@
 """python -m muonlab.experiment NAME [scale=gpu] [overrides]: run or resume experiments/NAME.yaml, judge, draw."""
 
+import muonlab.begin  # noqa: F401
+
+# isort: split
 import shlex
 from pathlib import Path
 
-import muonlab.begin  # noqa: F401
 from muonlab.command import argument_parser, run_command, tell
 from muonlab.errors import MuonlabError
 from muonlab.record.files import check_folder

@@ -1,5 +1,8 @@
 """python -m muonlab.sweep: search, repeat the best over fresh seeds, compare; rerun it to resume or for its report."""
 
+import muonlab.begin  # noqa: F401
+
+# isort: split
 import shlex
 import sys
 from collections.abc import Mapping
@@ -7,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import muonlab.begin  # noqa: F401
 from muonlab.cli import Config, hydra_command, parse_overrides
 from muonlab.command import run_command
 from muonlab.errors import MuonlabError, shown

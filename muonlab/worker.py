@@ -5,11 +5,13 @@ slots until none is left; the command that began the study judges and reports. A
 in it, one after the other, and those that are begun meanwhile: `muonlab.worker studies` helps with `make evidence`.
 """
 
+import muonlab.begin  # noqa: F401
+
+# isort: split
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import muonlab.begin  # noqa: F401
 from muonlab.command import argument_parser, run_command
 from muonlab.settings.check import Count, check
 from muonlab.study.study import FILE, load_study

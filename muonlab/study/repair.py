@@ -4,11 +4,13 @@ Nothing is deleted: what is torn is renamed, and the study's own command goes on
 twice, and does nothing while a worker lives.
 """
 
+import muonlab.begin  # noqa: F401
+
+# isort: split
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import muonlab.begin  # noqa: F401
 from muonlab.command import argument_parser, run_command
 from muonlab.errors import EnvironmentFault, MuonlabError
 from muonlab.study.slots import Slot

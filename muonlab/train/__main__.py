@@ -1,8 +1,10 @@
 """python -m muonlab.train: one run (or, with -m, several) from the command line."""
 
+import muonlab.begin  # noqa: F401
+
+# isort: split
 import sys
 
-import muonlab.begin  # noqa: F401
 from muonlab.cli import Config, hydra_command
 from muonlab.command import run_command
 from muonlab.train.config import read_config

@@ -53,7 +53,7 @@ def kind(name: str, weight: float, aimed: bool = False, mounts: bool = False) ->
 # ---------------------------------------------------------------------- signals
 def _send(number: signal.Signals, roles: Sequence[str], scene: Scene) -> str | None:
     process = scene.one(*roles)
-    if process is None:
+    if process is None or (number != signal.SIGKILL and not process.hears):
         return None
     process.send(number)
     return str(process)
@@ -77,7 +77,7 @@ def kill_everything(scene: Scene) -> str | None:
 def interrupt_twice(scene: Scene) -> str | None:
     """An impatient Ctrl-C."""
     process = scene.one("run", "worker", "parent")
-    if process is None:
+    if process is None or not process.hears:
         return None
     process.send(signal.SIGINT)
     pause = scene.random.uniform(0.02, 1.0)
@@ -89,7 +89,7 @@ def interrupt_twice(scene: Scene) -> str | None:
 def interrupt_terminal(scene: Scene) -> str | None:
     """SIGINT to a command and whatever it started."""
     process = scene.one("worker", "parent")
-    if process is None:
+    if process is None or not process.hears:
         return None
     with suppress(ProcessLookupError):
         os.killpg(os.getpgid(process.pid), signal.SIGINT)

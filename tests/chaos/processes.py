@@ -27,6 +27,18 @@ class Process:
         with suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
+    @property
+    def hears(self) -> bool:
+        """Whether it has taken over SIGTERM. Before that Python itself starts, which answers a signal with a traceback
+        or with death, whatever program it was asked to run."""
+        bit = 1 << (signal.SIGTERM - 1)
+        try:
+            status = Path(f"/proc/{self.pid}/status").read_text()
+        except OSError:
+            return False
+        masks = [line.split()[1] for line in status.splitlines() if line.startswith(("SigCgt", "SigBlk"))]
+        return any(int(mask, 16) & bit for mask in masks)
+
     def __str__(self) -> str:
         return f"{self.role} {self.pid}"
 
