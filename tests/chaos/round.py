@@ -101,6 +101,8 @@ class Round:
         while self.starts < MOST_STARTS:
             if calm := len(self.injected) >= self.faults:
                 self.scene.settle(everything=True)
+            if self.scene.server is not None and not self.scene.pending:
+                self.scene.server.start()  # it ends by itself where its database is locked while it starts
             before, lasting = len(self.injected), bool(self.scene.pending)
             code = self._once(calm)
             disturbed = lasting or len(self.injected) > before
