@@ -15,7 +15,7 @@ from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
-from muonlab.command import STOPPING, leave_quietly, listen
+from muonlab.command import STOPPING, leave_quietly, listen, times_asked
 from muonlab.errors import EnvironmentFault, MuonlabError, told_at
 from muonlab.runtime import settle
 from muonlab.train.config import RunConfig, read_config
@@ -118,6 +118,8 @@ def _attempt(config: RunConfig, on_step: Callable[[int], None]) -> Result:
     except KeyboardInterrupt:  # before the first step, where nothing is lost yet
         return Result("interrupted", "stopped before the first step")
     except BaseException as error:
+        if times_asked():  # a library was torn out of its work
+            return Result("interrupted", "stopped before the first step")
         cause = f"{type(error).__name__}: {error}"
         if _of_the_system(error):
             return Result("environment", cause)

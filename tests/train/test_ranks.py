@@ -1,10 +1,13 @@
 """The processes of a run on several devices as they are started: by muonlab, by torchrun, by srun, in a sweep."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,10 +65,20 @@ def test_a_killed_rank_ends_all_in_one_sentence_and_the_run_goes_on(tiny, one, c
 
         return on_step, times
 
+    def strike(number):
+        with suppress(IndexError, ProcessLookupError):
+            os.kill(ranks_of(os.getpid())[number], signal.SIGKILL)
+
     def kill(number):
-        on_step, times = once(lambda: os.kill(ranks_of(os.getpid())[number], signal.SIGKILL))
-        with pytest.raises(RankLost, match=rf"^rank {number} of 2 was ended by SIGKILL, .* resume"):
-            train(config, on_step)
+        said = ""
+        for again in (False, True, True):  # on a busy machine the ranks may end before they are killed
+            on_step, times = once(lambda: strike(number))
+            try:
+                train(replace(config, force=again), on_step)
+            except RankLost as lost:
+                said = str(lost)
+                break
+        assert re.search(rf"^rank {number} of 2 was ended by SIGKILL, .* resume", said)
         assert time.monotonic() - times[0] < BOUND
 
     kill(1)
