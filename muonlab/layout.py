@@ -56,7 +56,7 @@ class HeadRows:
     """The rows of one weight or bias that belong to each head.
 
     Head i owns `rows` consecutive entries along `dim`, beginning at `offset + i * stride`. `stride` 0 means
-    `rows`: heads lie side by side. A fused QKV weight is told by offsets, an interleaved one by the stride, a
+    `rows`: heads lie side by side. A fused QKV weight is described by offsets, an interleaved one by the stride, a
     weight kept as (in, out) by dim=1. Raises MuonlabError for blocks that overlap or leave the weight.
     """
 

@@ -1,4 +1,4 @@
-"""Signs of life of a study's workers, in the storage that they share: who is silent is told without any clock.
+"""Signs of life of a study's workers, in the storage that they share: silence is judged without any clock.
 
 Every worker counts its heartbeats in an attribute of the Optuna study `<name>/workers`. Whoever waits for another
 worker measures silence in heartbeats of its own that the storage took: a storage that nobody can write silences nobody,

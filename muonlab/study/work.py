@@ -84,7 +84,7 @@ class Worker:
         )[::-1]
         with self.queue.heartbeat, suppress(Hopeless):
             self._run(slots, first, title, wait)
-        with suppress(EnvironmentFault):  # what cannot be told now is told by the next command
+        with suppress(EnvironmentFault):  # what cannot be recorded now is recorded by the next command
             self._settle(slots)
         return [
             Missing(slot, self.patience.causes.get(slot.name, "not run yet"))

@@ -111,7 +111,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
 
 class Shared(NamedTuple):
-    """What Lightning's Trainer is told of the processes of a run."""
+    """The arguments by which Lightning's Trainer knows the processes of a run."""
 
     strategy: str | Strategy
     num_nodes: int
