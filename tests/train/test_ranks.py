@@ -1,17 +1,16 @@
 """The processes of a run on several devices as they are started: by muonlab, by torchrun, by srun, in a sweep."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from gate import __file__ as gate_file
+from gate import interpreter
 
 from muonlab.errors import MuonlabError
 from muonlab.record import load_run
@@ -21,11 +20,7 @@ from muonlab.train.ranks import RankLost
 from muonlab.train.run import run_folder, train
 
 FP64 = ["model=nanogpt_xxs", "trainer.precision=fp64", "optimizer.ns_dtype=float64", "trainer.device=cpu"]
-FP64 += [
-    "trainer.max_steps=120",
-    "trainer.val_every=0",
-    "trainer.checkpoint_every=10",
-]  # long enough to be killed within
+FP64 += ["trainer.max_steps=40", "trainer.val_every=0", "trainer.checkpoint_every=10"]
 SHARDED = ["trainer.devices=2", "trainer.strategy=fsdp2"]
 # Of the kernel: the processes that one has started.
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -50,43 +45,40 @@ def ranks_of(parent):
 
 
 @linux
-def test_a_killed_rank_ends_all_in_one_sentence_and_the_run_goes_on(tiny, one, capfd):
+def test_a_killed_rank_ends_all_in_one_sentence_and_the_run_goes_on(tiny, tmp_path, one, capfd, monkeypatch):
     """Rank 1 is killed, then the parent is told that the terminal is gone, then rank 0 is killed."""
     config = tiny(*FP64, *SHARDED)
+    gate = tmp_path / "gate"
+    monkeypatch.setattr(sys, "executable", interpreter(gate, tmp_path))
 
-    def once(action):
-        """Calls `action` in the middle of the run; a resumed run may be past any one step."""
-        times = []
+    def held_at(middle, action):
+        """An on_step that calls `action` once `middle` steps are done, before any rank can do another."""
 
         def on_step(step):
-            if step >= 12 and not times:
-                times.append(time.monotonic())
+            if step == middle:
                 action()
+                gate.unlink()
 
-        return on_step, times
+        gate.write_text(str(middle))
+        return on_step
 
-    def strike(number):
-        with suppress(IndexError, ProcessLookupError):
+    def kill(number, middle):
+        begun = []
+
+        def strike():
+            begun.append(time.monotonic())
             os.kill(ranks_of(os.getpid())[number], signal.SIGKILL)
 
-    def kill(number):
-        said = ""
-        for again in (False, True, True):  # on a busy machine the ranks may end before they are killed
-            on_step, times = once(lambda: strike(number))
-            try:
-                train(replace(config, force=again), on_step)
-            except RankLost as lost:
-                said = str(lost)
-                break
-        assert re.search(rf"^rank {number} of 2 was ended by SIGKILL, .* resume", said)
-        assert time.monotonic() - times[0] < BOUND
+        with pytest.raises(RankLost, match=rf"^rank {number} of 2 was ended by SIGKILL, .* resume"):
+            train(config, held_at(middle, strike))
+        assert time.monotonic() - begun[0] < BOUND
 
-    kill(1)
+    kill(1, middle=12)
     assert load_run(run_folder(config)).status == "interrupted"
-    hung_up = train(config, once(lambda: os.kill(os.getpid(), signal.SIGHUP))[0])
+    hung_up = train(config, held_at(22, lambda: signal.raise_signal(signal.SIGHUP)))
     assert (hung_up.status, hung_up.signal) == ("interrupted", signal.SIGHUP)
     assert not ranks_of(os.getpid())
-    kill(0)
+    kill(0, middle=32)
     same(load_run(train(tiny(*FP64)).folder), one)  # in one process, which reads what two wrote
     assert train(config).trained is False
     assert "Traceback" not in "".join(capfd.readouterr())
@@ -99,7 +91,10 @@ def command(tiny_overrides, tmp_path, *more):
 
 @linux
 def test_under_torchrun_a_killed_rank_ends_all_and_the_run_goes_on(tiny, tiny_overrides, tmp_path, one):
+    gate = tmp_path / "gate"
+    gate.write_text("12")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    torchrun += [gate_file, str(gate)]
     overrides = command(tiny_overrides, tmp_path, "trainer.devices=2", "trainer.strategy=ddp")
     folder = run_folder(tiny(*FP64))
     agent = subprocess.Popen([*torchrun, *overrides], stderr=subprocess.PIPE, text=True)
@@ -108,6 +103,7 @@ def test_under_torchrun_a_killed_rank_ends_all_and_the_run_goes_on(tiny, tiny_ov
     while not checkpoint.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(ranks_of(agent.pid)[1], signal.SIGKILL)
+    gate.unlink()
     killed = time.monotonic()
     errors = agent.communicate(timeout=60)[1]
     assert time.monotonic() - killed < BOUND
@@ -152,10 +148,10 @@ def test_a_run_on_several_devices_in_a_sweep_equals_one_process(tiny, tmp_path, 
     results = []
     pool = Pool(1, tmp_path / "logs")
     pool.run(
-        lambda: jobs.pop() if jobs else None, lambda job, result: results.append((job, result)), "two", 1, 120
+        lambda: jobs.pop() if jobs else None, lambda job, result: results.append((job, result)), "two", 1, 40
     )
     [(job, result)] = results
-    assert (result.status, job.steps.value) == ("finished", 120)
+    assert (result.status, job.steps.value) == ("finished", 40)
     same(load_run(result.folder), one)
 
 
