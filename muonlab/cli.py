@@ -5,7 +5,6 @@ import warnings
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from decimal import Decimal
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from muonlab.command import SentenceParser, tell
 from muonlab.errors import MuonlabError, shown, unknown_name
+from muonlab.settings.check import vanishing_number
 
 Config = dict[str, Any]  # composed, resolved and not yet checked
 Job = Callable[[Config, list[str]], int]
@@ -50,6 +51,7 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", "provider=hydra.searchpath")  # a folder that is not there
                 config = compose(config_name, overrides)
+            _refuse_unresolvable(config, OmegaConf.to_container(config, resolve=False))
             OmegaConf.resolve(config)
             return config
         except MuonlabError:
@@ -58,6 +60,24 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
             Exception
         ) as error:  # of Hydra, OmegaConf, ANTLR and YAML, and bare ones: all are about the overrides
             raise _explain(config_name, overrides, error) from error
+
+
+def _refuse_unresolvable(config: DictConfig, values: object, place: str = "") -> None:
+    """Raises MuonlabError for the first interpolation that leads nowhere; OmegaConf's own error does not say where.
+
+    `values`: those of the section `place`, not yet resolved.
+    """
+    if isinstance(values, str) and "${" in values:
+        try:
+            OmegaConf.select(config, place)
+        except OmegaConfBaseException as error:
+            reason = str(error).splitlines()[0]
+            raise MuonlabError(f"{place}={values} cannot be resolved: {reason}") from error
+    entries = (
+        enumerate(values) if isinstance(values, list) else values.items() if isinstance(values, dict) else ()
+    )
+    for key, value in entries:
+        _refuse_unresolvable(config, value, f"{place}.{key}" if place else str(key))
 
 
 def plain(config: DictConfig) -> Config:
@@ -83,18 +103,11 @@ def parse_overrides(overrides: list[str]) -> list[Override]:
             ) from error
         if not parsed[-1].key_or_group:
             raise MuonlabError(f"{shown(text)} is no override: it names no key")
-        if _vanishes(parsed[-1]):
-            raise MuonlabError(f"{shown(text)} is too small for a number, and would be 0")
+        if not parsed[-1].is_delete() and (number := vanishing_number(parsed[-1].get_value_string())):
+            raise MuonlabError(
+                f"{shown(text)} holds {number:.40}, which is too small for a number and would become 0"
+            )
     return parsed
-
-
-def _vanishes(override: Override) -> bool:
-    """Whether a number that was given, such as 1e-400, has become 0."""
-    return (
-        override.value() == 0.0
-        and isinstance(override.value(), float)
-        and Decimal(override.get_value_string()) != 0
-    )
 
 
 def _explain(config_name: str, overrides: list[str], error: Exception) -> MuonlabError:
@@ -187,13 +200,17 @@ def hydra_command(config_name: str, job: Job, base: Sequence[str] = ()) -> int:
     jobs = split_sweeps(overrides) if given.multirun else [overrides]
     if len(jobs) == 1:
         return _run_job(job, config_name, base, jobs[0])
-    codes = []
+    codes, sentences = [], []
     for each in jobs:
         try:
             codes.append(_run_job(job, config_name, base, each))
         except MuonlabError as error:
-            tell(str(error))
+            if str(error) not in sentences:
+                tell(str(error))
+            sentences.append(str(error))
             codes.append(2)
+    if len(sentences) > 1:
+        tell(f"{len(sentences)} of {len(jobs)} jobs could not be run")
     return max(codes)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import select
 import signal
 import sys
 import threading
@@ -9,13 +10,14 @@ from argparse import ArgumentParser
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
-from typing import NoReturn
+from typing import IO, NoReturn
 
 from muonlab.errors import EnvironmentFault, MuonlabError, system_fault
 
 # The signals that ask a command to stop, and the seconds that it has for it once it was asked twice.
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 10.0
+UNREAD = 128 + signal.SIGPIPE  # the exit code of a command whose reader left
 STOPPED = "stopped; rerun the same command to resume"
 
 
@@ -75,6 +77,10 @@ class SentenceParser(ArgumentParser):
         """Raises MuonlabError."""
         raise MuonlabError(f"{message}; --help lists what there is")
 
+    def print_help(self, file: IO[str] | None = None) -> None:  # type: ignore[override]
+        """argparse's own ignores a reader that left."""
+        print(self.format_help(), end="", file=file)
+
 
 def argument_parser(command: str, about: str) -> ArgumentParser:
     """The parser of `python -m <command>`, for one that takes no Hydra config; `about` is its first line of help."""
@@ -85,8 +91,9 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a command's body and exit: 0 or what it returns; 2 with one sentence for a MuonlabError; 130 for Ctrl-C,
     143 for SIGTERM and 129 for SIGHUP, with the sentence that the same command resumes.
 
-    A reader that closes its pipe early (`| head -1`) ends the command in silence, letters that the terminal cannot show
-    are replaced, and what the system refuses, such as a file on a full disk, is one sentence and 2.
+    A reader that closes its pipe early (`| head -1`) ends the command in silence and with 141, as SIGPIPE ends other
+    programs; letters that the terminal cannot show are replaced; and what the system refuses, such as a file on a full
+    disk, is one sentence and 2.
     """
     if sys.stdout is None:  # its descriptor is closed (`>&-`)
         sys.stdout = io.StringIO()
@@ -97,21 +104,22 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
             stream.reconfigure(errors="replace")
     try:
         listen()
-        code = main() or 0
+        try:
+            code = main() or 0
+        except SystemExit as end:  # argparse's, after the page of --help
+            code = int(end.code or 0)
         sys.stdout.flush()
     except MuonlabError as error:
-        code = 2
-        if not _asked or isinstance(error, EnvironmentFault):
+        code = UNREAD if _reader_left(error.__cause__) else 2
+        if code == 2 and (not _asked or isinstance(error, EnvironmentFault)):
             tell(str(error))
         if _asked:
             code = _stopped()
-    except BrokenPipeError:
-        _close_output()
-        code = 0
     except OSError as error:
-        tell(str(system_fault(error)))
+        code = UNREAD if _reader_left(error) else 2
+        if code == 2:
+            tell(str(system_fault(error)))
         _close_output()
-        code = 2
     except KeyboardInterrupt:
         code = _stopped()
     except Exception:
@@ -134,9 +142,21 @@ def tell(sentence: str) -> None:
         print("muonlab:", " ".join(sentence.split()), file=sys.stderr)
 
 
+def _reader_left(error: BaseException | None) -> bool:
+    """Whether a pipe broke because nobody reads what this process writes, rather than one of its own."""
+    if not isinstance(error, BrokenPipeError):
+        return False
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(io.UnsupportedOperation):
+            poll.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 def _close_output() -> None:
-    """Let Python find nothing to write when it ends, where the standard output cannot be written."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Let Python find nothing to write when it ends, where its output cannot be written."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -30,16 +30,25 @@ def main() -> int:
     )
     given = parser.parse_intermixed_args()
     workers = check(Count | None, given.workers, "--workers")
-    names = experiment_names() if given.name == "all" else [given.name]
-    failed = []
-    for name in names:
-        try:
-            run_experiment(make_study(name, given.overrides, given.studies, workers), given.results)
-        except MuonlabError as error:
-            if len(names) == 1:
-                raise
-            tell(f"{name}: {error}")
-            failed.append(name)
+    if given.name != "all":
+        run_experiment(make_study(given.name, given.overrides, given.studies, workers), given.results)
+        return 0
+    names = experiment_names()
+    failed: list[str] = []
+    print(
+        f"saving {len(names)} studies; python -m muonlab.worker {given.studies} helps with them", flush=True
+    )
+    for step in (
+        begin_experiment,
+        run_experiment,
+    ):  # all begin before any is run, so that workers see every one
+        for name in names:
+            try:
+                if name not in failed:
+                    step(make_study(name, given.overrides, given.studies, workers), given.results)
+            except MuonlabError as error:
+                tell(f"{name}: {error}")
+                failed.append(name)
     if failed:
         raise MuonlabError(f"{len(failed)} of {len(names)} experiments failed: {', '.join(failed)}")
     return 0
@@ -65,12 +74,25 @@ def make_study(experiment: str, overrides: list[str], studies: Path, workers: in
     )
 
 
-def run_experiment(study: Study, results: Path) -> None:
-    """Train what is missing of one experiment, judge and draw it into results/NAME, and renew results/README.md."""
-    design = study.design
+def begin_experiment(study: Study, results: Path) -> None:
+    """Check one experiment and save its study, which workers may then take up."""
+    _check(study, results)
+
+    from muonlab.study.run import begin_study
+
+    begin_study(study)
+
+
+def _check(study: Study, results: Path) -> None:
     for folder, flag in ((results, "--results"), (study.folder, "--studies")):
         check_folder(folder, flag)
     study.slots()  # a mistake is reported before anything heavy is imported
+
+
+def run_experiment(study: Study, results: Path) -> None:
+    """Train what is missing of one experiment, judge and draw it into results/NAME, and renew results/README.md."""
+    design = study.design
+    _check(study, results)
     print(f"{study.name}: about {design.minutes:g} minutes. {' '.join(design.question.split())}", flush=True)
 
     from analysis.evidence import write_evidence

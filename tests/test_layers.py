@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SHARED = {"errors", "registry", "layout", "runtime", "settings", "command", "begin"}
+SHARED = {"errors", "registry", "layout", "runtime", "settings", "command", "begin", "progress"}
 # What each package may import of muonlab, besides itself and SHARED; "analysis" is the package of that name.
 ALLOWED = {
     "data": {"cli"},  # its command reads Hydra's grammar

@@ -1,5 +1,6 @@
 """What a command writes, and to whom: a reader that leaves, letters that cannot be shown, a disk that is full."""
 
+import json
 import os
 import resource
 import subprocess
@@ -25,12 +26,43 @@ def start(module, *arguments, cwd, **settings):
     ],
 )
 def test_a_reader_that_leaves_ends_the_command_in_silence(module, arguments, tmp_path):
-    """As in `... | head -1`."""
+    """As in `... | head -1`; the exit code is that of SIGPIPE."""
     read, write = os.pipe()
     os.close(read)
     process = start(module, *arguments, cwd=tmp_path, stdout=write)
     os.close(write)
-    assert (process.communicate(timeout=60)[1], process.returncode) == ("", 0)
+    assert (process.communicate(timeout=60)[1], process.returncode) == ("", 141)
+
+
+@pytest.mark.parametrize("python", [[], ["-u"]])
+def test_a_reader_that_leaves_in_the_middle_of_a_run_does_not_see_it_succeed(
+    python, tmp_path, tiny_overrides
+):
+    read, write = os.pipe()
+    os.close(read)
+    command = [
+        sys.executable,
+        *python,
+        "-m",
+        "muonlab.train",
+        *tiny_overrides,
+        f"paths.runs={tmp_path / 'runs'}",
+    ]
+    process = subprocess.Popen(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (process.communicate(timeout=120)[1], process.returncode) == ("", 141)
+    [status] = tmp_path.glob("runs/*/status.json")
+    assert json.loads(status.read_text())["status"] in ("interrupted", "finished")
+
+
+def test_another_broken_pipe_is_a_fault(capfd):
+    def main():
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with pytest.raises(SystemExit) as end:
+        run_command(main)
+    assert end.value.code == 2
+    assert capfd.readouterr().err == "muonlab: the system refuses a file: Broken pipe\n"
 
 
 def test_letters_that_the_output_cannot_show_are_replaced(tmp_path):

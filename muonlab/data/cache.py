@@ -132,9 +132,9 @@ def _write_split(
 
 def _progress(split: str, encoded: Iterable[tuple[np.ndarray, int]]) -> Iterable[tuple[np.ndarray, int]]:
     """Pass through, counting bytes on a terminal; silent elsewhere."""
-    from tqdm import tqdm
+    from muonlab.progress import Progress
 
-    with tqdm(desc=split, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+    with Progress(desc=split, unit="B", unit_scale=True, leave=False, disable=None) as bar:
         for ids, size in encoded:
             yield ids, size
             bar.update(size)

@@ -8,9 +8,11 @@ below, choices as `Literal`. Nothing here imports torch, so a mistake is reporte
 import functools
 import inspect
 import operator
+import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
+from decimal import Decimal
 from functools import cache
 from typing import Annotated, Any, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -44,6 +46,11 @@ _PATTERNS = {
     ]: "a name of up to 60 letters, digits, blanks and ,.+=@_- that begins with a letter or digit",
     get_args(PathText)[1]: "the path of a file or folder",
 }
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
+_DIGITS = r"\d(?:_?\d)*"
+_NUMBER = re.compile(
+    rf"(?:^|[\[({{,:])\s*([-+]?(?:{_DIGITS}\.?(?:{_DIGITS})?|\.{_DIGITS})(?:[eE][-+]?{_DIGITS})?)\s*(?=$|[\])}},])"
+)
 _UNSEEN = 1 << 60  # a limit that only keeps a number within what its format can hold is not worth a word
 
 
@@ -63,6 +70,13 @@ class NamedModel(Named, Protocol):
     @property
     def context(self) -> int:
         """Longest sequence, in tokens."""
+
+
+def vanishing_number(text: str) -> str:
+    """The first number of a text in Hydra's or YAML's syntax, alone or in lists, that is too small for a float, such as
+    1e-400, and would silently become 0; "" if there is none. Quoted texts hold no numbers."""
+    numbers = _NUMBER.findall(_QUOTED.sub("''", text))
+    return next((number for number in numbers if float(number) == 0.0 != Decimal(number)), "")
 
 
 def build(section: type[Section], values: Mapping[str, object], where: str) -> Section:

@@ -25,10 +25,9 @@ from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from muonlab.command import STOPPING, times_asked
 from muonlab.errors import MuonlabError
+from muonlab.progress import Progress
 from muonlab.record.owner import Owner, process_start
 from muonlab.runtime import usable_cores
 from muonlab.study.child import Result, Steps, carry_out, try_out, visible_gpus
@@ -108,7 +107,7 @@ class Pool:
     @staticmethod
     def say(line: str) -> None:
         """Print a line above the progress bar."""
-        tqdm.write(line)
+        Progress.write(line)
 
     def try_out(self, runs: Mapping[str, RunConfig]) -> None:
         """Build the model and the optimizer of each run, {name: settings}, in a process of its own, and nothing else.
@@ -166,9 +165,9 @@ class Pool:
                 bar.close()
 
     @staticmethod
-    def _bar(title: str, total_steps: int) -> tqdm:
+    def _bar(title: str, total_steps: int) -> Progress:
         terminal = sys.stderr.isatty()
-        return tqdm(
+        return Progress(
             total=total_steps,
             desc=title,
             unit="step",

@@ -5,6 +5,8 @@ from typing import Any
 
 import yaml
 
+from muonlab.settings.check import vanishing_number
+
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 takes 1e-3, which has no point, for text, and of two equal keys the last."""
@@ -29,3 +31,14 @@ _Loader.add_implicit_resolver(
 def read_yaml(text: str) -> Any:
     """The plain values in a text. Raises yaml.YAMLError for what is no YAML, or names a key twice."""
     return yaml.load(text, _Loader)
+
+
+def _float(loader: _Loader, node: yaml.ScalarNode) -> float:
+    if vanishing_number(node.value):
+        raise yaml.constructor.ConstructorError(
+            None, None, f"{node.value} is too small for a number and would become 0", node.start_mark
+        )
+    return loader.construct_yaml_float(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _float)

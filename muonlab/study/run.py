@@ -22,14 +22,10 @@ from muonlab.train.config import RunConfig
 def train_study(study: Study) -> tuple[Trained, list[Best], Queue]:
     """Train in two stages, the tuned conditions last; every run with its folder, and what the searches chose.
 
-    Raises MuonlabError for a mistake that any run would find, before there is a study; and, after all other runs ended,
-    for slots that are missing: no conclusion is drawn from searches of unequal effort.
+    Raises what `begin_study` raises; and MuonlabError, after all other runs ended, for slots that are missing: no
+    conclusion is drawn from searches of unequal effort.
     """
-    remove_dead_sockets()
-    pool = _pool(study)
-    _check_places(study, pool)
-    study.save()
-    worker = open_worker(study, pool)
+    worker = open_worker(study, begin_study(study))
     trained = _stage(study, worker, study.slots(), "search" if study.searches else "runs")
     if not study.design.tuning_conditions:
         return trained, [], worker.queue
@@ -38,6 +34,18 @@ def train_study(study: Study) -> tuple[Trained, list[Best], Queue]:
         print(best)
     slots = study.slots(chosen_levels(found))
     return _stage(study, worker, slots, "fresh seeds" if study.searches else "runs"), found, worker.queue
+
+
+def begin_study(study: Study) -> Pool:
+    """Check a study and save it, so that workers find it; the pool for its runs.
+
+    Raises MuonlabError for a mistake that any run would find, before there is a study.
+    """
+    remove_dead_sockets()
+    pool = _pool(study)
+    _check_places(study, pool)
+    study.save()
+    return pool
 
 
 def help_with(study: Study) -> int:

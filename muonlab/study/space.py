@@ -15,6 +15,7 @@ from optuna.distributions import (
 )
 
 from muonlab.errors import MuonlabError
+from muonlab.settings.check import vanishing_number
 from muonlab.settings.search import Setting
 
 ALLOWED = "allowed are interval(a, b), tag(log, interval(a, b)), choice(a, b, ...) and range(a, b, step)"
@@ -30,6 +31,8 @@ def parse_space(space: Mapping[str, str]) -> dict[str, BaseDistribution]:
 
 
 def _distribution(name: str, text: str) -> BaseDistribution:
+    if number := vanishing_number(text):
+        raise MuonlabError(f"search space of {name}: {number} in '{text}' is too small for a number")
     try:
         sweep = OverridesParser.create().parse_override(f"{name}={text}").value()
     except HydraException as error:

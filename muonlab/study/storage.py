@@ -1,12 +1,14 @@
 """The Optuna storage that keeps a study's queue: a journal file, or any database that Optuna knows."""
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from muonlab.errors import MuonlabError
@@ -23,6 +25,9 @@ from muonlab.record.store import store_fault
 from muonlab.settings.address import without_password
 from muonlab.study.journal import Journal
 
+# What is raised where a database cannot be reached, read or written: it may work a little later.
+REFUSALS = (OSError, SQLAlchemyError, sqlite3.Error, StorageInternalError)
+
 
 def open_storage(url: str | None, folder: Path) -> BaseStorage:
     """Any Optuna storage by URL; None: a journal file in the study's folder, which several processes may share.
@@ -30,7 +35,7 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     A new database is made by one process, and an SQLite file whole or not at all. Raises MuonlabError for a URL that no
     storage has, EnvironmentFault for a storage that cannot be reached or stays locked.
     """
-    with one_sentence(url):
+    with one_sentence(url), _refused_addresses(url):
         if url is None:
             folder.mkdir(parents=True, exist_ok=True)
             return JournalStorage(Journal(str(folder / "journal.log")))
@@ -47,19 +52,34 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
 
 
 @contextmanager
+def _refused_addresses(url: str | None) -> Iterator[None]:
+    """Raises MuonlabError for what SQLAlchemy and Optuna raise as plain errors for an address: a missing driver, a port
+    that is no number, tables of another Optuna."""
+    try:
+        yield
+    except (ImportError, ValueError, RuntimeError) as error:
+        raise MuonlabError(str(store_fault(_called(url), error))) from error
+
+
+@contextmanager
 def one_sentence(url: str | None = None) -> Iterator[None]:
-    """Turns what Optuna, SQLAlchemy, a driver or the network raise into one sentence, without a password: an
-    EnvironmentFault, or another MuonlabError where the address is wrong. `url`: what to call the storage, None: the
-    study's."""
+    """Turns what a database, its driver or the system refuses into one sentence without a password.
+
+    That is an EnvironmentFault, or another MuonlabError where the address is wrong. Anything else is a bug, which
+    another try does not mend, and passes through. `url`: what to call the storage; None: the study's.
+    """
     try:
         yield
     except MuonlabError:
         raise
     except ArgumentError as error:
         raise MuonlabError(f"cannot use search.storage={without_password(str(url))}: it is no URL") from error
-    except Exception as error:
-        name = f"search.storage={without_password(url)}" if url else "the study's storage"
-        raise store_fault(name, error) from error
+    except REFUSALS as error:
+        raise store_fault(_called(url), error) from error
+
+
+def _called(url: str | None) -> str:
+    return f"search.storage={without_password(url)}" if url else "the study's storage"
 
 
 def _engine(url: str) -> dict[str, object]:

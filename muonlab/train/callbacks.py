@@ -9,9 +9,9 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
-from tqdm import tqdm
 
 from muonlab.optim.sharded import whole
+from muonlab.progress import Progress
 from muonlab.train.checkpoints import Checkpoints, at_end
 from muonlab.train.peers import Peers
 from muonlab.train.recording import Recording
@@ -133,7 +133,7 @@ class ProgressBar(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """A resumed run's bar starts where it left off."""
         terminal = sys.stderr.isatty()
-        self.bar = tqdm(
+        self.bar = Progress(
             total=trainer.max_steps,
             initial=trainer.global_step,
             desc=self.label,

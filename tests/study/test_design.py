@@ -204,5 +204,8 @@ def test_a_file_that_is_no_yaml_and_a_misspelt_name_are_told(tmp_path, monkeypat
     (tmp_path / "bad.yaml").write_text("a: [1")
     with pytest.raises(MuonlabError, match=r"bad\.yaml is not YAML"):
         load_experiment("bad")
+    (tmp_path / "small.yaml").write_text("a: [1e-400]")
+    with pytest.raises(MuonlabError, match="1e-400 is too small for a number and would become 0"):
+        load_experiment("small")
     (tmp_path / "good.yaml").write_text(yaml.safe_dump(design))
     assert load_experiment("good", "gpu").scale_common == ("model=nanogpt_s",)

@@ -4,9 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
+from muonlab.progress import Progress
 from muonlab.study.child import own_gpus, visible_gpus
 
 SERVER = """
@@ -61,3 +63,12 @@ def test_an_empty_list_of_gpus_hides_them_all(monkeypatch):
     assert visible_gpus() == []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-8932f937")
     assert visible_gpus() == ["3", "GPU-8932f937"]
+
+
+def test_a_clock_that_is_set_back_or_forward_shows_in_no_progress_bar(monkeypatch, capsys):
+    with Progress(total=10, mininterval=0, desc="runs") as bar:
+        for hours in (-5, 5):
+            monkeypatch.setattr("tqdm.std.time", lambda hours=hours: time.time() + 3600 * hours)
+            bar.update(2)
+            assert 0 <= bar.format_dict["elapsed"] < 60
+    assert ":00" not in capsys.readouterr().err.replace("00:00", "")

@@ -36,6 +36,7 @@ def test_hydras_syntax_becomes_optunas_distributions(text, distribution):
         "range(10, 1)",
         "range(0.5, 3)",
         "interval(0.1, inf)",
+        "interval(1e-400, 1.0)",
     ],
 )
 def test_what_is_no_space_is_refused_in_one_sentence(text):

@@ -10,6 +10,8 @@ from contextlib import closing
 
 import optuna
 import pytest
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import OperationalError
 from tiny_designs import search
 
 from muonlab.cli import compose_config, plain
@@ -18,9 +20,11 @@ from muonlab.record import database
 from muonlab.settings.address import public_address, storage_address, with_password, without_password
 from muonlab.study import storage as module
 from muonlab.study.design import read_experiment
+from muonlab.study.pool import Pool
 from muonlab.study.queue import Queue
 from muonlab.study.storage import open_storage
 from muonlab.study.study import load_study
+from muonlab.study.work import Worker
 from muonlab.sweep import make_study
 from muonlab.train.config import TrackingSettings
 
@@ -122,6 +126,7 @@ def test_a_database_that_stays_locked_is_a_fault_of_the_environment(locked, tmp_
     ("url", "fault", "message"),
     [
         ("postgresql://me:s3cret@127.0.0.1:9/db", EnvironmentFault, "[Cc]onnection refused"),
+        ("postgresql://me@lab:port/db", MuonlabError, "invalid literal"),
         ("nonsense", MuonlabError, "search.storage=nonsense: it is no URL"),
         ("sqlite:////does/not/exist/o.db", MuonlabError, "unable to open database file"),
         ("nodatabase://x", MuonlabError, "nodatabase"),
@@ -142,6 +147,45 @@ def test_a_missing_driver_names_the_package(tmp_path, monkeypatch):
         with pytest.raises(MuonlabError, match=r"pip install 'muonlab\[postgres\]'") as caught:
             open_storage(url, tmp_path)
         assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("token"), TypeError("a bug"), ValueError("a bug"), RuntimeError("a bug")]
+)
+def test_a_bug_is_shown_at_once_and_not_tried_again(study, tmp_path, monkeypatch, error):
+    made = study({"search": {"search": search(trials=2), "seeds": [0]}})
+    queue = Queue(open_storage(None, tmp_path), made.name, made.design)
+
+    def broken(*_, **__):
+        raise error
+
+    monkeypatch.setattr(optuna.Study, "get_trials", broken)
+    with pytest.raises(type(error)) as caught:
+        Worker(queue, Pool(1, tmp_path / "logs")).run(made.slots(), "tiny", wait=True)
+    assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(5, "Input/output error"),
+        sqlite3.OperationalError("disk I/O error"),
+        OperationalError("SELECT", {}, Exception("server closed the connection")),
+        StorageInternalError("the database is gone"),
+    ],
+)
+def test_what_a_database_or_the_system_refuses_is_a_fault_of_the_environment(
+    study, tmp_path, monkeypatch, error
+):
+    made = study({"search": {"search": search(trials=2), "seeds": [0]}})
+    queue = Queue(open_storage(None, tmp_path), made.name, made.design)
+
+    def broken(*_, **__):
+        raise error
+
+    monkeypatch.setattr(optuna.Study, "get_trials", broken)
+    with pytest.raises(EnvironmentFault, match="cannot use the study's storage"):
+        queue.claim(made.slots()[0])
 
 
 # ---------------------------------------------------------------------- passwords

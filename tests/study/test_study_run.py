@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from analysis.archive import load_frames
 from analysis.claims import read_claim
 from analysis.evidence import COLUMNS, write_evidence
 from analysis.redraw import redraw
+from muonlab import experiment
 from muonlab.errors import MuonlabError
 from muonlab.record import load_run
 from muonlab.record.mlflow_link import Link
@@ -28,7 +30,7 @@ from muonlab.study.queue import Queue
 from muonlab.study.run import train_study
 from muonlab.study.slots import Level
 from muonlab.study.storage import open_storage
-from muonlab.study.study import load_study
+from muonlab.study.study import FILE, load_study
 from muonlab.study.tuning import best_levels
 from muonlab.train.config import TrackingSettings
 from muonlab.train.run import run_folder, train
@@ -142,6 +144,33 @@ def test_the_best_level_is_the_lowest_mean_and_a_name_has_no_edge(monkeypatch, s
     inside = [(slot(Level(0.1)), "a"), (slot(Level(0.2)), "b"), (slot(Level(0.3)), "c")]
     assert best_levels(inside, design)[0].edge == ""
     assert best_levels([(slot(low, "best"), "a")], design) == []
+
+
+def test_every_study_is_saved_before_the_first_run(study, tmp_path, monkeypatch):
+    """So that a worker which starts beside `muonlab.experiment all` sees them all; one mistake costs one experiment."""
+    studies = {
+        name: study({"a": {"arms": {"muon": ["optimizer=muon"]}}}, name=name)
+        for name in ("one", "two", "three")
+    }
+
+    def check_places(study, pool):
+        if study.name == "two":
+            raise MuonlabError("a mistake")
+
+    run = []
+
+    def run_experiment(study, results):
+        assert [name for name in studies if (studies[name].folder / FILE).exists()] == ["one", "three"]
+        run.append(study.name)
+
+    monkeypatch.setattr("muonlab.study.run._check_places", check_places)
+    monkeypatch.setattr(experiment, "experiment_names", lambda: list(studies))
+    monkeypatch.setattr(experiment, "make_study", lambda name, *_: studies[name])
+    monkeypatch.setattr(experiment, "run_experiment", run_experiment)
+    monkeypatch.setattr(sys, "argv", ["experiment", "all", "--results", str(tmp_path / "results")])
+    with pytest.raises(MuonlabError, match="1 of 3 experiments failed: two"):
+        experiment.main()
+    assert run == ["one", "three"]
 
 
 def test_a_claim_is_shown_by_the_figure_it_names_or_the_first_that_draws_it():
