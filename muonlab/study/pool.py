@@ -7,7 +7,7 @@ Runs do not outlive a parent that stops in order: they are asked to save a check
 finish, as holders of their folders' leases; a later command waits for them and takes their results.
 """
 
-import json
+import fcntl
 import math
 import multiprocessing
 import os
@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.util import get_temp_dir
@@ -28,7 +29,7 @@ from typing import Any
 from muonlab.command import STOPPING, times_asked
 from muonlab.errors import MuonlabError
 from muonlab.progress import Progress
-from muonlab.record.owner import Owner, process_start
+from muonlab.record.owner import process_start
 from muonlab.runtime import usable_cores
 from muonlab.study.child import Result, Steps, carry_out, try_out, visible_gpus
 from muonlab.study.queue import Claim
@@ -38,7 +39,7 @@ from muonlab.train.config import RunConfig
 # once the user asks a second time.
 LOOK, AGAIN, STOP, STOP_NOW = 0.25, 2.0, 60.0, 5.0
 # In the folder of multiprocessing's sockets, which its owner cannot remove when it is killed.
-OWNER = "muonlab-owner.json"
+MARK = "muonlab"  # in the folder of multiprocessing's sockets: it is of a command of ours
 WARM = [
     "muonlab.train.run",
     "muonlab.train.module",
@@ -279,20 +280,40 @@ def server() -> None:
 
 
 def _claim_temporary_folder() -> None:
-    """Write into the folder of multiprocessing's sockets whose it is."""
-    ours = Path(get_temp_dir()) / OWNER
-    if not ours.exists():
-        with suppress(OSError):
-            ours.write_text(json.dumps(Owner.this().values()))
-        remove_dead_sockets()
+    """Hold a lock on the folder of multiprocessing's sockets for as long as this process lives, and mark it as ours.
+
+    The system ends the lock, whatever a full disk or a kill has done to files.
+    """
+    folder = get_temp_dir()
+    with suppress(OSError):
+        _lock(folder)
+        (Path(folder) / MARK).touch()
+    remove_dead_sockets()
 
 
 def remove_dead_sockets() -> None:
     """Remove the folders of sockets of killed commands."""
-    for path in Path(tempfile.gettempdir()).glob(f"pymp-*/{OWNER}"):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            if Owner.read(json.loads(path.read_text())).alive is False:
-                shutil.rmtree(path.parent)
+    for mark in Path(tempfile.gettempdir()).glob(f"pymp-*/{MARK}"):
+        with suppress(OSError):
+            number = _open_locked(mark.parent)
+            shutil.rmtree(mark.parent, ignore_errors=True)
+            os.close(number)
+
+
+@cache
+def _lock(folder: str) -> int:
+    return _open_locked(Path(folder))
+
+
+def _open_locked(folder: Path) -> int:
+    """Raises BlockingIOError where another process holds the lock."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(number)
+        raise
+    return number
 
 
 @contextmanager

@@ -56,12 +56,11 @@ class Checkpoints(Checkpoint):
         trainer.save_checkpoint(checkpoint_path(self.folder, trainer.global_step), weights_only=False)
         self.recording.send()
         if trainer.is_global_zero:
-            steps = sorted(step for step in _steps(self.folder) if step <= trainer.global_step)
-            for step in steps[:-KEPT]:
-                checkpoint_path(self.folder, step).unlink(missing_ok=True)
+            _remove_older(self.folder, trainer.global_step)
             if at_end(trainer):  # those of steps beyond a torn trace, from which the run has come back here
-                for step in set(_steps(self.folder)) - set(steps):
-                    checkpoint_path(self.folder, step).unlink(missing_ok=True)
+                for step in _steps(self.folder):
+                    if step > trainer.global_step:
+                        checkpoint_path(self.folder, step).unlink(missing_ok=True)
 
 
 def at_end(trainer: L.Trainer) -> bool:
@@ -79,8 +78,8 @@ def latest_checkpoint(folder: Path, recorded: int, max_steps: int) -> tuple[Path
 
     folder: of the checkpoints. recorded: the last step up to which the traces are whole, -1 for none: a checkpoint of
     later steps is passed over. One of all steps counts only with its final metrics. What is proved torn, by its
-    checksums or by what it lacks, is renamed to `*.torn`. Raises EnvironmentFault where a file cannot be read or does
-    not fit in memory, which proves nothing.
+    checksums or by what it lacks, is renamed to `*.torn`, and older ones that a killed process did not remove are
+    removed. Raises EnvironmentFault where a file cannot be read or does not fit in memory, which proves nothing.
     """
     torn = []
     for step in sorted(_steps(folder), reverse=True):
@@ -91,6 +90,7 @@ def latest_checkpoint(folder: Path, recorded: int, max_steps: int) -> tuple[Path
         if content is None:
             torn.append(set_aside(path))
         elif step < max_steps or content["muonlab"].get("metrics"):
+            _remove_older(folder, step)
             return path, torn
     return None, torn
 
@@ -116,6 +116,12 @@ def _content(path: Path, step: int) -> dict[str, Any] | None:
     return (
         content if whole and isinstance(content["muonlab"], dict) and content["global_step"] == step else None
     )
+
+
+def _remove_older(folder: Path, newest: int) -> None:
+    """Remove those up to `newest` steps, but for the KEPT last ones."""
+    for step in sorted(step for step in _steps(folder) if step <= newest)[:-KEPT]:
+        checkpoint_path(folder, step).unlink(missing_ok=True)
 
 
 def _steps(folder: Path) -> list[int]:

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from muonlab.progress import Progress
+from muonlab.study import pool
 from muonlab.study.child import own_gpus, visible_gpus
 
 SERVER = """
@@ -35,6 +36,10 @@ def test_the_sockets_of_a_killed_parent_are_removed_and_those_of_a_living_one_ar
         return process, process.stdout.readline().strip()
 
     processes = [start(), start()]
+    (marked,) = [
+        path / pool.MARK for path in tmp_path.glob("pymp-*") if path.name == os.path.basename(processes[0][1])
+    ]
+    assert marked.read_text() == "", "nothing that a full disk could cut"
     processes[0][0].send_signal(signal.SIGKILL)
     processes[0][0].communicate()
     processes.append(start())

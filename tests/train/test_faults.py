@@ -1,6 +1,7 @@
 """What happens to a run's folder around the run: kills at its end, torn files, signals, another writer."""
 
 import json
+import shutil
 import signal
 import zipfile
 from pathlib import Path
@@ -264,6 +265,18 @@ def test_where_every_checkpoint_is_torn_the_run_begins_anew(whole, tmp_path, mon
     assert train(config).status == "finished"
     assert_equal(folder, place)
     assert "it begins anew" in capsys.readouterr().err
+
+
+def test_a_run_killed_before_it_removed_its_oldest_checkpoint_does_so_when_it_goes_on(whole, tmp_path):
+    """In its end, where no step is left that would save another."""
+    folder, ask = whole
+    config = ask(tmp_path)
+    place = train(config).folder
+    shutil.copy(checkpoint_path(place / "checkpoints", 8), checkpoint_path(place / "checkpoints", 4))
+    state = json.loads((place / "status.json").read_text())
+    (place / "status.json").write_text(json.dumps(state | {"status": "running"}))
+    assert train(config).status == "finished"
+    assert_equal(folder, place)
 
 
 def test_what_is_no_checkpoint_is_not_taken_for_one(whole, tmp_path):
