@@ -17,7 +17,7 @@ LIMIT = 120  # seconds after which a gate that nobody opens is an error
 
 
 def pass_gate(gate, step, asked=lambda: False):
-    """Wait until the file is gone or the run is asked to stop."""
+    """Where `step` is the gate's or a later one, wait until the file is gone or the run is asked to stop."""
     deadline = time.monotonic() + LIMIT
     with suppress(FileNotFoundError):
         while step >= int(gate.read_text()) and not asked():

@@ -9,10 +9,12 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 
 import pandas as pd
 import pytest
 import yaml
+from gate import carry_out, pass_gate
 from tiny_designs import SPACE, search
 
 from analysis.archive import load_frames
@@ -25,7 +27,9 @@ from muonlab.record import load_run
 from muonlab.record.mlflow_link import Link
 from muonlab.record.owner import Owner, machine
 from muonlab.record.store import connect, store_uri
+from muonlab.study import pool
 from muonlab.study.judging import ANSWER_COLUMNS, answers_text, figure_of, judge
+from muonlab.study.pool import Pool
 from muonlab.study.queue import Queue
 from muonlab.study.run import train_study
 from muonlab.study.slots import Level
@@ -191,20 +195,24 @@ def test_a_claim_is_shown_by_the_figure_it_names_or_the_first_that_draws_it():
 
 # ---------------------------------------------------------------------- workers that die
 @contextmanager
-def once_a_run_has_begun(folder, act):
-    """Call act(pid) from a thread as soon as some run under `folder` has begun its record."""
-    over = threading.Event()
+def within_a_run(folder, act):
+    """Call act(pid) from a thread for the first run under `folder` that has begun its record and cannot end before."""
+    over, gate = threading.Event(), folder / "gate"
+    gate.write_text("12")
 
     def watch():
         while not over.wait(0.01):
             for path in folder.glob("runs/*/status.json"):
                 act(json.loads(path.read_text())["sessions"][0]["pid"])
+                gate.unlink()
                 return
 
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        yield
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pool, "carry_out", partial(carry_out, gate))
+            yield
     finally:
         over.set()
         thread.join()
@@ -217,7 +225,7 @@ def searched(study, **others):
 
 
 def test_a_killed_run_is_run_again_and_the_study_ends_whole(study, tmp_path, capsys):
-    with once_a_run_has_begun(tmp_path, lambda pid: os.kill(pid, signal.SIGKILL)):
+    with within_a_run(tmp_path, lambda pid: os.kill(pid, signal.SIGKILL)):
         trained, _, queue = train_study(searched(study))
     assert "SIGKILL; waits to be run again" in capsys.readouterr().out
     slots = [slot for slot, _ in trained]
@@ -233,9 +241,8 @@ def test_an_interrupted_study_resumes_with_the_same_slots(study, tmp_path, sampl
             "search": {"search": search(sampler, 2, **optimizers), "seeds": [0]},
             "best": {"tuned_on": "search"},
         },
-        overrides=["trainer.max_steps=80"],
     )
-    interrupt = once_a_run_has_begun(tmp_path, lambda _: os.kill(os.getpid(), signal.SIGINT))
+    interrupt = within_a_run(tmp_path, lambda _: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt), interrupt:
         train_study(made)
     again = load_study(made.folder)
@@ -330,10 +337,15 @@ def test_a_run_that_outlived_its_worker_is_waited_for_and_not_failed(study, tmp_
         patch.setattr(Owner, "alive", property(lambda owner: True))
         assert Queue(open_storage(None, made.folder), made.name, made.design).claim(slot)
     context = multiprocessing.get_context("fork")
-    orphan = context.Process(target=lambda: train(slot.config, on_step=lambda step: time.sleep(0.05)))
+    gate = tmp_path / "gate"
+    gate.write_text("12")
+    orphan = context.Process(target=lambda: train(slot.config, on_step=partial(pass_gate, gate)))
     orphan.start()
     while not (folder / "status.json").exists():
         time.sleep(0.05)
+    monkeypatch.setattr(
+        Pool, "say", staticmethod(lambda _: gate.unlink(missing_ok=True))
+    )  # "waiting for ..."
     trained, _, queue = train_study(made)
     orphan.join(30)
     assert orphan.exitcode == 0

@@ -11,15 +11,17 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from gate import __file__ as gate_file
 from tiny_designs import search
 
 from muonlab.errors import MuonlabError
 from muonlab.record import load_run
-from muonlab.record.lease import held
+from muonlab.record.lease import SILENCE, held
 from muonlab.record.owner import process_start
 from muonlab.settings.address import storage_address
+from muonlab.study.heartbeat import Heartbeat
 from muonlab.study.pool import Pool
-from muonlab.study.queue import Queue
+from muonlab.study.queue import SILENT, Queue
 from muonlab.study.run import help_with, train_study
 from muonlab.study.storage import open_storage
 from muonlab.study.study import load_study
@@ -27,7 +29,6 @@ from muonlab.train.run import run_folder
 
 ROOT = Path(__file__).parents[2]
 ONE = {"one": {"arms": {"adamw": ["optimizer=adamw"]}, "seeds": [1]}}
-LONG = ["trainer.max_steps=300"]  # long enough to be met alive
 # In a namespace of process numbers and a host name of its own: neither host can look at the other's processes.
 ANOTHER_HOST = ["unshare", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
 
@@ -38,13 +39,22 @@ def fast_beats(monkeypatch):
 
 
 @pytest.fixture
-def workers():
+def gate(tmp_path):
+    """The file that holds the runs of `workers` within a step until it is removed; see gate.py."""
+    path = tmp_path / "gate"
+    path.write_text("12")
+    return path
+
+
+@pytest.fixture
+def workers(gate):
     """workers(study, *before) -> a process of muonlab.worker; killed at the end with all that it started."""
     begun = []
 
     def start(study, *before):
+        worker = ["-m", "muonlab.worker", str(study.folder), "--workers", "1"]
         process = subprocess.Popen(
-            [*before, sys.executable, "-m", "muonlab.worker", str(study.folder), "--workers", "1"],
+            [*before, sys.executable, gate_file, str(gate), *worker],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -82,21 +92,20 @@ def parent_of(pid):
 
 
 def test_a_run_whose_parent_was_killed_is_waited_for_and_its_result_taken(
-    study, tmp_path, workers, monkeypatch
+    study, tmp_path, workers, gate, monkeypatch
 ):
-    made = study(ONE, overrides=LONG)
+    made = study(ONE)
     made.save()
     parent = workers(made)
-    run = writer(tmp_path)
+    writer(tmp_path)
     parent.kill()
     parent.wait()
-    os.kill(run, signal.SIGSTOP)
     lines = []
 
     def say(line):
         lines.append(line)
         if line.startswith("waiting"):
-            os.kill(run, signal.SIGCONT)
+            gate.unlink()
 
     monkeypatch.setattr(Pool, "say", staticmethod(say))
     [(slot, _)] = train_study(made)[0]
@@ -111,7 +120,7 @@ def test_a_run_whose_parent_was_killed_is_waited_for_and_its_result_taken(
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_worker_that_is_asked_to_stop_takes_its_run_with_it(study, tmp_path, workers, name, code):
-    made = study(ONE, overrides=["trainer.max_steps=4000"])
+    made = study(ONE)
     made.save()
     parent = workers(made)
     run = writer(tmp_path)
@@ -143,14 +152,15 @@ def test_an_interruption_while_a_run_starts_is_no_failure(study, tmp_path, worke
 
 
 @pytest.mark.parametrize("victims", ["fork server", "fork server and run"])
-def test_a_fork_server_that_is_killed_is_made_anew(study, tmp_path, workers, victims):
-    made = study(ONE | {"two": {"arms": {"muon": ["optimizer=muon"]}, "seeds": [1]}}, overrides=LONG)
+def test_a_fork_server_that_is_killed_is_made_anew(study, tmp_path, workers, gate, victims):
+    made = study(ONE | {"two": {"arms": {"muon": ["optimizer=muon"]}, "seeds": [1]}})
     made.save()
     parent = workers(made)
     run = writer(tmp_path)
-    os.kill(run, signal.SIGSTOP)  # it lives when its server dies
     os.kill(parent_of(run), signal.SIGKILL)
-    os.kill(run, signal.SIGKILL if victims == "fork server and run" else signal.SIGCONT)
+    if victims == "fork server and run":
+        os.kill(run, signal.SIGKILL)
+    gate.unlink()
     out, err = parent.communicate(timeout=120)
     assert (parent.returncode, "Traceback" in out + err) == (0, False), out + err
     states = [attempt.state for attempt in attempts_of(made)]
@@ -167,30 +177,51 @@ def test_a_mistake_that_only_a_run_would_find_costs_no_slot(study, tmp_path):
     assert not (tmp_path / "studies").exists()
 
 
+@pytest.fixture
+def looks(monkeypatch):
+    """[(own beats before, own beats after, answer)] of every look at whether another worker lives."""
+    whole, seen = Heartbeat.alive, []
+
+    def alive(heartbeat, token):
+        before = heartbeat._beats
+        answer = whole(heartbeat, token)
+        seen.append((before, heartbeat._beats, answer))
+        return answer
+
+    monkeypatch.setattr(Heartbeat, "alive", alive)
+    return seen
+
+
 @pytest.mark.parametrize("storage", ["journal", "postgres"])
 def test_of_two_hosts_one_is_killed_and_the_other_ends_the_study(
-    study, tmp_path, workers, storage, request, monkeypatch
+    study, tmp_path, workers, gate, looks, storage, request, monkeypatch
 ):
+    """The dead one's slot is open from the third heartbeat after the survivor first saw it, and not before."""
     if subprocess.run([*ANOTHER_HOST, "true"], capture_output=True, check=False).returncode:
         pytest.skip("this system does not let a test make a host of its own (unshare)")
     if storage == "postgres":
         monkeypatch.setenv("MUONLAB_STORAGE", request.getfixturevalue("postgres").create("hosts"))
     plan = {"search": {"search": search(trials=2), "seeds": [0]}}
-    made = study(plan, overrides=LONG, storage=storage_address(None))
+    made = study(plan, storage=storage_address(None))
     made.save()
     theirs = workers(made, *ANOTHER_HOST, "sh", "-c", 'hostname twin; exec "$@"', "sh")
     writer(tmp_path)
     os.killpg(theirs.pid, signal.SIGKILL)
     theirs.wait()
+    gate.unlink()
     trained, _, _ = train_study(load_study(made.folder))
     slots = [slot for slot, _ in trained]
     attempts = attempts_of(made, slots)
     complete = [attempt.slot for attempt in attempts if attempt.state == "COMPLETE"]
     assert sorted(complete) == sorted(slot.name for slot in slots)
     assert "RUNNING" not in [attempt.state for attempt in attempts]
-    undisturbed, _, _ = train_study(
-        study(plan, overrides=[*LONG, f"paths.runs={tmp_path / 'alone'}"], name="alone")
-    )
+    [lost] = [attempt for attempt in attempts if attempt.cause == SILENT]
+    assert (lost.state, lost.status) == ("FAIL", "killed")
+    silent = 1 + SILENCE  # it is first seen at the first beat
+    assert not any(alive for before, _, alive in looks if before >= silent)
+    assert all(alive for _, after, alive in looks if after < silent)
+    assert {alive for _, _, alive in looks} == {True, False}
+    undisturbed, _, _ = train_study(study(plan, overrides=[f"paths.runs={tmp_path / 'alone'}"], name="alone"))
     for (slot, folder), (twin, alone) in zip(trained, undisturbed, strict=True):
         assert slot.name == twin.name
         ours, theirs = load_run(folder), load_run(alone)
