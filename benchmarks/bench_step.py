@@ -39,7 +39,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from muonlab.cli import compose_config, plain
 from muonlab.models import NanoGPT, build_model, model_counts
 from muonlab.models.counts import total
-from muonlab.optim.registry import OPTIMIZERS
+from muonlab.optim.optimizers import OPTIMIZERS
 from muonlab.runtime import settle
 from muonlab.settings.model import with_vocabulary
 from muonlab.train.config import RunConfig, read_config

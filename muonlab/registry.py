@@ -30,7 +30,9 @@ class Registry(Generic[Built]):
         checked."""
 
         def add(builder: Builder) -> Builder:
-            self._import_entries()
+            inside = str(builder.__module__).startswith(f"{self._package}.")
+            if not inside:  # else the package is being imported at this moment
+                self._import_entries()
             if name in self._builders:
                 raise MuonlabError(f"{self.kind} '{name}' is already registered")
             self._sections[name] = settings_class(builder, name)

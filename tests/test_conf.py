@@ -11,7 +11,7 @@ from muonlab.errors import MuonlabError
 from muonlab.help import file_comments, help_page
 from muonlab.models.registry import MODELS, make_model
 from muonlab.optim import list_optimizers
-from muonlab.optim.registry import OPTIMIZERS
+from muonlab.optim.optimizers import OPTIMIZERS
 from muonlab.settings.data import DATA_SETTINGS
 from muonlab.settings.model import MODEL_SETTINGS, with_vocabulary
 from muonlab.settings.optimizer import NS_SCHEDULES, OPTIMIZER_SETTINGS

@@ -25,7 +25,7 @@ from muonlab.cli import compose_config, plain
 from muonlab.errors import MuonlabError
 from muonlab.models import build_model
 from muonlab.optim import build_optimizer
-from muonlab.optim.registry import OPTIMIZERS
+from muonlab.optim.optimizers import OPTIMIZERS
 from muonlab.record import load_run
 from muonlab.train.config import read_config
 
@@ -360,7 +360,8 @@ def test_a_block_is_either_typed_or_known():
 # ---------------------------------------------------------------------- snippets, settings, links
 def snippets():
     """The Python blocks of all pages but the one that runs as a doctest."""
-    return [text for page in PAGES if page.parent.name != "optim" for text in blocks(page, "python")]
+    doctest = ROOT / "muonlab" / "optim" / "README.md"
+    return [text for page in PAGES if page != doctest for text in blocks(page, "python")]
 
 
 def test_the_record_that_a_page_reads_has_what_its_comments_say(trained):
@@ -406,29 +407,32 @@ def test_the_optimizer_that_a_page_adds_trains():
         OPTIMIZERS._sections.pop(added)
 
 
-def test_the_optimizer_that_a_page_adds_works_where_the_page_puts_it(tmp_path, tiny_overrides):
-    """Pasted at the end of the registry, with its config, it imports, trains and checks its settings."""
-    [code] = [text for text in snippets() if "register_optimizer" in text]
-    [config] = [text for page in PAGES for text in blocks(page, "yaml") if "slowmuon" in text]
+def test_what_a_page_adds_works_where_the_page_puts_it(tmp_path, tiny_overrides):
+    """The optimizer and the model, in files of their own with their configs, train and check their settings."""
     for folder in ("muonlab", "conf"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    with (tmp_path / "muonlab" / "optim" / "registry.py").open("a", encoding="utf-8") as registry:
-        registry.write("\n" + code)
-    (tmp_path / "conf" / "optimizer" / "slowmuon.yaml").write_text(config, encoding="utf-8")
-    command = [sys.executable, "-m", "muonlab.train", *tiny_overrides, "optimizer=slowmuon"]
+    for kind, folder, name in (("optimizer", "optim", "slowmuon"), ("model", "models", "parallel")):
+        [code] = [text for text in snippets() if f"register_{kind}" in text]
+        [config] = [text for page in PAGES for text in blocks(page, "yaml") if f"name: {name}" in text]
+        (tmp_path / "muonlab" / folder / f"{name}.py").write_text(code, encoding="utf-8")
+        (tmp_path / "conf" / kind / f"{name}.yaml").write_text(config, encoding="utf-8")
+    small = [override for override in tiny_overrides if not override.startswith("model=")]
+    command = [sys.executable, "-m", "muonlab.train", *small, "model=parallel", "optimizer=slowmuon"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     trained, refused = (
         subprocess.run([*command, *extra], cwd=tmp_path, env=environment, capture_output=True, text=True)
         for extra in ([], ["optimizer.lr=fast"])
     )
     assert trained.returncode == 0, trained.stderr
-    assert "run: runs/slowmuon-lr1e-2-s1-" in trained.stdout
+    [config] = (tmp_path / "runs").glob("slowmuon-lr1e-2-s1-*/config.yaml")
+    assert yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["name"] == "parallel"
     assert refused.returncode == 2
     assert "optimizer.lr must be a number of at least 0 and finite, not 'fast'" in refused.stderr
 
 
 def test_every_snippet_is_tested():
-    assert all("load_run" in text or "register_optimizer" in text for text in snippets())
+    tested = ("load_run", "register_optimizer", "register_model")
+    assert all(any(name in text for name in tested) for text in snippets())
 
 
 SETTINGS = sorted(

@@ -1,10 +1,19 @@
 """Optimizers for any PyTorch training loop: Muon, AdamW, QK-Clip and what is between them."""
 
-from muonlab.optim.muon import AdamW, Muon, MuonClip
+from muonlab.optim.adamw_rule import AdamWRule
+from muonlab.optim.combined import CombinedOptimizer
+from muonlab.optim.muon_rule import MuonRule
 from muonlab.optim.newton_schulz import newton_schulz, orthogonalise
+from muonlab.optim.optimizers import (
+    AdamW,
+    Muon,
+    MuonClip,
+    build_optimizer,
+    list_optimizers,
+    register_optimizer,
+)
 from muonlab.optim.parity import convert_lr, parity
 from muonlab.optim.qk_clip import QKClip
-from muonlab.optim.registry import build_optimizer, list_optimizers, register_optimizer
 from muonlab.optim.routing import Route, format_routing
 from muonlab.optim.rules import Rule, register_rule
 from muonlab.optim.schedule_design import design_schedule
@@ -12,8 +21,11 @@ from muonlab.optim.schedules import describe_schedule, list_schedules
 
 __all__ = [
     "AdamW",
+    "AdamWRule",
+    "CombinedOptimizer",
     "Muon",
     "MuonClip",
+    "MuonRule",
     "QKClip",
     "Route",
     "Rule",

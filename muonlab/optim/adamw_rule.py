@@ -1,52 +1,37 @@
-"""AdamW, for what is not orthogonalised: Loshchilov and Hutter, arXiv 1711.05101.
+"""AdamW, for what is not orthogonalised: Loshchilov and Hutter, arXiv 1711.05101, algorithm 2.
 
-With g the gradient, t the number of steps with this one, and b1, b2 the betas:
+With g the gradient, t the number of steps with this one, and b1, b2 the betas, every line one stage:
 
-    m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g²          momentum, and the running mean square
-    D = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)       transform
-    W <- (1 - lr weight_decay) W - lr D                        decay and step
+    m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g²          momentum: averages
+    D = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)       transform: adam
+    W <- (1 - lr weight_decay) W - lr D                        apply: decay_and_step
 
-All four lines are one kernel of PyTorch where it has a fused one, on CPU and CUDA.
+Where PyTorch has the four lines as one kernel, on CPU and CUDA, that kernel runs; the stages run elsewhere, and a test
+holds the two against each other.
 """
 
-from typing import Any
+import math
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from muonlab.optim.matrix_view import Group, State
 from muonlab.optim.rules import Batch, Rule, check_setting, group_under, register_rule
 from muonlab.settings.check import Average
 from muonlab.settings.optimizer import AdamWGroup
 
-_FUSED = ("cpu", "cuda")
+FUSED = ("cpu", "cuda")  # kinds of device that have the kernel
+
+Betas = tuple[float, float]
 
 
 @register_rule("adamw")
 class AdamWRule(Rule):
-    """PyTorch's functional AdamW; the settings are explained at `AdamW`."""
+    """The running averages, Adam's direction, decay and step; the settings are explained at `AdamW`."""
 
     settings = AdamWGroup
     buffers = ("exp_avg", "exp_avg_sq")
-
-    def prepare(self, group: dict[str, Any]) -> None:
-        """Check the settings, and a momentum that a scheduler wrote into the group."""
-        super().prepare(group)
-        if "momentum" in group:
-            check_setting(Average, group["momentum"], f"momentum of {group_under(self.name)}")
-
-    def state_shapes(self, shape: torch.Size, group: dict[str, Any]) -> dict[str, tuple[int, ...] | None]:
-        """The two averages, and the number of steps."""
-        return {**super().state_shapes(shape, group), "step": ()}
-
-    def required_state(self) -> tuple[str, ...]:
-        """The two averages, and the number of steps."""
-        return (*self.buffers, "step")
-
-    def init_state(self, param: Tensor, dtype: torch.dtype) -> dict[str, Any]:
-        """No steps so far."""
-        step = torch.zeros((), dtype=torch.float32, device=param.device)
-        return {"step": step, **super().init_state(param, dtype)}
 
     def update(self, batch: Batch) -> None:
         """One step. Entries do not depend on each other, so a rank updates the rows it holds and needs no other.
@@ -54,20 +39,86 @@ class AdamWRule(Rule):
         Where a scheduler has written a `momentum` into the group, as it does if others of the optimizer's groups have
         one, that is the first beta.
         """
-        s = batch.settings(AdamWGroup)
-        adamw(
-            batch.params,
-            batch.grads,
-            batch.buffers("exp_avg"),
-            batch.buffers("exp_avg_sq"),
-            max_exp_avg_sqs=[],
-            state_steps=[state["step"] for state in batch.states],
-            fused=batch.params[0].device.type in _FUSED,
-            amsgrad=False,
-            beta1=batch.groups[0].get("momentum", s.betas[0]),
-            beta2=s.betas[1],
-            lr=s.lr,
-            weight_decay=s.weight_decay,
-            eps=s.eps,
-            maximize=False,
-        )
+        s, W, g = batch.settings(AdamWGroup), batch.params, batch.grads
+        betas = (batch.groups[0].get("momentum", s.betas[0]), s.betas[1])
+        m, v, t = batch.buffers("exp_avg"), batch.buffers("exp_avg_sq"), batch.buffers("step")
+        if W[0].device.type in FUSED:
+            _fused(W, g, m, v, t, betas, s)
+        else:
+            averages(g, m, v, t, betas)
+            decay_and_step(W, adam(m, v, t, betas, s.eps), s.lr, s.weight_decay)
+
+    def prepare(self, group: Group) -> None:
+        """Check the settings, and a momentum that a scheduler wrote into the group."""
+        super().prepare(group)
+        if "momentum" in group:
+            check_setting(Average, group["momentum"], f"momentum of {group_under(self.name)}")
+
+    def state_shapes(self, shape: torch.Size, group: Group) -> dict[str, tuple[int, ...] | None]:
+        """The two averages, and the number of steps."""
+        return {**super().state_shapes(shape, group), "step": ()}
+
+    def required_state(self) -> tuple[str, ...]:
+        """The two averages, and the number of steps."""
+        return (*self.buffers, "step")
+
+    def init_state(self, param: Tensor, dtype: torch.dtype) -> State:
+        """No steps so far."""
+        step = torch.zeros((), dtype=torch.float32, device=param.device)
+        return {"step": step, **super().init_state(param, dtype)}
+
+
+def averages(g: list[Tensor], m: list[Tensor], v: list[Tensor], t: list[Tensor], betas: Betas) -> None:
+    """m <- b1 m + (1 - b1) g, v <- b2 v + (1 - b2) g² and t <- t + 1, in place."""
+    torch._foreach_lerp_(m, g, 1 - betas[0])
+    torch._foreach_mul_(v, betas[1])
+    torch._foreach_addcmul_(v, g, g, 1 - betas[1])
+    torch._foreach_add_(t, 1.0)
+
+
+def adam(m: list[Tensor], v: list[Tensor], t: list[Tensor], betas: Betas, eps: float) -> list[Tensor]:
+    """D = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps), t being each parameter's own."""
+    return [
+        (mean / _one_minus_power(betas[0], steps))
+        / ((square / _one_minus_power(betas[1], steps)).sqrt() + eps)
+        for mean, square, steps in zip(m, v, t, strict=True)
+    ]
+
+
+def _one_minus_power(beta: float, steps: Tensor) -> Tensor | float:
+    """1 - beta^t for t >= 1, without the cancellation of a beta near 1 in fp32."""
+    return -torch.expm1(steps * math.log(beta)) if beta else 1.0
+
+
+def decay_and_step(W: list[Tensor], D: list[Tensor], lr: float, weight_decay: float) -> None:
+    """W <- (1 - lr weight_decay) W - lr D, in place."""
+    torch._foreach_mul_(W, 1 - lr * weight_decay)
+    torch._foreach_sub_(W, torch._foreach_mul(D, lr))
+
+
+def _fused(
+    W: list[Tensor],
+    g: list[Tensor],
+    m: list[Tensor],
+    v: list[Tensor],
+    t: list[Tensor],
+    betas: Betas,
+    s: AdamWGroup,
+) -> None:
+    """All stages in PyTorch's kernel."""
+    adamw(
+        W,
+        g,
+        m,
+        v,
+        max_exp_avg_sqs=[],
+        state_steps=t,
+        fused=True,
+        amsgrad=False,
+        beta1=betas[0],
+        beta2=betas[1],
+        lr=s.lr,
+        weight_decay=s.weight_decay,
+        eps=s.eps,
+        maximize=False,
+    )

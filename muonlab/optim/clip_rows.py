@@ -8,6 +8,7 @@ Each declared weight has an index that says which of them its rows are multiplie
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -168,3 +169,20 @@ def _multiply_sharded(tensors: list[Tensor], scales: list[Tensor]) -> None:
         if mesh is not None:
             scale = DTensor.from_local(scale, mesh, [Replicate()] * mesh.ndim, run_check=False)
         tensor.mul_(scale)
+
+
+class HeadGroups(NamedTuple):
+    """Consecutive heads in groups: `members` (groups, widest), padded by the last one; the `owner` of each head."""
+
+    members: Tensor
+    owner: Tensor
+
+    def to(self, device: torch.device) -> "HeadGroups":
+        return HeadGroups(self.members.to(device), self.owner.to(device))
+
+
+def head_groups(sizes: list[int]) -> HeadGroups:
+    """Groups of these sizes, one after the other."""
+    first, size = torch.tensor([0, *sizes[:-1]]).cumsum(0), torch.tensor(sizes)
+    members = first[:, None] + torch.minimum(torch.arange(max(sizes)), size[:, None] - 1)
+    return HeadGroups(members, torch.arange(len(sizes)).repeat_interleave(size))

@@ -8,7 +8,6 @@ asks which optimizer it has.
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,29 +15,29 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from muonlab.errors import MuonlabError, unknown_name
-from muonlab.optim import adamw_rule, muon_rule  # noqa: F401  # they register themselves
+from muonlab.optim.matrix_view import Group, MatrixSettings, State
 from muonlab.optim.qk_clip import QKClip
+from muonlab.optim.ranks import Ranks, local_part
 from muonlab.optim.routing import Route
 from muonlab.optim.rules import (
+    DESCRIPTION,
     RULES,
+    SCHEDULED,
     Batch,
-    MatrixSettings,
     check_setting,
     group_under,
-    plain_value,
+    parameter_names,
+    plain_settings,
+    prepare_group,
     setting_names,
 )
-from muonlab.optim.saved_state import check_buffers, check_entries, check_groups, check_top
-from muonlab.optim.sharded import local_part, spread_like
+from muonlab.optim.saved_state import check_entries, checked_state, moved, restore_buffers, state_dtype
 from muonlab.settings.check import NonNegative
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-# What a group may hold besides settings: its description, and what torch's schedulers write into it.
-_DESCRIPTION = ("params", "param_names", "rule", "name", "reasons")
-_SCHEDULED = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
-_NOT_SETTINGS = (*_DESCRIPTION, *_SCHEDULED, "peak_lr", "lr_scale")
+_NOT_SETTINGS = (*DESCRIPTION, *SCHEDULED, "peak_lr", "lr_scale")
 # In what groups that are updated together may differ.
 _VIEW_SETTINGS = setting_names(MatrixSettings)
 
@@ -49,7 +48,17 @@ class _Bucket:
 
     params: list[Tensor] = field(default_factory=list)
     grads: list[Tensor] = field(default_factory=list)
-    groups: list[dict[str, Any]] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
+
+    @property
+    def rule(self) -> str:
+        """The name of the rule that updates them."""
+        return self.groups[0]["rule"]
+
+    @property
+    def below_fp32(self) -> bool:
+        """Whether they are updated as copies in fp32 and rounded once."""
+        return self.params[0].dtype is not state_dtype(self.params[0])
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
@@ -82,7 +91,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
         clip: QKClip | None = None,
     ):
         self._rule = rule
-        self._rule_defaults: dict[str, dict[str, Any]] = {}
+        self._rule_defaults: dict[str, Group] = {}
         for name, settings in {rule: None, **(defaults or {})}.items():
             self._add_rule(name, settings)
         self.clip = clip
@@ -95,10 +104,10 @@ class CombinedOptimizer(torch.optim.Optimizer):
         if rule not in RULES:
             raise unknown_name("rule of a parameter group", rule, RULES)
         values = dict(vars(RULES[rule].settings() if settings is None else settings))
-        _prepare(rule, values)
+        prepare_group(rule, values)
         self._rule_defaults[rule] = values
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: Group) -> None:
         """Add parameters; raises MuonlabError for unknown rules or settings and what cannot be updated.
 
         NumPy numbers become Python's and lists tuples.
@@ -115,12 +124,15 @@ class CombinedOptimizer(torch.optim.Optimizer):
         group = {"name": f"group_{len(self.param_groups)}", **defaults, **param_group, "rule": rule}
         if not isinstance(group["name"], str):
             raise MuonlabError(f"the name of a parameter group must be text, not {group['name']!r}")
-        _prepare(rule, group)
+        prepare_group(rule, group)
         scale = group.pop("lr_scale", 1.0)
         check_setting(NonNegative, scale, "lr_scale")
         if scale != 1.0:  # else keep a tensor that a captured graph reads
+            if "lr" not in group:
+                raise MuonlabError(f"{group_under(rule)} has no learning rate that lr_scale could multiply")
             group["lr"] = group["lr"] * scale
-        group.setdefault("peak_lr", float(group["lr"]))
+        if "lr" in group:
+            group.setdefault("peak_lr", float(group["lr"]))
         own = set(group)
         super().add_param_group(group)
         for name in self.defaults.keys() - own:  # torch gives every group the first rule's defaults
@@ -131,12 +143,12 @@ class CombinedOptimizer(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
 
-    def _check_parameters(self, group: dict[str, Any]) -> None:
+    def _check_parameters(self, group: Group) -> None:
         if len(set(group["params"])) < len(group["params"]):
             raise MuonlabError(
                 f"group '{group['name']}' lists the same parameter twice, which would update it twice"
             )
-        for param, name in zip(group["params"], _names(group), strict=True):
+        for param, name in zip(group["params"], parameter_names(group), strict=True):
             if not param.is_floating_point():
                 raise _not_real(param, name)
             RULES[group["rule"]].check_parameter(param, name, group)
@@ -147,7 +159,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
         rows = []
         for group in self.param_groups:
             reasons = group.get("reasons") or ["listed in this group"] * len(group["params"])
-            for name, param, reason in zip(_names(group), group["params"], reasons, strict=True):
+            for name, param, reason in zip(parameter_names(group), group["params"], reasons, strict=True):
                 view = RULES[group["rule"]].describe_view(param.shape, group)
                 rows.append(Route(name, tuple(param.shape), group["name"], group["rule"], view, reason))
         return rows
@@ -178,7 +190,10 @@ class CombinedOptimizer(torch.optim.Optimizer):
         if self.clip is not None:
             self.clip.require_maxima(self.steps_done)
         for bucket in buckets:
-            self._update(bucket)
+            batch = self._batch(bucket)
+            RULES[bucket.rule].update(batch)
+            if bucket.below_fp32:
+                torch._foreach_copy_(list(map(local_part, bucket.params)), batch.params)
         if self.clip is not None:
             self.clip.apply(self.steps_done, self._momentum_of)
         self.steps_done += 1
@@ -188,20 +203,20 @@ class CombinedOptimizer(torch.optim.Optimizer):
         """The clip's factors of the last step, (layers, heads), 1 where nothing was clipped; None without a clip."""
         return None if self.clip is None else self.clip.gammas()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """torch's state dict with the step count and the clip's history: all that a resumed run needs.
 
         It holds tensors and plain Python values alone, also where a scheduler wrote NumPy numbers into groups.
         """
         state = super().state_dict()
         for group in state["param_groups"]:
-            group.update(_plain_settings(group))
+            group.update(plain_settings(group))
         state["steps_done"] = self.steps_done
         if self.clip is not None:
             state["clip"] = self.clip.state_dict()
         return state
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: State) -> None:
         """Restore what `state_dict()` returned exactly, also into parameters of another dtype.
 
         Buffers keep at least fp32, whatever the parameters. Whole buffers load into sharded parameters, where every
@@ -210,11 +225,13 @@ class CombinedOptimizer(torch.optim.Optimizer):
         changes nothing, for a state that is incomplete or of other groups, parameters, shapes or rules.
         """
         check_entries("the saved optimizer state", state_dict, ())
-        loaded: dict[str, Any] = {}
+        loaded: State = {}
 
         # As torch's own hooks, so that the user's run before the check and after the restoration.
-        def check(_: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-            loaded.update(self._checked(state))
+        def check(_: torch.optim.Optimizer, state: State) -> State:
+            loaded.update(checked_state(state, self.param_groups, self._rule_defaults))
+            if self.clip is not None and "clip" in state:
+                self.clip.check_state(state["clip"])
             return loaded
 
         hooks = (
@@ -227,37 +244,14 @@ class CombinedOptimizer(torch.optim.Optimizer):
             for hook in hooks:
                 hook.remove()
 
-    def _checked(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The state with plain settings; raises MuonlabError for one that does not fit, and changes nothing."""
-        check_top(state)
-        check_groups(self.param_groups, state["param_groups"], self._rule_defaults)
-        buffers, saved_groups = dict(state["state"]), []
-        for here, there in zip(self.param_groups, state["param_groups"], strict=True):
-            rule, saved = RULES[here["rule"]], dict(there)
-            _prepare(here["rule"], saved)
-            for param, key, name in zip(here["params"], saved["params"], _names(here), strict=True):
-                rule.check_parameter(param, name, saved)
-                if entries := buffers.pop(key, {}):
-                    check_buffers(name, entries, rule.state_shapes(param.shape, saved), rule.required_state())
-            saved_groups.append(saved)
-        if buffers:
-            raise MuonlabError(f"the saved state has parameters that no group holds: {list(buffers)[:3]}")
-        if self.clip is not None and "clip" in state:
-            self.clip.check_state(state["clip"])
-        return {**state, "param_groups": saved_groups}
-
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: State) -> None:
         """Restore what torch does not: fp32 buffers of bf16 parameters exactly, the step count, the clip."""
-        keys = chain.from_iterable(group["params"] for group in state["param_groups"])
-        params = [(param, group["rule"]) for group in self.param_groups for param in group["params"]]
-        for key, (param, rule) in zip(keys, params, strict=True):
-            if entries := state["state"].get(key):
-                self.state[param] = _like(param, entries, rule)
+        restore_buffers(state, self.param_groups, self.state)
         self.steps_done = state["steps_done"]
         if self.clip is not None and "clip" in state:
             self.clip.load_state_dict(state["clip"])
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> State:
         own = ("_rule", "_rule_defaults", "clip", "steps_done")
         state = {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
         return {**state, "process_group": None}  # no other process could use it
@@ -265,7 +259,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
     def _buckets(self) -> list[_Bucket]:
         """Parameters that have gradients, grouped by device, dtype, rule, settings and ranks."""
         buckets: dict[tuple, _Bucket] = defaultdict(_Bucket)
-        # an adamw group has a momentum where a scheduler wrote one
+        # a group without a momentum of its own has one where a scheduler wrote it
         shared = {
             rule: [name for name in {**defaults, "peak_lr": 0, "momentum": 0} if name not in _VIEW_SETTINGS]
             for rule, defaults in self._rule_defaults.items()
@@ -278,10 +272,10 @@ class CombinedOptimizer(torch.optim.Optimizer):
                     continue
                 if grad.layout is not torch.strided:
                     raise MuonlabError(
-                        f"the gradient of {_names(group)[i]} is sparse; only dense gradients are supported"
+                        f"the gradient of {parameter_names(group)[i]} is sparse; only dense gradients are supported"
                     )
                 if not param.is_floating_point():
-                    raise _not_real(param, _names(group)[i])
+                    raise _not_real(param, parameter_names(group)[i])
                 spread = getattr(param, "device_mesh", None)
                 bucket = buckets[param.device, param.dtype, group["rule"], settings, spread]
                 bucket.params.append(param)
@@ -289,10 +283,10 @@ class CombinedOptimizer(torch.optim.Optimizer):
                 bucket.groups.append(group)
         return list(buckets.values())
 
-    def _update(self, bucket: _Bucket) -> None:
-        """Update one bucket; parameters below fp32 are updated in fp32 and rounded once."""
+    def _batch(self, bucket: _Bucket) -> Batch:
+        """What the rule of a bucket updates; parameters below fp32 as copies in fp32."""
         params = bucket.params
-        rule, dtype = RULES[bucket.groups[0]["rule"]], _state_dtype(params[0])
+        rule, dtype = RULES[bucket.rule], state_dtype(params[0])
         for param in params:
             state = self.state.get(param)
             if not state:
@@ -301,21 +295,16 @@ class CombinedOptimizer(torch.optim.Optimizer):
                 state[name].dtype is not dtype or state[name].device != param.device
                 for name in rule.buffers[:1]
             ):
-                self.state[param] = _like(param, state, rule.name)
-        grads = [grad.to(dtype) for grad in bucket.grads]  # no copy where the dtype is right
-        work = params if params[0].dtype is dtype else [param.to(dtype) for param in params]
-        rule.update(
-            Batch(
-                params=[local_part(param) for param in work],
-                grads=[local_part(grad) for grad in grads],
-                states=[self.state[param] for param in params],
-                groups=bucket.groups,
-                whole=params,
-                process_group=self.process_group,
-            )
+                self.state[param] = moved(state, param, rule)
+        work = [param.to(dtype) for param in params] if bucket.below_fp32 else params
+        return Batch(
+            params=[local_part(param) for param in work],
+            grads=[local_part(grad.to(dtype)) for grad in bucket.grads],  # no copy where the dtype is right
+            states=[self.state[param] for param in params],
+            groups=bucket.groups,
+            whole=params,
+            ranks=Ranks.of(params, self.process_group) if rule.takes_matrices else None,
         )
-        if work is not params:
-            torch._foreach_copy_(list(map(local_part, params)), list(map(local_part, work)))
 
     def _momentum_of(self, param: Tensor) -> Tensor | None:
         state = self.state.get(param, {})
@@ -323,49 +312,15 @@ class CombinedOptimizer(torch.optim.Optimizer):
         return next((state[name] for name in names if name in state), None)
 
 
-def _prepare(rule: str, group: dict[str, Any]) -> None:
-    """Make the settings of a group plain values, in place, and check them; raises MuonlabError."""
-    group.update(_plain_settings(group))
-    RULES[rule].prepare(group)
-    for name in (*_SCHEDULED, "peak_lr"):
-        if name in group:
-            check_setting(NonNegative, group[name], name)
-
-
-def _plain_settings(group: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: plain_value(value) for name, value in group.items() if name not in _DESCRIPTION}
-
-
-def _settings_key(group: dict[str, Any], names: list[str]) -> tuple:
+def _settings_key(group: Group, names: list[str]) -> tuple:
     """The settings that groups must have in common to be updated together, hashable."""
     key = tuple([id(v) if isinstance(v := group.get(name), Tensor) else v for name in names])
     try:
         hash(key)
     except TypeError:  # a list was written into the group since it was added
-        _prepare(group["rule"], group)
+        prepare_group(group["rule"], group)
         return _settings_key(group, names)
     return key
-
-
-def _state_dtype(param: Tensor) -> torch.dtype:
-    """The dtype of a parameter's buffers and of its update: its own, but at least fp32."""
-    return torch.promote_types(param.dtype, torch.float32)
-
-
-def _like(param: Tensor, state: Mapping[str, Any], rule: str) -> dict[str, Any]:
-    """A copy of a parameter's state where the parameter is, in `_state_dtype`; AdamW's count of steps stays fp32."""
-    copied = {
-        name: value.to(param.device, value.dtype if name == "step" else _state_dtype(param), copy=True)
-        if isinstance(value, Tensor)
-        else value
-        for name, value in state.items()
-    }
-    return copied | {name: spread_like(param, copied[name]) for name in RULES[rule].buffers if name in copied}
-
-
-def _names(group: dict[str, Any]) -> list[str]:
-    """What to call a group's parameters: their own names, or their places."""
-    return group.get("param_names") or [f"{group['name']}[{i}]" for i in range(len(group["params"]))]
 
 
 def _not_real(param: Tensor, name: str) -> MuonlabError:

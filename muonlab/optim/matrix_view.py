@@ -1,12 +1,31 @@
 """How a parameter is seen as matrices (out, in): whole, a stack, blocks of heads, a flattened filter."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from muonlab.errors import MuonlabError
+from muonlab.settings.check import Count
+
+# torch's own dicts, of a parameter group and of what is kept for one parameter: values of every kind by name.
+Group = dict[str, Any]
+State = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixSettings:
+    """Settings of a rule for matrices, explained at `MatrixView`.
+
+    A rule whose `settings` derive from it takes nothing but matrices, and is routed the hidden ones of a model.
+    """
+
+    row_blocks: Count | Sequence[Count] = 1
+    col_blocks: Count = 1
+    flatten: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,17 +58,22 @@ class MatrixView:
                 "a matrix is cut along its rows (row_blocks) or its columns (col_blocks), not both"
             )
 
+    @classmethod
+    def of(cls, group: Group) -> "MatrixView":
+        """How the parameters of this group are seen."""
+        return cls(group["row_blocks"], group["col_blocks"], group["flatten"])
+
     def check(self, shape: torch.Size, name: str) -> None:
         """Raise MuonlabError if a parameter of this shape has no such view."""
         parameter = f"{name} of shape {tuple(shape)}"
         if len(shape) < 2 or 0 in shape:
             raise MuonlabError(
-                f"Muon cannot update {parameter}, which is not a matrix; use a group with rule='adamw'"
+                f"a rule for matrices cannot update {parameter}, which is not a matrix; use a group with rule='adamw'"
             )
         if len(shape) > 3 and not self.flatten:
             raise MuonlabError(
-                f"Muon cannot update {parameter}, which is a filter and not a matrix; set flatten=True to see it as "
-                "(out, in * kernel), or use a group with rule='adamw'"
+                f"a rule for matrices cannot update {parameter}, which is a filter and not a matrix; set flatten=True"
+                " to see it as (out, in * kernel), or use a group with rule='adamw'"
             )
         rows, cols = (shape[0], math.prod(shape[1:])) if self.flatten else shape[-2:]
         if isinstance(self.row_blocks, tuple):
@@ -100,3 +124,42 @@ class MatrixView:
             count = math.prod(stack)
             words.append(f"{rows} x {cols}" if count == 1 else f"{count} of {rows} x {cols}")
         return " + ".join(words)
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """Whole matrices that are to be transformed, as stacks (..., rows, cols).
+
+    stacks: views, where strides allow, of the tensors that they were split from.
+    moments: the second moment of each stack, to be written to; empty where there are none.
+    join: from the transformed stacks, in their order, to one tensor per parameter, of the shape that it was split from.
+    """
+
+    stacks: list[Tensor]
+    moments: list[Tensor]
+    join: Callable[[Sequence[Tensor]], list[Tensor]]
+
+
+def matrices(
+    tensors: Sequence[Tensor], views: Sequence[MatrixView], states: Sequence[State] | None = None
+) -> Matrices:
+    """The matrices of whole tensors, one tensor and one view per parameter; with `states`, their second moments too."""
+    blocks = [view.split(tensor) for view, tensor in zip(views, tensors, strict=True)]
+    moments = []
+    if states is not None:
+        for state, own in zip(states, blocks, strict=True):
+            moments += [state[moment_name(j)] for j in range(len(own))]
+
+    def join(transformed: Sequence[Tensor]) -> list[Tensor]:
+        rest = iter(transformed)
+        return [
+            view.join([next(rest) for _ in own], tensor.shape)
+            for view, own, tensor in zip(views, blocks, tensors, strict=True)
+        ]
+
+    return Matrices([stack for own in blocks for stack in own], moments, join)
+
+
+def moment_name(block: int) -> str:
+    """What a parameter's state calls the second moment of its block `block` of matrices."""
+    return f"second_moment_{block}"

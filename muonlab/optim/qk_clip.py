@@ -13,7 +13,7 @@ Query rows that meet a key shared by all heads (MLA's rotary part) carry gamma_h
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from muonlab.errors import MuonlabError, unknown_name
 from muonlab.layout import AttentionLayout
-from muonlab.optim.clip_rows import ClipRows, MomentumOf
+from muonlab.optim.clip_rows import ClipRows, MomentumOf, head_groups
 from muonlab.optim.saved_state import check_entries, describe
 
 NEVER = -1  # of an optimizer step
@@ -110,8 +110,8 @@ class QKClip:
         group_sizes = [
             each.num_heads // each.num_kv_heads for each in self.layouts for _ in range(each.num_kv_heads)
         ]
-        self._layers = _groups(list(self._heads.values()))
-        self._key_groups = _groups(group_sizes)
+        self._layers = head_groups(list(self._heads.values()))
+        self._key_groups = head_groups(group_sizes)
         self._device = torch.device("cpu")
         self._running: Tensor | None = None
         self._step: int | None = None
@@ -336,23 +336,6 @@ class ClipHistory:
         self.check_state(state)
         for name, present in self.state_dict().items():
             setattr(self, name, state[name].to(present.device, present.dtype))
-
-
-class _Groups(NamedTuple):
-    """Consecutive heads in groups: `members` (groups, widest), padded by the last one; the `owner` of each head."""
-
-    members: Tensor
-    owner: Tensor
-
-    def to(self, device: torch.device) -> "_Groups":
-        return _Groups(self.members.to(device), self.owner.to(device))
-
-
-def _groups(sizes: list[int]) -> _Groups:
-    """Groups of these sizes, one after the other."""
-    first, size = torch.tensor([0, *sizes[:-1]]).cumsum(0), torch.tensor(sizes)
-    members = first[:, None] + torch.minimum(torch.arange(max(sizes)), size[:, None] - 1)
-    return _Groups(members, torch.arange(len(sizes)).repeat_interleave(size))
 
 
 def _window(window: Sequence[int | None]) -> tuple[int, float]:

@@ -1,9 +1,9 @@
 """A rule says how the parameters of a group are updated; RULES holds every rule by name.
 
-A rule is a chain of stages: momentum, transform (orthogonalise, precondition, sign), scale, and what is done to the
-weights (decay, step). `muon_rule.py` and `adamw_rule.py` are two of them. A new one is one file, in the package or in a
-user's own code: a class with its settings, its buffers and `update`, registered under a name. Lion (Chen et al., arXiv
-2302.06675, algorithm 2), whole:
+A rule is a chain of stages: momentum, transform (orthogonalise, precondition, sign), scale, apply (decay, step).
+`muon_rule.py` and `adamw_rule.py` are two of them. A new one is one file, in this folder or in a user's own code: a
+class with its settings, its buffers and `update`, registered under a name. Lion (Chen et al., arXiv 2302.06675,
+algorithm 2), whole:
 
     @dataclass(frozen=True, kw_only=True)
     class LionSettings:
@@ -24,27 +24,35 @@ user's own code: a class with its settings, its buffers and `update`, registered
             torch._foreach_add_(W, [x.sign_() for x in c], alpha=-s.lr)
 
 Its groups are then `{"params": [...], "rule": "lion", "lr": 1e-4}`, in any of the package's optimizers, and
-`parameter_groups(model, "lion")` puts a whole model under it.
+`parameter_groups(model, "lion")` puts a whole model under it. A rule whose settings derive from `MatrixSettings` gets
+the hidden matrices of a model; `batch.matrices` gives them to it whole, however they are cut into heads or spread over
+ranks.
+
+A stage that a setting chooses by name is one function in a `Stages` table: `@APPLY.register` (`muon_rule.py`) makes
+`Muon(..., weight_decay_kind="NAME")` of the function NAME, from any file.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from muonlab.errors import MuonlabError
-from muonlab.optim.sharded import local_part
-from muonlab.settings.check import check
-
-if TYPE_CHECKING:  # a torch without distributed has no such class
-    from torch.distributed import ProcessGroup
+from muonlab.errors import MuonlabError, unknown_name
+from muonlab.optim.matrix_view import Group, Matrices, MatrixSettings, MatrixView, State, matrices
+from muonlab.optim.ranks import Ranks, check_placement, local_part
+from muonlab.settings.check import NonNegative, check
 
 Settings = TypeVar("Settings")
 RuleClass = TypeVar("RuleClass", bound="type[Rule]")
+Stage = TypeVar("Stage", bound=Callable[..., object])
+# What a group may hold besides settings: its description, and what torch's schedulers write into it.
+DESCRIPTION = ("params", "param_names", "rule", "name", "reasons")
+SCHEDULED = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
 # From NumPy's kinds of numbers to Python's.
 _PLAIN = ((np.bool_, bool), (np.integer, int), (np.floating, float), (np.str_, str))
 
@@ -57,16 +65,16 @@ class Batch:
     grads: their gradients, in the same dtype and never written to.
     states: the entries that the rule keeps for each, to be written to.
     groups: the parameter group of each; all have equal settings, but for how they are seen as matrices.
-    whole: the parameters before sharding, for their shapes and ranks.
-    process_group: the ranks that hold the same parameters and share the work; None: this process does it all.
+    whole: the parameters before sharding, for their shapes.
+    ranks: those that share the work on matrices; None: this process does it all.
     """
 
     params: list[Tensor]
     grads: list[Tensor]
-    states: list[dict[str, Any]]
-    groups: list[dict[str, Any]]
+    states: list[State]
+    groups: list[Group]
     whole: list[Tensor]
-    process_group: "ProcessGroup | None" = None
+    ranks: Ranks | None = None
 
     def settings(self, kind: type[Settings]) -> Settings:
         """The settings that the batch has in common; a number may be a tensor that a captured graph reads."""
@@ -76,26 +84,57 @@ class Batch:
         """One buffer of every parameter, as views to be written to: the rows that `params` has."""
         return [local_part(state[name]) for state in self.states]
 
-    def subset(self, members: Sequence[int]) -> "Batch":
-        """Some of the parameters, by their places."""
+    @property
+    def views(self) -> list[MatrixView]:
+        """How each parameter is seen as matrices, under a rule with MatrixSettings."""
+        return [MatrixView.of(group) for group in self.groups]
+
+    def matrices(self, tensors: Sequence[Tensor], moments: bool = False) -> Matrices:
+        """The whole matrices of tensors that are held like `params`: all of them, or this rank's share.
+
+        moments: with the second moments that the states keep of them, the same on every rank after `join`.
+        """
+        states = self.states if moments else None
+        if self.ranks is None:
+            return matrices(tensors, self.views, states)
+        return self.ranks.matrices(tensors, [W.shape for W in self.whole], self.views, states)
+
+    def by_shape(self) -> "list[Batch]":
+        """One batch for each shape of matrices; one of a shape and of its transpose are together.
+
+        Ranks that share the work keep one batch, because a few matrices of one shape could not be dealt out evenly.
+        """
+        if self.ranks is not None:
+            return [self]
+        classes: dict[frozenset[frozenset[int]], list[int]] = defaultdict(list)
+        for i, (view, W) in enumerate(zip(self.views, self.whole, strict=True)):
+            classes[frozenset(frozenset(block[-2:]) for block in view.block_shapes(W.shape))].append(i)
+        return [self._subset(members) for members in classes.values()]
+
+    def _subset(self, members: Sequence[int]) -> "Batch":
         return Batch(
             params=[self.params[i] for i in members],
             grads=[self.grads[i] for i in members],
             states=[self.states[i] for i in members],
             groups=[self.groups[i] for i in members],
             whole=[self.whole[i] for i in members],
-            process_group=self.process_group,
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class MatrixSettings:
-    """Settings of a rule that sees its parameters as matrices, as in `MatrixView`; a rule whose `settings` derive from
-    it takes no other parameters, and is routed the hidden matrices of a model alone."""
+class Stages(dict[str, Stage], Generic[Stage]):
+    """The functions that can be one stage of a rule, by name; the setting `setting` of a group chooses one."""
 
-    row_blocks: Any = 1
-    col_blocks: Any = 1
-    flatten: bool = False
+    def __init__(self, setting: str):
+        super().__init__()
+        self.setting = setting
+
+    def register(self, function: Stage) -> Stage:
+        """Decorator of a stage, whose name is the function's. Raises MuonlabError if the name is taken."""
+        name = function.__name__
+        if name in self:
+            raise MuonlabError(f"a {self.setting} '{name}' is already registered")
+        self[name] = function
+        return function
 
 
 class Rule:
@@ -105,30 +144,42 @@ class Rule:
     settings: the dataclass of a group's settings and their defaults; annotations say what is allowed.
     buffers: entries of a parameter's state that have its shape and dtype (fp32 at least), zero at first and sharded as
         it is. The first is the momentum, which a clip may scale.
+    stages: the tables of the stages that settings choose by name.
     """
 
     name: ClassVar[str]
     settings: ClassVar[type]
     buffers: ClassVar[tuple[str, ...]] = ()
+    stages: ClassVar[tuple[Stages[Any], ...]] = ()
 
     @property
     def takes_matrices(self) -> bool:
         """Whether it updates matrices alone."""
         return issubclass(self.settings, MatrixSettings)
 
-    def prepare(self, group: dict[str, Any]) -> None:
+    def prepare(self, group: Group) -> None:
         """Check the settings of a group, plain values (`plain_value`), in place; raises MuonlabError."""
         for name, annotation in _annotations(self.settings).items():
             group[name] = check_setting(annotation, group[name], f"{name} of {group_under(self.name)}")
+        for table in self.stages:
+            if group[table.setting] not in table:
+                raise unknown_name(
+                    f"{table.setting} of {group_under(self.name)}", group[table.setting], table
+                )
+        if self.takes_matrices:
+            MatrixView.of(group)
 
-    def check_parameter(self, param: Tensor, name: str, group: dict[str, Any]) -> None:
+    def check_parameter(self, param: Tensor, name: str, group: Group) -> None:
         """Raise MuonlabError if the rule cannot update this parameter."""
+        if self.takes_matrices:
+            check_placement(param, name)
+            MatrixView.of(group).check(param.shape, name)
 
-    def describe_view(self, shape: torch.Size, group: dict[str, Any]) -> str:
+    def describe_view(self, shape: torch.Size, group: Group) -> str:
         """In words, which matrices the rule sees, for the routing table; "-": entry by entry."""
-        return "-"
+        return MatrixView.of(group).describe(shape) if self.takes_matrices else "-"
 
-    def state_shapes(self, shape: torch.Size, group: dict[str, Any]) -> dict[str, tuple[int, ...] | None]:
+    def state_shapes(self, shape: torch.Size, group: Group) -> dict[str, tuple[int, ...] | None]:
         """The shapes of all entries that a parameter's state may have; None for a number."""
         return dict.fromkeys(self.buffers, tuple(shape))
 
@@ -136,7 +187,7 @@ class Rule:
         """The entries that the state of every updated parameter has."""
         return self.buffers
 
-    def init_state(self, param: Tensor, dtype: torch.dtype) -> dict[str, Any]:
+    def init_state(self, param: Tensor, dtype: torch.dtype) -> State:
         """The state before the first update."""
         return {name: torch.zeros_like(param, dtype=dtype) for name in self.buffers}
 
@@ -159,6 +210,25 @@ def register_rule(name: str) -> Callable[[RuleClass], RuleClass]:
         return rule
 
     return add
+
+
+def prepare_group(rule: str, group: Group) -> None:
+    """Make the settings of a group plain values, in place, and check them; raises MuonlabError."""
+    group.update(plain_settings(group))
+    RULES[rule].prepare(group)
+    for name in (*SCHEDULED, "peak_lr"):
+        if name in group:
+            check_setting(NonNegative, group[name], name)
+
+
+def plain_settings(group: Group) -> Group:
+    """What a group holds besides its description, as plain values."""
+    return {name: plain_value(value) for name, value in group.items() if name not in DESCRIPTION}
+
+
+def parameter_names(group: Group) -> list[str]:
+    """What to call a group's parameters: their own names, or their places."""
+    return group.get("param_names") or [f"{group['name']}[{i}]" for i in range(len(group["params"]))]
 
 
 def group_under(rule: str) -> str:

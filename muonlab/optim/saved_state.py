@@ -4,26 +4,29 @@ torch itself casts and copies any state, and its fused AdamW writes as many numb
 of any size.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from itertools import chain
 from numbers import Real
-from typing import Any
 
+import torch
 from torch import Tensor
 
 from muonlab.errors import MuonlabError
+from muonlab.optim.matrix_view import Group, State
+from muonlab.optim.ranks import spread_like
+from muonlab.optim.rules import RULES, Rule, parameter_names, prepare_group
 
 Shapes = Mapping[str, tuple[int, ...] | None]
 
 
-def describe(value: Any) -> str:
+def describe(value: object) -> str:
     """A value of a saved state in words: "a float32 tensor of shape (2, 3)", "a list"."""
     if isinstance(value, Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
     return f"a {type(value).__name__}"
 
 
-def check_entries(what: str, state: Any, entries: Iterable[str]) -> None:
+def check_entries(what: str, state: object, entries: Iterable[str]) -> None:
     """Raise MuonlabError unless `state` is a mapping that has all these entries; `what` begins the sentence."""
     if not isinstance(state, Mapping):
         raise MuonlabError(f"{what} is {describe(state)}; expected a dict")
@@ -34,7 +37,54 @@ def check_entries(what: str, state: Any, entries: Iterable[str]) -> None:
         )
 
 
-def check_top(state: Any) -> None:
+def checked_state(state: State, groups: Sequence[Group], settings_of: Mapping[str, Iterable[str]]) -> State:
+    """The saved state of an optimizer with these groups, with plain settings; raises MuonlabError for one that does not
+    fit, and changes nothing. settings_of: by rule, the settings that each of its groups must have."""
+    check_top(state)
+    check_groups(groups, state["param_groups"], settings_of)
+    buffers, saved_groups = dict(state["state"]), []
+    for here, there in zip(groups, state["param_groups"], strict=True):
+        rule, saved = RULES[here["rule"]], dict(there)
+        prepare_group(here["rule"], saved)
+        for param, key, name in zip(here["params"], saved["params"], parameter_names(here), strict=True):
+            rule.check_parameter(param, name, saved)
+            if entries := buffers.pop(key, {}):
+                check_buffers(name, entries, rule.state_shapes(param.shape, saved), rule.required_state())
+        saved_groups.append(saved)
+    if buffers:
+        raise MuonlabError(f"the saved state has parameters that no group holds: {list(buffers)[:3]}")
+    return {**state, "param_groups": saved_groups}
+
+
+def restore_buffers(state: State, groups: Sequence[Group], states: MutableMapping[Tensor, State]) -> None:
+    """Put the saved buffers of every parameter into `states`; torch's own would round them to the parameter's dtype."""
+    keys = chain.from_iterable(group["params"] for group in state["param_groups"])
+    params = [(param, group["rule"]) for group in groups for param in group["params"]]
+    for key, (param, rule) in zip(keys, params, strict=True):
+        if entries := state["state"].get(key):
+            states[param] = moved(entries, param, RULES[rule])
+
+
+def moved(state: State, param: Tensor, rule: Rule) -> State:
+    """A copy of a parameter's state where the parameter is, in `state_dtype`.
+
+    A single number, such as a count of steps, keeps its dtype.
+    """
+    copied = {
+        name: value.to(param.device, value.dtype if value.ndim == 0 else state_dtype(param), copy=True)
+        if isinstance(value, Tensor)
+        else value
+        for name, value in state.items()
+    }
+    return copied | {name: spread_like(param, copied[name]) for name in rule.buffers if name in copied}
+
+
+def state_dtype(param: Tensor) -> torch.dtype:
+    """The dtype of a parameter's buffers and of its update: its own, but at least fp32."""
+    return torch.promote_types(param.dtype, torch.float32)
+
+
+def check_top(state: State) -> None:
     """Raise MuonlabError unless `state` is a dict with a step count, parameter groups and their states."""
     check_entries("the saved optimizer state", state, ("state", "param_groups", "steps_done"))
     steps = state["steps_done"]
@@ -50,7 +100,7 @@ def check_top(state: Any) -> None:
 
 
 def check_groups(
-    ours: list[dict[str, Any]], saved: list[Any], settings_of: Mapping[str, Iterable[str]]
+    ours: Sequence[Group], saved: Sequence[Group], settings_of: Mapping[str, Iterable[str]]
 ) -> None:
     """Raise MuonlabError unless the saved groups hold the same parameters under the same rules.
 
@@ -62,7 +112,7 @@ def check_groups(
         label = f"parameter group '{here['name']}'"
         if isinstance(there, Mapping) and there.get("rule") != here["rule"]:
             raise MuonlabError(f"{label} is under {here['rule']}, but was saved under {there.get('rule')}")
-        entries = ("params", "name", "peak_lr", *settings_of[here["rule"]])
+        entries = ("params", "name", *(("peak_lr",) if "lr" in here else ()), *settings_of[here["rule"]])
         check_entries(f"{label} of the saved state", there, entries)
         if not isinstance(there["params"], list) or not all(isinstance(key, int) for key in there["params"]):
             raise MuonlabError(
@@ -76,7 +126,7 @@ def check_groups(
         raise MuonlabError("two parameters of the saved state have the same key")
 
 
-def check_buffers(name: str, state: Any, shapes: Shapes, required: Iterable[str]) -> None:
+def check_buffers(name: str, state: State, shapes: Shapes, required: Iterable[str]) -> None:
     """Raise MuonlabError unless a parameter's saved state has the required entries and each has its shape.
 
     name: the parameter's. shapes: of every tensor that the state may hold; None means a plain number.

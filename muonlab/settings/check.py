@@ -142,8 +142,10 @@ def settings_class(builder: Callable[..., Any], name: str) -> type:
 
     Raises MuonlabError for a builder that takes **settings, whose names nobody could check.
     """
+    # A class' own hints are those of its attributes, and may be its parent's.
+    call = builder.__init__ if inspect.isclass(builder) else builder
     try:
-        hints = get_type_hints(builder, include_extras=True)
+        hints = get_type_hints(call, include_extras=True)
     except NameError as error:
         raise MuonlabError(
             f"a setting of {_name(builder)} is annotated with an unknown name: {error}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from muonlab.errors import MuonlabError, unknown_name
-from muonlab.settings.check import Average, Count, NonNegative, Positive, Share, Steps
+from muonlab.settings.check import Average, Count, NonNegative, Positive, Share, Steps, Text
 
 Row = tuple[float, float, float]
 # The names that muonlab.optim.schedules resolves; minimax may carry its floor, "minimax:0.01".
@@ -32,7 +32,7 @@ FormOfIteration = Literal["auto", "plain", "gram"]
 ScaleRule = Literal["original", "match_rms_adamw", "unit_update_rms", "spectral", "none"]
 DecayKind = Literal["decoupled", "independent", "shape_scaled"]
 Factors = Mapping[str, NonNegative]
-Routes = Mapping[str, Literal["muon", "adamw"]]
+Routes = Mapping[str, Text]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +87,11 @@ class AdamWSettings(AdamWGroup):
 class RoutingSettings:
     """Who updates which parameter, and as which matrices.
 
-    routes: {role or parameter-name pattern: "muon" | "adamw"} overrides the default, for instance {"head": "muon"} or
-    {"query": "adamw", "key": "adamw"}. lr_scale: {role: factor} multiplies the learning rate of a role; 0 freezes it.
-    per_head: orthogonalise every head of query, key, value and output separately. split_qkv: orthogonalise query, key
-    and value of a fused weight separately; false takes it as one matrix.
+    routes: {role or parameter-name pattern: rule} overrides the default, for instance {"head": "muon"} or
+        {"query": "adamw", "key": "adamw"}; a rule is "muon", "adamw" or one that is registered (muonlab.optim.rules).
+    lr_scale: {role: factor} multiplies the learning rate of a role; 0 freezes it.
+    per_head: orthogonalise every head of query, key, value and output separately.
+    split_qkv: orthogonalise query, key and value of a fused weight separately; false takes it as one matrix.
     """
 
     routes: Routes | None = None
@@ -101,19 +102,22 @@ class RoutingSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class MuonGroup:
-    """The settings of one parameter group under Muon, but for how it is seen as matrices."""
+    """The settings of one parameter group under Muon, but for how it is seen as matrices.
+
+    momentum_kind, scale_rule and weight_decay_kind name stages (muonlab.optim.muon_rule), somebody's own included.
+    """
 
     lr: NonNegative = 0.01
     weight_decay: NonNegative = 0.0
     momentum: Average = 0.95
-    momentum_kind: MomentumKind = "ema"
+    momentum_kind: str = "ema"
     nesterov: bool = True
     ns_schedule: str | Row | Sequence[Row] = "jordan"
     ns_steps: Count | None = None
     ns_backend: FormOfIteration = "auto"
     ns_dtype: Literal["float64", "float32", "bfloat16", "float16"] | None = None
-    scale_rule: ScaleRule = "match_rms_adamw"
-    weight_decay_kind: DecayKind = "decoupled"
+    scale_rule: str = "match_rms_adamw"
+    weight_decay_kind: str = "decoupled"
     cautious: bool = False
     equilibrate_rows: bool = False
     renormalise: bool = False
@@ -125,6 +129,9 @@ class MuonSettings(MuonGroup, RoutingSettings):
     """Muon for the hidden matrices, AdamW for embeddings, head, norms, biases, router, gates and filters."""
 
     name: Literal["muon"] = "muon"
+    momentum_kind: MomentumKind = "ema"
+    scale_rule: ScaleRule = "match_rms_adamw"
+    weight_decay_kind: DecayKind = "decoupled"
     adamw_lr: NonNegative = 3e-3
     adamw_betas: tuple[Average, Average] = (0.9, 0.95)
     adamw_eps: NonNegative = 1e-8

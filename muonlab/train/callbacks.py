@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 
-from muonlab.optim.sharded import whole
+from muonlab.optim.ranks import whole
 from muonlab.progress import Progress
 from muonlab.train.checkpoints import Checkpoints, at_end
 from muonlab.train.peers import Peers

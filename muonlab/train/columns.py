@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from muonlab.optim.sharded import whole
+from muonlab.optim.ranks import whole
 from muonlab.train.providers import Columns, Step, provider
 
 

@@ -220,7 +220,7 @@ def _registered(kind: str, name: str, families: Iterable[str]) -> type:
         raise unknown_name(kind, name, families)
     from muonlab.data import DATA
     from muonlab.models.registry import MODELS
-    from muonlab.optim.registry import OPTIMIZERS
+    from muonlab.optim.optimizers import OPTIMIZERS
     from muonlab.train.schedule import SCHEDULES
 
     registries: dict[str, Registry[Any]] = {

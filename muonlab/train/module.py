@@ -15,7 +15,7 @@ from muonlab.errors import MuonlabError
 from muonlab.models.contract import CausalModel, MixtureModel, ModelOutput, as_causal_model
 from muonlab.models.max_logits import LogitRange
 from muonlab.models.registry import make_model
-from muonlab.optim.registry import OPTIMIZERS
+from muonlab.optim.optimizers import OPTIMIZERS
 from muonlab.settings.model import with_vocabulary
 from muonlab.train.config import RunConfig
 from muonlab.train.schedule import SCHEDULES

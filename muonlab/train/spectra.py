@@ -8,7 +8,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-from muonlab.optim.sharded import whole
+from muonlab.optim.ranks import whole
 from muonlab.record.logit_peak import LogitPeak, logit_peak
 from muonlab.record.spectra import group_spectra, singular_values, svd_entropy
 from muonlab.train.module import LanguageModel

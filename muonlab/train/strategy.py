@@ -9,7 +9,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 from torch import Tensor
 from torch.optim import Optimizer
 
-from muonlab.optim.sharded import gathered, spread_like
+from muonlab.optim.ranks import gathered, spread_like
 from muonlab.train.config import PRECISIONS, TrainerSettings
 from muonlab.train.place import Place
 

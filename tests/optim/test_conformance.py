@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from muonlab.errors import MuonlabError
 from muonlab.layout import AttentionLayout, HeadRows, ParameterRole
 from muonlab.optim import build_optimizer, list_optimizers, register_optimizer
-from muonlab.optim.registry import OPTIMIZERS
+from muonlab.optim.optimizers import OPTIMIZERS
 
 TAU = 2.0  # so low that a clip acts in the first steps
 

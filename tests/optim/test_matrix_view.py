@@ -102,7 +102,11 @@ def test_a_transposed_parameter_is_updated_in_place():
         ((6, 4), {"row_blocks": 4}, "6 rows cannot be cut into 4 equal blocks"),
         ((6, 4), {"col_blocks": 3}, "4 columns cannot be cut into 3 equal blocks"),
         ((6, 4), {"row_blocks": [4, 1]}, "add up to 5, not to 6 rows"),
-        ((6, 4), {"row_blocks": 0}, "all at least 1, not 0 and 1"),
+        (
+            (6, 4),
+            {"row_blocks": 0},
+            "row_blocks of a muon group must be a whole number of at least 1 or a list.* not 0",
+        ),
         ((6, 4), {"row_blocks": 2, "col_blocks": 2}, "not both"),
     ],
 )

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from muonlab.optim import Muon, muon_rule
 from muonlab.optim.matrix_view import MatrixView
-from muonlab.optim.ownership import deal, work
-from muonlab.optim.sharded import gathered, spread_like, whole
+from muonlab.optim.ranks import deal, gathered, spread_like, whole, work
 
 RANKS, STEPS = 4, 3
 SETTINGS: dict[str, dict[str, Any]] = {

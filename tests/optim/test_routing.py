@@ -303,7 +303,7 @@ def test_a_declared_name_that_is_no_parameter_is_an_error():
     ("settings", "message"),
     [
         ({"routes": {"hed": "muon"}}, "unknown role or parameter in routes 'hed'; did you mean 'head'"),
-        ({"routes": {"head": "moun"}}, r"routes must be .* 'muon' or 'adamw'.* not \{'head': 'moun'\}"),
+        ({"routes": {"head": "moun"}}, "unknown rule in routes 'moun'; did you mean 'muon'"),
         (
             {"routes": {"head.*": "muon", "*.weight": "adamw"}},
             "send parameter 'head.weight' to different rules",

@@ -4,6 +4,7 @@ import inspect
 import io
 import textwrap
 from dataclasses import dataclass
+from typing import get_args
 
 import pytest
 import torch
@@ -11,13 +12,12 @@ from torch import nn
 
 import muonlab.optim.rules as rules
 from muonlab.errors import MuonlabError
-from muonlab.optim import AdamW, Muon, format_routing
-from muonlab.optim.combined import CombinedOptimizer
-from muonlab.optim.muon_rule import MuonRuleSettings
+from muonlab.optim import AdamW, CombinedOptimizer, Muon, adamw_rule, build_optimizer, format_routing
+from muonlab.optim.muon_rule import APPLY, MOMENTUM_KINDS, SCALE_RULES, MuonRuleSettings
 from muonlab.optim.routing import parameter_groups
 from muonlab.optim.rules import RULES, Rule, register_rule
 from muonlab.settings.check import Average, NonNegative
-from muonlab.settings.optimizer import AdamWGroup
+from muonlab.settings.optimizer import AdamWGroup, DecayKind, MomentumKind, ScaleRule
 
 
 @pytest.fixture
@@ -123,3 +123,85 @@ def test_the_signatures_name_every_setting_with_the_default_of_its_rule():
         for outside in ("params", "clip"):
             shown.pop(outside, None)
         assert shown == vars(settings)
+
+
+# ---------------------------------------------------------------- routes, stages, rules without a rate
+def test_roles_go_under_any_registered_rule(lion):
+    """As the rule that routes name, and as a rule that the other one leaves parameters to."""
+    routed = build_optimizer("muon", model(), routes={"embedding": "lion"}).routing
+    assert {route.name: route.rule for route in routed} == {
+        "0.weight": "lion",
+        "1.weight": "muon",
+        "1.bias": "adamw",
+    }
+
+
+@pytest.fixture
+def hyperball():
+    """An apply stage of one's own, which keeps the norm of a weight, as in normalised training."""
+
+    @APPLY.register
+    def hyperball(s, part, O, length):
+        for W, update in zip(part.params, O, strict=True):
+            radius = W.norm()
+            W.sub_(update * (s.lr * radius / update.norm()))
+            W.mul_(radius / W.norm())
+
+    yield
+    del APPLY["hyperball"]
+
+
+def test_a_stage_of_ones_own_is_one_function_and_one_registration(hyperball):
+    W = nn.Parameter(torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    before = W.detach().clone()
+    train(Muon([W], lr=0.1, weight_decay_kind="hyperball"), [W], range(3))
+    torch.testing.assert_close(W.norm(), before.norm())
+    assert (W - before).norm() > 0.1 * before.norm()
+    with pytest.raises(MuonlabError, match="did you mean 'hyperball'"):
+        Muon([W], weight_decay_kind="hyperbal")
+    with pytest.raises(MuonlabError, match="a weight_decay_kind 'decoupled' is already registered"):
+        APPLY.register(APPLY["decoupled"])
+
+
+def test_a_config_offers_every_stage_of_the_package():
+    """Settings are checked before torch is imported, so their names are written down a second time."""
+    for table, choices in ((MOMENTUM_KINDS, MomentumKind), (SCALE_RULES, ScaleRule), (APPLY, DecayKind)):
+        assert tuple(table) == get_args(choices)
+
+
+def test_a_rule_may_have_no_learning_rate():
+    @register_rule("averaging")
+    class Averaging(Rule):
+        settings = dataclass(type("Settings", (), {"__annotations__": {"share": Average}, "share": 0.5}))
+
+        def update(self, batch):
+            s = batch.settings(self.settings)
+            torch._foreach_lerp_(batch.params, batch.grads, s.share)
+
+    try:
+        W = nn.Parameter(torch.zeros(2))
+        optimizer = CombinedOptimizer([W], "averaging")
+        train(optimizer, [W], [0])
+        torch.testing.assert_close(W.detach(), W.grad / 2)
+        optimizer.load_state_dict(optimizer.state_dict())
+        with pytest.raises(MuonlabError, match="an averaging group has no learning rate that lr_scale could"):
+            optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "lr_scale": 0.5})
+    finally:
+        del RULES["averaging"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"betas": (0.0, 0.999), "eps": 0.1, "weight_decay": 0.5}])
+def test_the_stages_of_adamw_equal_its_kernel(settings, monkeypatch):
+    runs = []
+    for fused in (True, False):
+        if not fused:
+            monkeypatch.setattr(adamw_rule, "FUSED", ())
+            monkeypatch.setattr(adamw_rule, "_fused", None)
+        net = model()
+        optimizer = AdamW(net.parameters(), lr=0.1, **settings)
+        train(optimizer, list(net.parameters()), range(4))
+        runs.append([p.detach() for p in net.parameters()])
+        steps = [optimizer.state[p]["step"].item() for p in net.parameters()]
+        assert steps == [4.0] * 3
+    for kernel, stages in zip(*runs, strict=True):
+        torch.testing.assert_close(stages, kernel, rtol=1e-6, atol=1e-6)

@@ -13,7 +13,7 @@ from muonlab.cli import compose_config, plain
 from muonlab.data import make_data
 from muonlab.errors import EnvironmentFault, MuonlabError
 from muonlab.optim import AdamW, list_optimizers, register_optimizer
-from muonlab.optim.registry import OPTIMIZERS
+from muonlab.optim.optimizers import OPTIMIZERS
 from muonlab.optim.routing import parameter_groups
 from muonlab.record import RunRecord, load_run, run_identity
 from muonlab.runtime import memory

@@ -1,17 +1,32 @@
-"""Muon, MuonClip and AdamW, for any PyTorch training loop."""
+"""The optimizers: Muon, MuonClip and AdamW for any PyTorch training loop, and builders for a whole model by name.
+
+A file of this package registers its own builder with `@register_optimizer("NAME")`.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim.optimizer import ParamsT
 
+from muonlab.errors import MuonlabError
 from muonlab.layout import AttentionLayout
 from muonlab.optim.combined import CombinedOptimizer
 from muonlab.optim.muon_rule import MuonRuleSettings
 from muonlab.optim.qk_clip import QKClip
+from muonlab.optim.routing import parameter_groups
 from muonlab.optim.schedules import Coefficients
-from muonlab.settings.optimizer import AdamWGroup, DecayKind, FormOfIteration, MomentumKind, ScaleRule
+from muonlab.registry import Registry
+from muonlab.settings.optimizer import (
+    AdamWClipSettings,
+    AdamWGroup,
+    AdamWSettings,
+    ClipSettings,
+    FormOfIteration,
+    MuonClipSettings,
+    MuonSettings,
+)
 
 
 class Muon(CombinedOptimizer):
@@ -76,15 +91,15 @@ class Muon(CombinedOptimizer):
         lr: float = 0.01,
         *,
         momentum: float = 0.95,
-        momentum_kind: MomentumKind = "ema",
+        momentum_kind: str = "ema",
         nesterov: bool = True,
         ns_schedule: Coefficients = "jordan",
         ns_steps: int | None = None,
         ns_backend: FormOfIteration = "auto",
         ns_dtype: str | torch.dtype | None = None,
-        scale_rule: ScaleRule = "match_rms_adamw",
+        scale_rule: str = "match_rms_adamw",
         weight_decay: float = 0.0,
-        weight_decay_kind: DecayKind = "decoupled",
+        weight_decay_kind: str = "decoupled",
         cautious: bool = False,
         row_blocks: int | Sequence[int] = 1,
         col_blocks: int = 1,
@@ -171,3 +186,53 @@ class AdamW(CombinedOptimizer):
     ):
         adamw = AdamWGroup(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         super().__init__(params, "adamw", {"adamw": adamw}, clip)
+
+
+# ---------------------------------------------------------------- by name, for a whole model
+OPTIMIZERS: Registry[CombinedOptimizer] = Registry("optimizer", package="muonlab.optim")
+register_optimizer = OPTIMIZERS.register
+list_optimizers = OPTIMIZERS.names
+
+
+def build_optimizer(name: str, model: nn.Module, **settings: object) -> CombinedOptimizer:
+    """The optimizer of all parameters of `model`, routed by their roles.
+
+    `name` is one of `list_optimizers()`, `settings` are its builder's. Raises MuonlabError for an unknown name or
+    setting, with the near ones, and for a value of a wrong type, range or shape.
+    """
+    return OPTIMIZERS.build(name, settings, model)
+
+
+@register_optimizer("adamw")
+def adamw(model: nn.Module, settings: AdamWSettings, clip: QKClip | None = None) -> AdamW:
+    """AdamW for every parameter."""
+    groups = parameter_groups(model, "adamw", lr_scale=settings.lr_scale)
+    return AdamW(groups, **settings.arguments(), clip=clip)
+
+
+@register_optimizer("adamwclip")
+def adamwclip(model: nn.Module, settings: AdamWClipSettings) -> AdamW:
+    """AdamW followed by QK-Clip."""
+    return adamw(model, settings, _clip(model, settings))
+
+
+@register_optimizer("muon")
+def muon(model: nn.Module, settings: MuonSettings, clip: QKClip | None = None) -> Muon:
+    """Muon for the hidden matrices, AdamW for the rest."""
+    groups = parameter_groups(model, "muon", **settings.routing())
+    return Muon(groups, **settings.arguments(), clip=clip)
+
+
+@register_optimizer("muonclip")
+def muonclip(model: nn.Module, settings: MuonClipSettings) -> Muon:
+    """Muon followed by QK-Clip."""
+    return muon(model, settings, _clip(model, settings))
+
+
+def _clip(model: nn.Module, settings: ClipSettings) -> QKClip:
+    declare = getattr(model, "attention_layouts", None)
+    if declare is None:
+        raise MuonlabError(
+            f"{type(model).__name__} declares no attention_layouts(), without which QK-Clip cannot act"
+        )
+    return QKClip(declare(), **settings.clip_arguments())

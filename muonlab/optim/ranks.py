@@ -1,14 +1,18 @@
-"""Ranks that share the orthogonalisation: each works on its own matrices, and every rank gets the results.
+"""Several ranks: parameters that are spread over them (DTensor, as FSDP2 makes them), and matrices that they share.
 
-Where every rank holds all parameters and equal gradients (DDP), the results go to all in one gather. Where each rank
-holds some rows of every parameter (FSDP2), one exchange brings the rows of a matrix to its owner and another brings
-the result back, so a parameter is never whole on a rank that does not own it. Either way each matrix is computed once,
-and all ranks hold the same bits.
+`Ranks` deals the matrices out: each rank transforms its own, and every rank gets the results. Where every rank holds
+all parameters and equal gradients (DDP), the results go to all in one gather. Where each rank holds some rows of every
+parameter (FSDP2), one exchange brings the rows of a matrix to its owner and another brings the result back, so a
+parameter is never whole on a rank that does not own it. Either way each matrix is computed once, and all ranks hold the
+same bits.
+
+A tensor that knows its device mesh is sharded; asking for its class would import DTensor, which takes half a second,
+where nobody has one.
 """
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -17,40 +21,63 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from muonlab.optim.matrix_view import MatrixView
-from muonlab.optim.rules import Batch
-from muonlab.optim.sharded import is_sharded
-
-# From stacks (..., rows, cols), and the second moments of each or none, to their updates.
-Transform = Callable[[list[Tensor], list[Tensor]], list[Tensor]]
+from muonlab.errors import MuonlabError
+from muonlab.optim.matrix_view import Matrices, MatrixView, State, moment_name
 
 
-def transform_matrices(
-    batch: Batch,
-    views: Sequence[MatrixView],
-    directions: Sequence[Tensor],
-    transform: Transform,
-    with_moments: bool,
-) -> list[Tensor]:
-    """What `transform` makes of the matrices of each direction, one tensor a parameter: whole, or this rank's rows.
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this rank may hold only a part of the tensor."""
+    return hasattr(tensor, "device_mesh")
 
-    `transform` sees whole matrices alone. with_moments: it also receives the state's `second_moment_0`, ... of each
-    matrix, and advances them.
+
+def local_part(tensor: Tensor) -> Tensor:
+    """The rows that this rank holds, as a view to be written to; a tensor of one process is all here."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole tensor on every rank, detached; a collective where it is sharded."""
+    return tensor.detach().full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()  # type: ignore[attr-defined]
+
+
+def spread_like(param: Tensor, value: Tensor) -> Tensor:
+    """A whole tensor of the parameter's shape, held as the parameter is: this rank keeps its rows."""
+    if not is_sharded(param) or is_sharded(value):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    # Every rank has the whole of it, so nothing need be sent.
+    return distribute_tensor(value, param.device_mesh, param.placements, src_data_rank=None)  # type: ignore[attr-defined]
+
+
+def check_placement(param: Tensor, name: str) -> None:
+    """Raise MuonlabError for a parameter that is spread in another way than by rows over one group of ranks."""
+    if not is_sharded(param):
+        return
+    mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
+    if mesh.ndim != 1 or not placements[0].is_shard(0):
+        raise MuonlabError(
+            f"{name} is spread over ranks as {placements}; Muon takes parameters that are whole on every rank (DDP),"
+            " or cut along their first dimension over one group of ranks (FSDP2)"
+        )
+
+
+def gathered(state: Any, keep: bool = True) -> Any:
+    """The same nested state with whole tensors on the CPU, so that it loads at every world size; a collective.
+
+    keep: whether this rank wants it; the others take part and keep None in each sharded tensor's place.
     """
-    ranks = Ranks.of(batch.whole, batch.process_group)
-    shapes = [param.shape for param in batch.whole]
-    if ranks is not None:
-        return ranks.updates(shapes, directions, views, batch.states, transform, with_moments)
-    blocks = [view.split(direction) for view, direction in zip(views, directions, strict=True)]
-    places = [(i, f"second_moment_{j}") for i, own in enumerate(blocks) for j in range(len(own))]
-    moments = [batch.states[i][name] for i, name in places] if with_moments else []
-    updates = iter(transform([stack for own in blocks for stack in own], moments))
-    return [
-        view.join([next(updates) for _ in own], shape)
-        for view, own, shape in zip(views, blocks, shapes, strict=True)
-    ]
+    if isinstance(state, dict):
+        return {key: gathered(value, keep) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(gathered(value, keep) for value in state)
+    if not isinstance(state, Tensor):
+        return state
+    everything = whole(state)
+    return everything.cpu() if keep else None
 
 
+# ---------------------------------------------------------------- who transforms what
 @dataclass(frozen=True, eq=False)
 class Run:
     """Whole matrices of one parameter that lie together: its rows from `start` to `stop` along dim 0, seen as `view`.
@@ -66,7 +93,7 @@ class Run:
     part: slice | None
     owner: int = 0
 
-    def moments_in(self, state: dict[str, Any]) -> list[Tensor]:
+    def moments_in(self, state: State) -> list[Tensor]:
         """Views of the second moments, to be written to."""
         return [state[name] if self.part is None else state[name][self.part] for name in self.moments]
 
@@ -78,12 +105,12 @@ def rows_held(rows: int, rank: int, world: int) -> tuple[int, int]:
 
 
 def cut_into_runs(param: int, shape: torch.Size, view: MatrixView, most: int) -> list[Run]:
-    """A parameter as at most `most` runs of whole matrices (unequal row blocks: one run a block).
+    """A parameter as at most `most` runs of whole matrices (unequal row blocks: one run per block).
 
     A stack is cut between its matrices, equal row blocks between blocks, in both cases where FSDP2 would cut if the
     number of ranks divides theirs. Anything else is one run.
     """
-    names = tuple(f"second_moment_{i}" for i in range(len(view.block_shapes(shape))))
+    names = tuple(map(moment_name, range(len(view.block_shapes(shape)))))
     if len(shape) == 3 and not view.flatten:
         pieces = [rows_held(shape[0], i, most) for i in range(most)]
         return [Run(param, a, b, view, names, slice(a, b)) for a, b in pieces if a < b]
@@ -148,7 +175,7 @@ def _shape(run: Run, shape: torch.Size) -> torch.Size:
 
 
 class Ranks:
-    """The ranks of `group`, which update the same parameters; `sharded`: each holds some rows of every one."""
+    """The ranks of `group`, which update the same parameters; `sharded`: each holds some rows of every parameter."""
 
     def __init__(self, group: dist.ProcessGroup | None, sharded: bool):
         self.group, self.sharded = group, sharded
@@ -156,7 +183,7 @@ class Ranks:
 
     @classmethod
     def of(cls, params: Sequence[Tensor], process_group: dist.ProcessGroup | None) -> "Ranks | None":
-        """Those that share the work on these parameters, sharded all or none; None where this process does all."""
+        """Those that share the work on these parameters (all of them sharded, or none); None: this process does all."""
         sharded = is_sharded(params[0])
         if sharded:
             process_group = params[0].device_mesh.get_group()  # type: ignore[attr-defined]
@@ -165,38 +192,46 @@ class Ranks:
         ranks = cls(process_group, sharded)
         return ranks if ranks.world > 1 else None
 
-    def updates(
+    def matrices(
         self,
+        tensors: Sequence[Tensor],
         shapes: Sequence[torch.Size],
-        directions: Sequence[Tensor],
         views: Sequence[MatrixView],
-        states: Sequence[dict[str, Any]],
-        transform: Transform,
-        with_moments: bool,
-    ) -> list[Tensor]:
-        """What `transform` makes of the directions, one tensor a parameter: whole, or this rank's rows of it.
+        states: Sequence[State] | None,
+    ) -> Matrices:
+        """As `matrix_view.matrices`, but only those that this rank owns; `join` is a collective.
 
-        shapes: of the whole parameters. directions: what this rank holds of each. `transform` sees whole matrices
-        alone, and only those that this rank owns; second moments that it advances are the same on every rank after it.
+        tensors: what this rank holds of each parameter. shapes: of the whole parameters. Second moments are the same
+        on every rank once `join` has returned.
         """
         runs = deal(tuple(shapes), tuple(views), self.world, self.sharded)
         mine = [run for run in runs if run.owner == self.rank]
-        inputs = self._collect(runs, mine, shapes, directions)
+        inputs = self._collect(runs, mine, shapes, tensors)
         stacks = [run.view.split(x) for run, x in zip(mine, inputs, strict=True)]
-        moments = {run: run.moments_in(states[run.param]) if with_moments else [] for run in runs}
-        transformed = iter(transform(_chain(stacks), _chain(moments[run] for run in mine)))
-        results = [
-            run.view.join([next(transformed) for _ in own], x.shape)
-            for run, own, x in zip(mine, stacks, inputs, strict=True)
-        ]
-        if with_moments:
-            self._spread_moments(runs, moments, directions[0])
-        if self.sharded:
-            return self._give_back(runs, mine, shapes, results, directions[0])
+        moments = {run: run.moments_in(states[run.param]) if states is not None else [] for run in runs}
+
+        def join(transformed: Sequence[Tensor]) -> list[Tensor]:
+            rest = iter(transformed)
+            results = [
+                run.view.join([next(rest) for _ in own], x.shape)
+                for run, own, x in zip(mine, stacks, inputs, strict=True)
+            ]
+            if states is not None:
+                self._spread_moments(runs, moments, tensors[0])
+            if self.sharded:
+                return self._give_back(runs, mine, shapes, results, tensors[0])
+            return self._share(runs, shapes, results, tensors[0])
+
+        return Matrices(_chain(stacks), _chain(moments[run] for run in mine), join)
+
+    def _share(
+        self, runs: Sequence[Run], shapes: Sequence[torch.Size], results: Sequence[Tensor], like: Tensor
+    ) -> list[Tensor]:
+        """The results of all ranks, whole."""
         sizes = [
             [_shape(run, shapes[run.param]).numel() for run in runs if run.owner == k] for k in self._all
         ]
-        places = [iter(values) for values in self._to_all(results, sizes, directions[0])]
+        places = [iter(values) for values in self._to_all(results, sizes, like)]
         parts: list[list[Tensor]] = [[] for _ in shapes]
         for run in runs:
             parts[run.param].append(next(places[run.owner]).view(_shape(run, shapes[run.param])))
