@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 import pandas as pd
@@ -137,13 +137,13 @@ def _selected(table: pd.DataFrame, conditions: list[str], arms: list[str]) -> pd
 
 
 def _tables(run: Run, folder: Path, arm: str) -> tuple[pd.DataFrame, ...]:
-    optimizer = run.config["optimizer"]
+    optimizer = run.setting("optimizer", "name")
     identity = {
         "run": folder.name,
-        "arm": arm or optimizer["name"],
-        "optimizer": optimizer["name"],
-        "lr": float(optimizer["lr"]),
-        "seed": int(run.config["seed"]),
+        "arm": arm or optimizer,
+        "optimizer": optimizer,
+        "lr": _number(run.setting("optimizer", "lr")),
+        "seed": int(_number(run.config["seed"])),
         "status": run.status,
     }
     heads = _over_heads(run)
@@ -153,9 +153,9 @@ def _tables(run: Run, folder: Path, arm: str) -> tuple[pd.DataFrame, ...]:
     row = identity | {
         "folder": str(folder),
         "cause": run.cause,
-        "weight_decay": _number(optimizer.get("weight_decay")),
-        "tau": _number(optimizer.get("tau")),
-        "context": _number(run.config["model"].get("context")),
+        "weight_decay": _number(run.setting("optimizer", "weight_decay")),
+        "tau": _number(run.setting("optimizer", "tau")),
+        "context": _number(run.setting("model", "context")),
     }
     tables = RunTables(run, steps, heads)
     row |= {name: each.function(tables) for name, each in SUMMARIES.items()}
@@ -222,5 +222,5 @@ def _labelled(table: pd.DataFrame, identity: dict[str, Any]) -> pd.DataFrame:
     return pd.concat([labels, table], axis=1)
 
 
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, SupportsFloat | str) else math.nan

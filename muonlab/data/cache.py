@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 
@@ -85,8 +84,8 @@ def tokenize(corpus: Corpus, tokenizer: ByteTokenizer | BytePairTokenizer, cache
         return TokenData(
             name=corpus.name,
             source=corpus.source,
-            train=_map_tokens(folder, "train", meta, tokenizer.dtype),
-            val=_map_tokens(folder, "val", meta, tokenizer.dtype),
+            train=_map_tokens(folder, "train", meta["train_tokens"], tokenizer.dtype),
+            val=_map_tokens(folder, "val", meta["val_tokens"], tokenizer.dtype),
             vocab_size=meta["vocab_size"],
             digest=meta["digest"],
             bytes_per_token=meta["val_bytes"] / meta["val_tokens"],
@@ -98,7 +97,7 @@ def tokenize(corpus: Corpus, tokenizer: ByteTokenizer | BytePairTokenizer, cache
 
 
 def _write_tokens(draft: Path, corpus: Corpus, tokenizer: ByteTokenizer | BytePairTokenizer) -> None:
-    meta: dict[str, Any] = {"name": corpus.name, "source": corpus.source, "tokenizer": tokenizer.key}
+    meta: dict[str, object] = {"name": corpus.name, "source": corpus.source, "tokenizer": tokenizer.key}
     digest = hashlib.sha256()
     if isinstance(tokenizer, BytePairTokenizer):
         log.info("training a byte-pair tokenizer of %s entries on %s", tokenizer.vocab_size, corpus.name)
@@ -140,8 +139,8 @@ def _progress(split: str, encoded: Iterable[tuple[np.ndarray, int]]) -> Iterable
             bar.update(size)
 
 
-def _map_tokens(folder: Path, split: str, meta: dict[str, Any], dtype: np.dtype) -> np.ndarray:
-    path, tokens = folder / f"{split}.bin", meta[f"{split}_tokens"]
+def _map_tokens(folder: Path, split: str, tokens: int, dtype: np.dtype) -> np.ndarray:
+    path = folder / f"{split}.bin"
     if not path.is_file() or path.stat().st_size != tokens * dtype.itemsize:
         raise damaged(folder)
     # A plain array over the mapping: indexing np.memmap itself costs microseconds more each time.

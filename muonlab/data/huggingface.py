@@ -6,9 +6,8 @@ import logging
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from muonlab.data.cache import CachePath, build_folder, cache_folder, damaged
 from muonlab.data.corpus import Corpus
@@ -40,13 +39,15 @@ def open_huggingface(cache: CachePath, settings: HuggingFaceSettings) -> Corpus:
     """
     s = settings
     full_name, subset = _resolve(s.dataset, s.subset)
-    request = {"path": full_name, "name": subset, "split": s.split, "revision": s.revision}
-    identity = json.dumps([request, s.field, s.max_bytes, s.val_fraction])
+    request = {"name": subset, "split": s.split, "revision": s.revision}
+    identity = json.dumps([{"path": full_name, **request}, s.field, s.max_bytes, s.val_fraction])
     key = hashlib.sha256(identity.encode()).hexdigest()[:12]
     folder = cache_folder(cache) / "huggingface" / f"{Path(full_name).name}-{key}"
     build_folder(
         folder,
-        lambda draft: write_documents(_stream(request, s.field), draft, s.max_bytes, s.val_fraction),
+        lambda draft: write_documents(
+            _stream(full_name, request, s.field), draft, s.max_bytes, s.val_fraction
+        ),
     )
     try:
         digest = (folder / "sha256").read_text()
@@ -97,7 +98,7 @@ def _resolve(dataset: str, subset: str | None) -> tuple[str, str | None]:
     return dataset, subset
 
 
-def _stream(request: dict[str, Any], field: str) -> Iterator[str]:
+def _stream(dataset: str, request: Mapping[str, str | None], field: str) -> Iterator[str]:
     """The texts of a dataset in its order, without downloading more than is read."""
     try:
         import datasets
@@ -106,22 +107,22 @@ def _stream(request: dict[str, Any], field: str) -> Iterator[str]:
             "data 'huggingface' needs the package datasets, which is not installed; "
             "pip install 'muonlab[hub]'"
         ) from None
-    if not os.path.isdir(request["path"]):
+    if not os.path.isdir(dataset):
         _check_hub()
-    log.info("streaming %s from the Hugging Face hub", request["path"])
+    log.info("streaming %s from the Hugging Face hub", dataset)
     try:
-        for row in datasets.load_dataset(**request, streaming=True):
+        for row in datasets.load_dataset(path=dataset, **request, streaming=True):
             if field not in row:
-                raise unknown_name(f"field of dataset {request['path']}", field, row)
+                raise unknown_name(f"field of dataset {dataset}", field, row)
             if not isinstance(row[field], str):
                 kind = type(row[field]).__name__
-                raise MuonlabError(f"the field '{field}' of dataset {request['path']} holds {kind}, not text")
+                raise MuonlabError(f"the field '{field}' of dataset {dataset} holds {kind}, not text")
             yield row[field]
     except MuonlabError:
         raise
     except Exception as error:  # the library and the clients below it raise a dozen unrelated types
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise MuonlabError(f"cannot read the dataset {request['path']}: {reason}") from error
+        raise MuonlabError(f"cannot read the dataset {dataset}: {reason}") from error
 
 
 def _check_hub() -> None:

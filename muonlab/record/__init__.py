@@ -1,7 +1,7 @@
 """The record of a run: its folder, its traces, its spikes, and the same in MLflow."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from muonlab.record.environment import collect_environment
@@ -44,7 +44,7 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Imports a name's module when it is first asked for: checking settings needs neither pandas nor Arrow."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from muonlab.settings.address import without_password
 
@@ -49,12 +49,13 @@ class Environment:
     data: Mapping[str, Plain] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, values: Mapping[str, Any]) -> "Environment":
+    def read(cls, values: Mapping[str, object]) -> "Environment":
         """What `values()` gave; entries of other versions of muonlab are left out, missing ones are empty."""
         known = {spec.name: values[spec.name] for spec in fields(cls) if spec.name in values}
-        return cls(**known | {"accelerators": tuple(known.get("accelerators", ()))})
+        known["accelerators"] = tuple(cast(Sequence[str], known.get("accelerators", ())))
+        return cls(**known)  # type: ignore[arg-type]  # values of JSON
 
-    def values(self) -> dict[str, Any]:
+    def values(self) -> dict[str, object]:
         """As plain values, for a JSON file."""
         return asdict(self)
 

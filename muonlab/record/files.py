@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from muonlab.errors import EnvironmentFault, MuonlabError
 from muonlab.record.owner import machine, process_start
@@ -77,13 +76,13 @@ def _machine() -> str:
     return uuid.uuid5(uuid.NAMESPACE_OID, machine() or "").hex[:8]
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write `value` as standard JSON (NaN and infinities are refused: they have no JSON form)."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> object:
     """The value in `path`, or None where there is no such file. Raises MuonlabError for a file without JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))

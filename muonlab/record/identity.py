@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from muonlab.errors import MuonlabError
 
@@ -15,7 +14,7 @@ HARDWARE = frozenset({"device", "devices", "strategy", "progress", "num_threads"
 """Keys of the group `trainer` that say on what it is computed."""
 
 
-def run_identity(config: Mapping[str, Any]) -> str:
+def run_identity(config: Mapping[str, object]) -> str:
     """Ten hex digits (40 bits of SHA-256) of the resolved config without ELSEWHERE and trainer's HARDWARE.
 
     The same on every machine, for every order of keys, and for 1 and 1.0: a Hydra override `lr=1` means the
@@ -24,19 +23,19 @@ def run_identity(config: Mapping[str, Any]) -> str:
     file could hold.
     """
     kept = {key: value for key, value in config.items() if key not in ELSEWHERE}
-    if isinstance(kept.get("trainer"), Mapping):
-        kept["trainer"] = {key: value for key, value in kept["trainer"].items() if key not in HARDWARE}
+    if isinstance(trainer := kept.get("trainer"), Mapping):
+        kept["trainer"] = {key: value for key, value in trainer.items() if key not in HARDWARE}
     text = json.dumps(_canonical(kept, "config"), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def names_another(folder: Path, config: Mapping[str, Any]) -> bool:
+def names_another(folder: Path, config: Mapping[str, object]) -> bool:
     """Whether a run's folder ends in another identity than its config has, as the beginning of a torn file has."""
     digest = re.search(r"-([0-9a-f]{10})$", folder.name)
     return digest is not None and digest[1] != run_identity(config)
 
 
-def _canonical(value: Any, where: str) -> Any:
+def _canonical(value: object, where: str) -> object:
     if isinstance(value, Mapping):
         return {
             str(key): _canonical(item, f"{where}.{key}")

@@ -27,10 +27,10 @@ class Run:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.config: Mapping[str, Any] = _config(folder / "config.yaml")
-        self.environment = Environment.read(_whole(folder / "environment.json", Mapping[str, Any]))
-        self.routing: Sequence[Mapping[str, Any]] = _whole(
-            folder / "routing.json", Sequence[Mapping[str, Any]]
+        self.config: Mapping[str, object] = _config(folder / "config.yaml")
+        self.environment = Environment.read(_whole(folder / "environment.json", Mapping[str, object]))
+        self.routing: Sequence[Mapping[str, object]] = _whole(
+            folder / "routing.json", Sequence[Mapping[str, object]]
         )
         state = read_state(folder)
         if state is None:
@@ -48,6 +48,11 @@ class Run:
     def identity(self) -> str:
         """The digest of the config (see run_identity)."""
         return run_identity(self.config)
+
+    def setting(self, section: str, key: str) -> object:
+        """One setting of the recorded config, such as "optimizer", "lr"; None where it has none."""
+        values = self.config.get(section)
+        return values.get(key) if isinstance(values, Mapping) else None
 
     @cached_property
     def steps(self) -> pd.DataFrame:
@@ -127,7 +132,7 @@ def _frame(trace: str, schema: pa.Schema, rows: int, pieces: Iterable[pa.Table])
     return pd.DataFrame(arrays, copy=False)
 
 
-def _whole(path: Path, kind: Any) -> Any:
+def _whole(path: Path, kind: object) -> Any:
     content = read_json(path)
     if content is None:
         raise MuonlabError(f"the run in {path.parent} is damaged: it has no {path.name}")
@@ -137,7 +142,7 @@ def _whole(path: Path, kind: Any) -> Any:
         raise MuonlabError(f"the run in {path.parent} is damaged: {error}") from error
 
 
-def _config(path: Path) -> Mapping[str, Any]:
+def _config(path: Path) -> Mapping[str, object]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

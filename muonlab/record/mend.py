@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -13,7 +12,7 @@ from muonlab.record.files import remove_leftovers, set_aside
 from muonlab.record.identity import names_another
 from muonlab.record.mlflow_link import Link
 from muonlab.record.parts import set_aside_torn as set_aside_torn_traces
-from muonlab.record.state import FILE, OVER, read_state
+from muonlab.record.state import FILE, OVER, State, read_state
 from muonlab.record.stream import whole_until
 
 NEEDED = ("config.yaml", "environment.json", "routing.json", FILE, "events.json")
@@ -27,7 +26,7 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in SMALL)
 
 
-def ended(folder: Path, max_steps: int) -> dict[str, Any] | None:
+def ended(folder: Path, max_steps: int) -> State | None:
     """The state (see read_state) of a run that is over and whole; None where something is left to do: where it is not
     over, has no final metrics, or where a file of it is missing or cannot be read. Raises EnvironmentFault for a file
     that the system refuses."""
@@ -63,7 +62,7 @@ def set_aside_torn(folder: Path) -> list[Path]:
 
 
 def _torn(path: Path) -> bool:
-    read: dict[str, Callable[[Path], Any]] = {
+    read: dict[str, Callable[[Path], object]] = {
         "config.yaml": lambda path: _config(path),
         "environment.json": lambda path: Environment.read(dict(json.loads(_text(path)))),
         "routing.json": lambda path: [dict(route) for route in json.loads(_text(path))],

@@ -5,7 +5,7 @@ import time
 import uuid
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from muonlab.errors import EnvironmentFault, MuonlabError
 from muonlab.record.files import read_json, set_aside, temporary_path, write_json
@@ -39,7 +39,7 @@ class Link:
         if values is None:
             return None
         try:
-            held = check(dict[str, Any], values, FILE)
+            held = check(dict[str, object], values, FILE)
             return cls(
                 check(Text, held.get("record", uuid.uuid4().hex), "record"),
                 check(int, held.get("begun_ms", _now_ms()), "begun_ms"),
@@ -74,9 +74,9 @@ class Link:
             mine.unlink()
         return link
 
-    def keep(self, folder: Path, **changes: Any) -> "Link":
-        """The link with these changes, written where there are any."""
-        changed = replace(self, **changes)
+    def keep(self, folder: Path, run_id: str | None = None, complete: bool = False) -> "Link":
+        """The link with these changes, written where there are any; run_id None: as it was."""
+        changed = replace(self, complete=complete, run_id=run_id or self.run_id)
         if changed != self:
             write_json(folder / FILE, asdict(changed))
         return changed

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from muonlab.errors import MuonlabError, unknown_name
 from muonlab.record.columns import chart_of
@@ -77,8 +77,8 @@ class MlflowRun:
         tracking_uri: str,
         experiment: str,
         name: str,
-        params: Mapping[str, Any],
-        tags: Mapping[str, Any],
+        params: Mapping[str, object],
+        tags: Mapping[str, object],
         folder: Path,
         parent_run_id: str | None = None,
     ) -> "MlflowRun":
@@ -212,7 +212,7 @@ class MlflowRun:
 
         self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
-    def _describe(self, params: dict[str, str], held: dict[str, str], tags: dict[str, Any]) -> None:
+    def _describe(self, params: dict[str, str], held: dict[str, str], tags: Mapping[str, object]) -> None:
         """Log the parameters that are new and the tags; tell the ones that differ from those held."""
         from mlflow.entities import Param, RunTag
 
@@ -251,7 +251,7 @@ def metric_key(column: str) -> str:
     return re.sub(r"[^\w\-. /:]", "_", chart_of(name).key + slash + rest)[:LONGEST_KEY]
 
 
-def _existing(client: "MlflowClient", run_id: str) -> Any:
+def _existing(client: "MlflowClient", run_id: str) -> "Run | None":
     """The run, or None if the store has lost or deleted it: a store is a cache, the folder is the record."""
     from mlflow.exceptions import MlflowException
 
@@ -264,7 +264,7 @@ def _existing(client: "MlflowClient", run_id: str) -> Any:
     return run if run.info.lifecycle_stage == "active" else None
 
 
-def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def _flatten(value: object, key: str = "") -> Iterator[tuple[str, str]]:
     """(dotted key, text) of every leaf, the text as Hydra writes it: null, true, 0.03, [1, 2]."""
     if isinstance(value, Mapping) and (value or not key):
         for name, item in value.items():

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -30,12 +29,22 @@ class Owner:
         return cls(socket.gethostname(), pid, process_start(pid), machine())
 
     @classmethod
-    def read(cls, values: Mapping[str, Any]) -> "Owner":
-        """What `values` wrote, from a mapping that may hold more."""
-        return cls(values["host"], values["pid"], values.get("pid_started"), values.get("machine"))
+    def read(cls, values: Mapping[str, object]) -> "Owner":
+        """The owner whose `values` are in a mapping that may hold more. Raises KeyError or TypeError where they are
+        not."""
+        host, pid = values["host"], values["pid"]
+        pid_started, machine = values.get("pid_started"), values.get("machine")
+        if not (
+            isinstance(host, str)
+            and isinstance(pid, int)
+            and isinstance(pid_started, int | None)
+            and isinstance(machine, str | None)
+        ):
+            raise TypeError(f"not the values of a process: {host!r}, {pid!r}, {pid_started!r}, {machine!r}")
+        return cls(host, pid, pid_started, machine)
 
-    def values(self) -> dict[str, Any]:
-        """As plain values."""
+    def values(self) -> dict[str, str | int | None]:
+        """As plain values, for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:

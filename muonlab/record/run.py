@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -31,7 +31,7 @@ from muonlab.record.lease import Lease
 from muonlab.record.mend import is_run, set_aside_torn
 from muonlab.record.owner import Owner
 from muonlab.record.score import SERIES, describe_spikes
-from muonlab.record.state import FILE, STATUSES, read_state
+from muonlab.record.state import FILE, STATUSES, Session, State, read_state
 from muonlab.record.stream import read_trace
 from muonlab.record.trace import TraceWriter
 
@@ -51,14 +51,14 @@ class RunRecord:
         self.lease = lease
         self.torn: list[Path] = []
         self._traces = TraceWriter(folder / "traces")
-        self._state: dict[str, Any] = read_state(folder) or {"sessions": []}
+        self._state = read_state(folder) or State(sessions=[], status="running", cause="", metrics={})
 
     @classmethod
     def create(
         cls,
         folder: str | Path,
-        config: Mapping[str, Any],
-        routing: Sequence[Mapping[str, Any]],
+        config: Mapping[str, object],
+        routing: Sequence[Mapping[str, object]],
         environment: Environment | None = None,
     ) -> "RunRecord":
         """Begin the record of a run that has none yet; its status is `running`.
@@ -94,8 +94,8 @@ class RunRecord:
     def reopen(
         cls,
         folder: str | Path,
-        config: Mapping[str, Any] | None = None,
-        routing: Sequence[Mapping[str, Any]] | None = None,
+        config: Mapping[str, object] | None = None,
+        routing: Sequence[Mapping[str, object]] | None = None,
         environment: Environment | None = None,
     ) -> "RunRecord":
         """Go on with a run that was interrupted; follow with `truncate` to the step of its checkpoint.
@@ -126,8 +126,8 @@ class RunRecord:
 
     def describe(
         self,
-        config: Mapping[str, Any],
-        routing: Sequence[Mapping[str, Any]],
+        config: Mapping[str, object],
+        routing: Sequence[Mapping[str, object]],
         environment: Environment | None = None,
     ) -> None:
         """Write what is missing of config.yaml, environment.json and routing.json."""
@@ -187,27 +187,31 @@ class RunRecord:
         write_json(
             self.folder / "events.json", describe_spikes(read_trace(self.folder / "traces", "steps", SERIES))
         )
-        self._state |= {
-            "status": status,
-            "cause": cause,
-            "metrics": {name: _json_number(value) for name, value in (metrics or {}).items()},
-        }
+        self._state["status"], self._state["cause"] = status, cause
+        self._state["metrics"] = {name: _json_number(value) for name, value in (metrics or {}).items()}
         self._state["sessions"][-1]["ended"] = _now()
         self._write_state()
 
     def _open_session(self) -> None:
-        session = Owner.this().values() | {"started": _now()}
+        this = Owner.this()
+        session = Session(
+            host=this.host,
+            pid=this.pid,
+            pid_started=this.pid_started,
+            machine=this.machine,
+            started=_now(),
+        )
         if self.torn:
             session["torn"] = [path.name for path in self.torn]
         self._state["sessions"].append(session)
-        self._state |= {"status": "running", "cause": "", "metrics": {}}
+        self._state["status"], self._state["cause"], self._state["metrics"] = "running", "", {}
         self._write_state()
 
     def _write_state(self) -> None:
         write_json(self.folder / FILE, self._state)
 
 
-def _refuse_other_run(folder: Path, config: Mapping[str, Any]) -> None:
+def _refuse_other_run(folder: Path, config: Mapping[str, object]) -> None:
     ours, theirs = (
         run_identity(config),
         run_identity(yaml.safe_load((folder / "config.yaml").read_text("utf-8"))),
@@ -224,13 +228,13 @@ def _refusal(folder: Path, error: OSError) -> MuonlabError:
     return MuonlabError(f"{folder} holds files that are no run; choose another folder")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _json_number(value: Any) -> int | float | str:
+def _json_number(value: float) -> float | str:
     """JSON has no infinities and no NaN: they are written as text, which float() reads."""
     number = value if isinstance(value, int) else float(value)
     return number if isinstance(number, int) or abs(number) < float("inf") else str(number)

@@ -1,7 +1,5 @@
 """The spikes of a whole run: every definition on the columns that it is for."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -32,7 +30,7 @@ def score_run(steps: pa.Table) -> tuple[pd.DataFrame, dict[str, float]]:
     return found.sort_values("step", kind="stable", ignore_index=True), scores
 
 
-def describe_spikes(steps: pa.Table) -> dict[str, Any]:
+def describe_spikes(steps: pa.Table) -> dict[str, object]:
     """`score_run` and the definitions' settings as JSON, with infinities and NaN as text."""
     events, scores = score_run(steps)
     return {
@@ -50,5 +48,5 @@ def _series(steps: pa.Table, column: str) -> pd.Series:
     return pd.Series(measured[column].to_numpy(), index=measured["step"].to_numpy(), dtype=np.float64)
 
 
-def _number(value: Any) -> Any:
+def _number(value: object) -> object:
     return str(value) if isinstance(value, float) and not np.isfinite(value) else value

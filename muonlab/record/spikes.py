@@ -6,7 +6,8 @@ run's status. An infinity is a spike of infinite height, and is left out likewis
 """
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ import pandas as pd
 from muonlab.errors import MuonlabError
 from muonlab.registry import Registry
 
+Series = pd.Series | np.ndarray | Sequence[float]
 DEFINITIONS: Registry["Measure"] = Registry("spike definition")
 SCORED = {
     "olmo2": ("train_loss", "grad_norm"),
@@ -110,7 +112,7 @@ def zclip(x: np.ndarray, decay: float = 0.97, sigmas: float = 2.5, warmup: int =
     return _upward(height, height > sigmas, normal)
 
 
-def detect_spikes(series: Any, definition: str = "olmo2", **settings: Any) -> pd.DataFrame:
+def detect_spikes(series: Series, definition: str = "olmo2", **settings: object) -> pd.DataFrame:
     """The upward spikes of a series, one row each.
 
     `series` is a pandas Series indexed by step, or an array whose places are the steps; `settings` are those
@@ -122,7 +124,9 @@ def detect_spikes(series: Any, definition: str = "olmo2", **settings: Any) -> pd
     return events_of(series, measure(series, definition, **settings), definition)
 
 
-def spike_score(series: Any, definition: str = "olmo2", upward_only: bool = False, **settings: Any) -> float:
+def spike_score(
+    series: Series, definition: str = "olmo2", upward_only: bool = False, **settings: object
+) -> float:
     """The percentage of scored values that are flagged, each by itself.
 
     With the definition `olmo2` this is OLMo 2's spike score, which counts both directions; `upward_only`
@@ -131,7 +135,7 @@ def spike_score(series: Any, definition: str = "olmo2", upward_only: bool = Fals
     return score_of(measure(series, definition, **settings), upward_only)
 
 
-def measure(series: Any, definition: str, **settings: Any) -> Measure:
+def measure(series: Series, definition: str, **settings: object) -> Measure:
     """Every value of a series against a definition; raises MuonlabError for an unknown name or setting."""
     x = np.asarray(series, dtype=np.float64)
     if x.ndim != 1:
@@ -141,7 +145,7 @@ def measure(series: Any, definition: str, **settings: Any) -> Measure:
         return DEFINITIONS.build(definition, settings, x)
 
 
-def events_of(series: Any, measured: Measure, definition: str) -> pd.DataFrame:
+def events_of(series: Series, measured: Measure, definition: str) -> pd.DataFrame:
     """The rows of `detect_spikes` for a series that has been measured."""
     x = np.asarray(series, dtype=np.float64)
     steps = series.index.to_numpy() if isinstance(series, pd.Series) else np.arange(len(x))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, NotRequired, TypedDict
 
 from annotated_types import MinLen
 
@@ -16,28 +16,51 @@ STATUSES = ("running", "finished", "diverged", "pruned", "out-of-memory", "faile
 OVER = ("finished", "diverged", "out-of-memory")
 """After these there is nothing left to do: they are outcomes of the settings, which a second try would have too."""
 # Metrics that are no numbers are text, since JSON has none for them.
-SHAPE: dict[str, Any] = {
+SHAPE: dict[str, object] = {
     "status": Text,
     "cause": str,
     "metrics": Mapping[str, int | float | Literal["inf", "-inf", "nan"]],
-    "sessions": Annotated[Sequence[Mapping[str, Any]], MinLen(1)],
+    "sessions": Annotated[Sequence[Mapping[str, object]], MinLen(1)],
 }
 
 
-def read_state(folder: Path) -> dict[str, Any] | None:
+class Session(TypedDict):
+    """One process that computed a part of the run, as an Owner; started and ended: ISO 8601; torn: the names of files
+    that it set aside."""
+
+    host: str
+    pid: int
+    pid_started: NotRequired[int | None]
+    machine: NotRequired[str | None]
+    started: NotRequired[str]
+    ended: NotRequired[str]
+    torn: NotRequired[list[str]]
+
+
+class State(TypedDict):
+    """The content of status.json: one of STATUSES, why, the final metrics, and the sessions, of which there is one at
+    least."""
+
+    sessions: list[Session]
+    status: str
+    cause: str
+    metrics: dict[str, float | str]
+
+
+def read_state(folder: Path) -> State | None:
     """The state of the run in `folder`; None where there is none. Raises MuonlabError for one that is damaged."""
     state = read_json(folder / FILE)
     if state is None:
         return None
     try:
-        held = check(Mapping[str, Any], state, "it")
+        values = check(Mapping[str, object], state, "it")
         for key, shape in SHAPE.items():
-            check(shape, held.get(key), key)
+            check(shape, values.get(key), key)
         for key, kind in (("host", str), ("pid", int)):
-            check(kind, held["sessions"][-1].get(key), f"the last session's {key}")
+            check(kind, values["sessions"][-1].get(key), f"the last session's {key}")
     except MuonlabError as error:
         raise MuonlabError(f"the run in {folder} is damaged: {FILE}: {error}") from error
-    return state
+    return values
 
 
 def writer_alive(folder: Path) -> bool | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,15 @@ from muonlab.record.stream import stream_trace
 if TYPE_CHECKING:
     import torch
 
+
+class Row(TypedDict):
+    """The buffered values of one step: scalars by name, (layers, heads) by name, and (experts,) by layer."""
+
+    steps: "dict[str, float | torch.Tensor]"
+    max_logits: "dict[str, torch.Tensor]"
+    experts: "dict[int, torch.Tensor]"
+
+
 BUFFERED = 1000
 """Steps that are held in memory at most, whatever the distance of checkpoints."""
 
@@ -33,7 +42,7 @@ class TraceWriter:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._buffer: dict[int, dict[str, dict[Any, Any]]] = {}
+        self._buffer: dict[int, Row] = {}
 
     def append(
         self,
@@ -53,9 +62,9 @@ class TraceWriter:
         if row is None:
             if len(self._buffer) == BUFFERED:
                 self.flush()
-            row = self._buffer[step] = {name: {} for name in KEYS}
+            row = self._buffer[step] = Row(steps={}, max_logits={}, experts={})
         for name, value in scalars.items():
-            row["steps"][name] = value.detach() if hasattr(value, "detach") else value
+            row["steps"][name] = value.detach() if hasattr(value, "detach") else float(value)
         for name, value in (heads or {}).items():
             if name not in HEADS:
                 raise unknown_name("per-head quantity", name, HEADS)
@@ -66,12 +75,12 @@ class TraceWriter:
     def flush(self) -> None:
         """Write the buffered rows as one part of each trace. Waits for the device once for each dtype."""
         order = sorted(self._buffer)
-        for name, table_of in (
-            ("max_logits", _heads_table),
-            ("experts", _loads_table),
-            ("steps", _steps_table),
+        rows = [self._buffer[step] for step in order]
+        for name, table in (
+            ("max_logits", _heads_table(order, [row["max_logits"] for row in rows])),
+            ("experts", _loads_table(order, [row["experts"] for row in rows])),
+            ("steps", _steps_table(order, [row["steps"] for row in rows])),
         ):
-            table = table_of(order, [self._buffer[step][name] for step in order])
             if table is not None:
                 last = max(numbered_parts(self.folder, name), default=0)
                 write_trace(self.folder / f"{name}-{last + 1:04d}.parquet", [table], table.schema)
@@ -110,7 +119,7 @@ def _until(step: int, file: TraceFile) -> Iterator[pa.Table]:
             yield table.slice(0, first_row(table, step + 1))
 
 
-def _steps_table(order: list[int], rows: list[dict[str, Any]]) -> pa.Table | None:
+def _steps_table(order: list[int], rows: "list[dict[str, float | torch.Tensor]]") -> pa.Table | None:
     """One row a step; None without rows."""
     if not rows:
         return None
@@ -127,45 +136,47 @@ def _steps_table(order: list[int], rows: list[dict[str, Any]]) -> pa.Table | Non
     return pa.table({"step": pa.array(order, pa.int64()), **arrays})
 
 
-def _to_float64(values: list[Any]) -> np.ndarray:
+def _to_float64(values: "list[float | torch.Tensor]") -> np.ndarray:
     """Numbers and 0-dim tensors as float64, with one copy from each device and dtype."""
     result = np.empty(len(values))
-    tensors: dict[tuple[Any, Any], list[int]] = {}
+    tensors: dict[tuple[torch.device, torch.dtype], dict[int, torch.Tensor]] = {}
     for index, value in enumerate(values):
-        if hasattr(value, "detach"):
-            tensors.setdefault((value.device, value.dtype), []).append(index)
-        else:
+        if isinstance(value, float):
             result[index] = value
+        else:
+            tensors.setdefault((value.device, value.dtype), {})[index] = value.reshape(())
     for places in tensors.values():
-        import torch
-
-        stacked = torch.stack([values[index].reshape(()) for index in places])
-        result[places] = stacked.cpu().double().numpy()
+        result[[*places]] = _stacked([*places.values()])
     return result
 
 
-def _stack_heads(order: list[int], rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _stacked(tensors: "list[torch.Tensor]") -> np.ndarray:
+    """Tensors of one shape, device and dtype as one float64 array, with one copy from the device."""
+    import torch
+
+    return torch.stack(tensors).cpu().double().numpy()
+
+
+def _stack_heads(order: list[int], rows: "list[dict[str, torch.Tensor]]") -> dict[str, np.ndarray]:
     """Masked arrays (rows, layers, heads) of the rows that have per-head values; `step` is (rows,)."""
     rows_with = [(step, row) for step, row in zip(order, rows, strict=True) if row]
     if not rows_with:
         return {}
-    import torch
-
     stacked = {"step": np.array([step for step, _ in rows_with])}
     for name in HEADS:
         have = [index for index, (_, row) in enumerate(rows_with) if name in row]
         if have:
-            tensors = torch.stack([rows_with[index][1][name] for index in have]).cpu().double().numpy()
+            tensors = _stacked([rows_with[index][1][name] for index in have])
             stacked[name] = np.ma.masked_all((len(rows_with), *tensors.shape[1:]))
             stacked[name][have] = tensors
     if "max_logit" in stacked:
         exact = np.ma.array(np.ones_like(stacked["max_logit"]), mask=np.ma.getmaskarray(stacked["max_logit"]))
-        said = stacked.get("exact", exact)
-        stacked["exact"] = np.ma.where(np.ma.getmaskarray(said), exact, said)
+        recorded = stacked.get("exact", exact)
+        stacked["exact"] = np.ma.where(np.ma.getmaskarray(recorded), exact, recorded)
     return stacked
 
 
-def _heads_table(order: list[int], rows: list[dict[str, Any]]) -> pa.Table | None:
+def _heads_table(order: list[int], rows: "list[dict[str, torch.Tensor]]") -> pa.Table | None:
     """Tidy rows, sorted by step, layer and head; None without rows."""
     stacked = _stack_heads(order, rows)
     if not stacked:
@@ -176,20 +187,18 @@ def _heads_table(order: list[int], rows: list[dict[str, Any]]) -> pa.Table | Non
         if name in stacked:
             values = stacked[name]
             columns[head.column] = pa.array(
-                values.data.ravel(), mask=np.ma.getmaskarray(values).ravel(), from_pandas=False
+                np.ma.getdata(values).ravel(), mask=np.ma.getmaskarray(values).ravel(), from_pandas=False
             ).cast(column_type("max_logits", head.column))
     return pa.table(columns)
 
 
-def _loads_table(order: list[int], rows: list[dict[int, Any]]) -> pa.Table | None:
+def _loads_table(order: list[int], rows: "list[dict[int, torch.Tensor]]") -> pa.Table | None:
     """Tidy rows, sorted by step, layer and expert; None without rows."""
     by_step = {step: row for step, row in zip(order, rows, strict=True) if row}
     if not by_step:
         return None
-    import torch
-
     layers = sorted(next(iter(by_step.values())))
-    loads = torch.stack([row[layer] for row in by_step.values() for layer in layers]).cpu().double().numpy()
+    loads = _stacked([row[layer] for row in by_step.values() for layer in layers])
     columns = _grid("experts", np.array(list(by_step)), np.array(layers), np.arange(loads.shape[1]))
     return pa.table({**columns, "load": loads.ravel()})
 

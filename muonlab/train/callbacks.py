@@ -5,8 +5,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 import lightning as L
 
@@ -17,6 +17,10 @@ from muonlab.train.peers import Peers
 from muonlab.train.recording import Recording
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+Handler = Callable[[int, FrameType | None], object] | int | None
+"""What signal.getsignal returns."""
 
 
 class Diverged(Exception):
@@ -50,7 +54,7 @@ class Health(L.Callback):
                 raise Diverged(f"{name} is not finite before the first step")
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Raises Diverged after the step's row is written, in all processes of a run alike."""
         step = trainer.global_step
@@ -72,7 +76,7 @@ class StopBetweenSteps(L.Callback):
     def __init__(self, checkpoints: Checkpoints, peers: Peers) -> None:
         self.checkpoints, self.peers = checkpoints, peers
         self.asked = 0
-        self._old: dict[int, Any] = {}
+        self._old: dict[int, Handler] = {}
 
     def install(self) -> None:
         """Take over the signals, where this is the main thread of a process."""
@@ -108,7 +112,7 @@ class StopBetweenSteps(L.Callback):
         return signal.Signals(self.asked).name
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Save and leave, if asked and if a whole optimizer step is done."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches or at_end(trainer):
@@ -144,7 +148,7 @@ class ProgressBar(L.Callback):
         self.shown, self.first_step = time.monotonic(), trainer.global_step
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Move on; refresh the numbers if it is time."""
         now = time.monotonic()

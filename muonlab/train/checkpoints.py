@@ -24,7 +24,9 @@ CONTENT = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_s
 class WholeFiles(TorchCheckpointIO):
     """Writes a checkpoint beside its place and moves it there: no kill and no full disk leaves half of one."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None
+    ) -> None:
         """Raises EnvironmentFault where the folder cannot be written."""
         write_atomic(Path(path), lambda temporary: _save(checkpoint, temporary))
 
@@ -40,7 +42,7 @@ class Checkpoints(Checkpoint):
         self.folder, self.every, self.recording = folder, every, recording
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Save at the cadence; the last step's waits for the final metrics."""
         whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0

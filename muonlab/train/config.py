@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict, cast, overload
 
 from annotated_types import Ge, Le
 
@@ -30,8 +30,9 @@ from muonlab.settings.model import MODEL_SETTINGS
 from muonlab.settings.optimizer import OPTIMIZER_SETTINGS
 from muonlab.settings.schedule import SCHEDULE_SETTINGS
 
+LightningPrecision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"]
 # muonlab's precision names -> Lightning's.
-PRECISIONS: dict[str, Any] = {
+PRECISIONS: dict[str, LightningPrecision] = {
     "fp32": "32-true",
     "bf16": "bf16-mixed",
     "fp16": "16-mixed",
@@ -112,6 +113,21 @@ class PathSettings:
     cache: PathText | None = None
 
 
+class ConfigValues(TypedDict):
+    """A RunConfig as config.yaml keeps it."""
+
+    model: dict[str, object]
+    optimizer: dict[str, object]
+    schedule: dict[str, object]
+    data: dict[str, object]
+    trainer: dict[str, object]
+    tracking: dict[str, object]
+    paths: dict[str, object]
+    seed: int
+    force: bool
+    corpus: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that a run is made of, and where it is kept.
@@ -153,9 +169,9 @@ class RunConfig:
         """The digest that tells this run from others (see run_identity)."""
         return run_identity(self.as_dict())
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> ConfigValues:
         """Plain values, as config.yaml keeps them."""
-        return _plain(asdict(self))
+        return cast(ConfigValues, _plain(asdict(self)))
 
     def with_seed(self, seed: int) -> "RunConfig":
         """The same run with other weights and another batch order."""
@@ -166,7 +182,7 @@ class RunConfig:
         return replace(self, tracking=replace(self.tracking, **tags))  # type: ignore[arg-type]
 
 
-def read_config(values: Mapping[str, Any]) -> RunConfig:
+def read_config(values: Mapping[str, object]) -> RunConfig:
     """The checked settings of one run from a composed config.
 
     Raises MuonlabError in one sentence for a missing or unknown section or setting and for every value of a wrong type,
@@ -179,24 +195,29 @@ def read_config(values: Mapping[str, Any]) -> RunConfig:
     for key in known:
         if key not in values and key != "corpus":
             raise MuonlabError(f"the config has no '{key}'")
-    sections: dict[str, Any] = {
-        kind: read_section(kind, values[kind]) for kind in ("model", "optimizer", "schedule", "data")
-    }
-    for kind, section in (
-        ("trainer", TrainerSettings),
-        ("tracking", TrackingSettings),
-        ("paths", PathSettings),
-    ):
-        sections[kind] = build(section, _mapping(kind, values[kind]), kind)
     return RunConfig(
-        **sections,
+        model=read_section("model", values["model"]),
+        optimizer=read_section("optimizer", values["optimizer"]),
+        schedule=read_section("schedule", values["schedule"]),
+        data=read_section("data", values["data"]),
+        trainer=build(TrainerSettings, _mapping("trainer", values["trainer"]), "trainer"),
+        tracking=build(TrackingSettings, _mapping("tracking", values["tracking"]), "tracking"),
+        paths=build(PathSettings, _mapping("paths", values["paths"]), "paths"),
         seed=check(Seed, values["seed"], "seed"),
         force=check(bool, values["force"], "force"),
         corpus=check(str, values.get("corpus", ""), "corpus"),
     )
 
 
-def read_section(kind: str, values: object) -> Any:
+@overload
+def read_section(kind: Literal["model"], values: object) -> NamedModel: ...
+
+
+@overload
+def read_section(kind: Literal["optimizer", "schedule", "data"], values: object) -> Named: ...
+
+
+def read_section(kind: str, values: object) -> Named:
     """The checked settings of a model, optimizer, schedule or corpus; its `name` says of which."""
     values = _mapping(kind, values)
     name = check(str, values.get("name"), f"{kind}.name")
@@ -232,13 +253,13 @@ def _registered(kind: str, name: str, families: Iterable[str]) -> type:
     return registries[kind].section(name)
 
 
-def _mapping(kind: str, values: object) -> Mapping[str, Any]:
+def _mapping(kind: str, values: object) -> Mapping[str, object]:
     if not isinstance(values, Mapping):
         raise MuonlabError(f"{kind} must be a mapping of settings, not {shown(values)}")
     return values
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

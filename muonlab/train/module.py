@@ -86,7 +86,7 @@ class LanguageModel(L.LightningModule):
         """Micro-batch numbers; the batches themselves are computed from `batch_idx`, which a resume restores."""
         return range(self.config.trainer.max_steps * self.config.trainer.accumulate)
 
-    def training_step(self, _: Any, batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, _: object, batch_idx: int) -> dict[str, Tensor]:
         """Cross-entropy (plus z-loss) of micro-batch `batch_idx`; its max logits go to the clip."""
         clip = self.optimizer.clip
         if clip is not None and batch_idx % self.trainer.accumulate_grad_batches == 0:

@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TypedDict
 
 # Read when torch loads OpenMP, so it must stand before any import of torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -38,6 +38,26 @@ PATIENCE, LAST = 8.0, 8.0
 _PR_SET_PDEATHSIG = 1
 
 
+class EndValues(TypedDict):
+    """The fields of an Outcome as JSON."""
+
+    folder: str
+    status: str
+    cause: str
+    trained: bool
+    signal: int
+
+
+class Report(TypedDict, total=False):
+    """A line that a rank writes: the steps it has done, or, last, one of the others."""
+
+    step: int
+    outcome: EndValues
+    mistake: str
+    fault: str
+    crash: str
+
+
 class RankLost(EnvironmentFault):
     """A process of the run was ended from outside, and the others with it."""
 
@@ -50,21 +70,21 @@ class Rank:
     process: subprocess.Popen
     pipe: int
     unread: bytes = b""
-    reports: list[dict[str, Any]] = field(default_factory=list)
+    reports: list[Report] = field(default_factory=list)
 
     @property
-    def end(self) -> dict[str, Any] | None:
+    def end(self) -> Report | None:
         """What it said at its end: "outcome", "mistake", "fault" or "crash"; None where it said nothing."""
         return next((report for report in self.reports if "step" not in report), None)
 
-    def read(self) -> list[dict[str, Any]]:
+    def read(self) -> list[Report]:
         """What it has reported since the last time; nothing more comes once the pipe is closed."""
         try:
             text = os.read(self.pipe, 1 << 16)
         except BlockingIOError:
             return []
         *lines, self.unread = (self.unread + text).split(b"\n")
-        new = [json.loads(line) for line in lines]
+        new: list[Report] = [json.loads(line) for line in lines]
         self.reports += [report for report in new if "step" not in report]
         return new
 
@@ -76,7 +96,7 @@ class Ranks:
         self.config, self.folder, self.on_step = config, folder, on_step
         self.asked = 0
         self.ranks: list[Rank] = []
-        self._old: dict[int, Any] = {}
+        self._old: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def run(self) -> Outcome:
         """Start them, wait for all and say how the run ended. Raises what `train` raises."""
@@ -174,7 +194,10 @@ class Ranks:
             )
         if first is not None and "outcome" in first:
             values = first["outcome"]
-            return Outcome(**{**values, "folder": Path(values["folder"])})
+            folder = Path(values["folder"])
+            return Outcome(
+                folder, values["status"], values["cause"], values["trained"], signal=values["signal"]
+            )
         for end in said:
             if "fault" in end and not self.asked:
                 raise EnvironmentFault(end["fault"])
@@ -211,7 +234,7 @@ def _end_with_parent() -> None:
 def main(config_file: str, report_to: int) -> None:
     """Body of one rank. Every word but the first rank's progress and a crash's traceback is left to the parent."""
 
-    def report(**what: Any) -> None:
+    def report(**what: object) -> None:
         with suppress(OSError):  # nobody listens any more
             os.write(report_to, json.dumps(what).encode() + b"\n")
 

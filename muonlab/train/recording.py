@@ -1,7 +1,7 @@
 """The callback that writes a run's record: what happened at every step, with no host synchronisation in the step."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning as L
@@ -50,7 +50,7 @@ class Recording(L.Callback):
         self.flops_per_step = self.tokens_per_step * module.model.flops_per_token(module.context)
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, module: L.LightningModule, batch: object, batch_idx: int
     ) -> None:
         """Open the row before the first micro-batch of a step."""
         assert isinstance(module, LanguageModel)
@@ -70,15 +70,18 @@ class Recording(L.Callback):
             weights = module.model.named_parameters()
             self.step.weights_before = {name: weight.detach().clone() for name, weight in weights}
 
-    def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, module: L.LightningModule, optimizer: object
+    ) -> None:
         """The gradients are whole, and not clipped yet."""
         self._measure("gradients")
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Close the row when the last micro-batch of the step is through."""
         assert isinstance(module, LanguageModel)
+        assert isinstance(outputs, Mapping)
         self.step.add_micro_batch(outputs["cross_entropy"], module.logits, module.exact)
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from muonlab.command import tell
 from muonlab.errors import EnvironmentFault, MuonlabError, system_fault
@@ -20,7 +20,8 @@ from muonlab.runtime import settle
 from muonlab.train.config import RunConfig
 from muonlab.train.place import find_place
 
-if TYPE_CHECKING:  # it imports torch
+if TYPE_CHECKING:  # they import torch
+    from muonlab.train.module import LanguageModel
     from muonlab.train.peers import Peers
 
 
@@ -196,7 +197,9 @@ def _earlier(config: RunConfig, folder: Path) -> Outcome | None:
     return Outcome(folder, state["status"], state["cause"], trained=False)
 
 
-def _open_record(folder: Path, config: RunConfig, module: Any, environment: Environment) -> RunRecord:
+def _open_record(
+    folder: Path, config: RunConfig, module: "LanguageModel", environment: Environment
+) -> RunRecord:
     routing = [asdict(route) for route in module.optimizer.routing]
     if is_run(folder):
         return RunRecord.reopen(folder, config.as_dict(), routing, environment)

@@ -1,6 +1,7 @@
 """How the processes of a run share it: Lightning's strategies, told by muonlab who they are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from muonlab.optim.ranks import gathered, spread_like
-from muonlab.train.config import PRECISIONS, TrainerSettings
+from muonlab.train.config import PRECISIONS, LightningPrecision, TrainerSettings
 from muonlab.train.place import Place
 
 
@@ -90,7 +91,9 @@ class FullyShardedStrategy(ModelParallelStrategy):
             super(ModelParallelStrategy, self).optimizer_state(optimizer), keep=self.is_global_zero
         )
 
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """The whole checkpoint, on every rank."""
         return super(ModelParallelStrategy, self).load_checkpoint(checkpoint_path, weights_only)
 
@@ -115,8 +118,8 @@ class Shared(NamedTuple):
 
     strategy: str | Strategy
     num_nodes: int
-    precision: Any
-    plugins: list[Any]
+    precision: LightningPrecision | None
+    plugins: Sequence[ClusterEnvironment | DoublePrecision]
 
 
 def make_strategy(settings: TrainerSettings, place: Place) -> Shared:

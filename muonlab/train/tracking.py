@@ -58,7 +58,8 @@ def open_mlflow(
     The tags repeat what nesting shows (study, trial, role, seed), since a table sorted by a metric has no nesting.
     Raises EnvironmentFault for a store that cannot be reached.
     """
-    tracking, values = config.tracking, config.as_dict()
+    tracking = config.tracking
+    values: Mapping[str, object] = config.as_dict()
     tags = {
         "optimizer": config.optimizer.name,
         "model": config.model.name,
