@@ -14,7 +14,7 @@ from torch import nn
 
 from muonlab.errors import MuonlabError, unknown_name
 from muonlab.layout import ParameterRole
-from muonlab.optim.rules import RULES
+from muonlab.optim.rules import RULES, setting_names
 
 # What a rule for matrices takes unless `routes` says otherwise. Embeddings and heads are tables of rows used one by
 # one; routers, gates, norms and biases are too thin for an orthogonal update to mean anything.
@@ -118,7 +118,7 @@ def parameter_groups(
                 )
             reason += f"; tied to {other}"
         view = _view(name, role, param, per_head, split_qkv) if RULES[target].takes_matrices else {}
-        if param.ndim < 2:
+        if param.ndim < 2 and "weight_decay" in setting_names(RULES[target].settings):
             view, reason = {"weight_decay": 0.0}, f"{reason}; no decay"
         group = groups.setdefault(
             (role.name, target, tuple(view.items())),

@@ -157,6 +157,10 @@ class Rule:
         """Whether it updates matrices alone."""
         return issubclass(self.settings, MatrixSettings)
 
+    def table(self, setting: str) -> Stages[Any]:
+        """The table of the stages that `setting` chooses from."""
+        return next(table for table in self.stages if table.setting == setting)
+
     def prepare(self, group: Group) -> None:
         """Check the settings of a group, plain values (`plain_value`), in place; raises MuonlabError."""
         for name, annotation in _annotations(self.settings).items():

@@ -27,10 +27,14 @@ NS_SCHEDULES = (
     "you",
     "you6",
 )
-MomentumKind = Literal["ema", "heavy_ball", "ema_corrected"]
 FormOfIteration = Literal["auto", "plain", "gram"]
-ScaleRule = Literal["original", "match_rms_adamw", "unit_update_rms", "spectral", "none"]
-DecayKind = Literal["decoupled", "independent", "shape_scaled"]
+# The package's own stages of Muon, and its rules, by the setting that names them. Others may be registered.
+NAMES = {
+    "momentum_kind": ("ema", "heavy_ball", "ema_corrected"),
+    "scale_rule": ("original", "match_rms_adamw", "unit_update_rms", "spectral", "none"),
+    "weight_decay_kind": ("decoupled", "independent", "shape_scaled"),
+    "routes": ("muon", "adamw"),
+}
 Factors = Mapping[str, NonNegative]
 Routes = Mapping[str, Text]
 
@@ -129,9 +133,6 @@ class MuonSettings(MuonGroup, RoutingSettings):
     """Muon for the hidden matrices, AdamW for embeddings, head, norms, biases, router, gates and filters."""
 
     name: Literal["muon"] = "muon"
-    momentum_kind: MomentumKind = "ema"
-    scale_rule: ScaleRule = "match_rms_adamw"
-    weight_decay_kind: DecayKind = "decoupled"
     adamw_lr: NonNegative = 3e-3
     adamw_betas: tuple[Average, Average] = (0.9, 0.95)
     adamw_eps: NonNegative = 1e-8
@@ -150,6 +151,11 @@ class MuonSettings(MuonGroup, RoutingSettings):
                 "optimizer.per_head cuts a fused QKV weight into its heads, so optimizer.split_qkv=false cannot"
                 " leave it whole"
             )
+
+    def names(self) -> list[tuple[str, str]]:
+        """(setting, name) of every stage, and of the rule of every route."""
+        stages = [(setting, getattr(self, setting)) for setting in NAMES if setting != "routes"]
+        return stages + [("routes", rule) for rule in (self.routes or {}).values()]
 
     def routing(self) -> dict[str, Any]:
         """The arguments of `parameter_groups`, but for model and rule."""

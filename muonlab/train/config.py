@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, cast, overload
 
 from annotated_types import Ge, Le
@@ -27,7 +28,7 @@ from muonlab.settings.check import (
 )
 from muonlab.settings.data import DATA_SETTINGS
 from muonlab.settings.model import MODEL_SETTINGS
-from muonlab.settings.optimizer import OPTIMIZER_SETTINGS
+from muonlab.settings.optimizer import NAMES, OPTIMIZER_SETTINGS, MuonSettings
 from muonlab.settings.schedule import SCHEDULE_SETTINGS
 
 LightningPrecision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"]
@@ -228,7 +229,10 @@ def read_section(kind: str, values: object) -> Named:
         "data": DATA_SETTINGS,
     }[kind]
     section = families[name] if name in families else _registered(kind, name, families)
-    return build(section, values, kind)
+    settings: Any = build(section, values, kind)
+    if isinstance(settings, MuonSettings):
+        _check_names(settings)
+    return settings
 
 
 def _registered(kind: str, name: str, families: Iterable[str]) -> type:
@@ -251,6 +255,28 @@ def _registered(kind: str, name: str, families: Iterable[str]) -> type:
         "data": DATA,
     }
     return registries[kind].section(name)
+
+
+def _check_names(settings: MuonSettings) -> None:
+    """Raise MuonlabError for a stage or rule that is neither the package's own nor registered.
+
+    Registered ones are known once the files of muonlab/optim are imported, and torch with them; nobody waits for that
+    because of a name that none of these files registers.
+    """
+    for setting, name in settings.names():
+        if name in NAMES[setting]:
+            continue
+        files = (Path(__file__).parents[1] / "optim").glob("*.py")
+        registration = f'"{name}"' if setting == "routes" else f"def {name}("
+        if "torch" not in sys.modules and not any(registration in f.read_text("utf-8") for f in files):
+            raise unknown_name(f"optimizer.{setting}", name, NAMES[setting])
+        from muonlab.optim.optimizers import OPTIMIZERS
+        from muonlab.optim.rules import RULES
+
+        OPTIMIZERS.names()  # imports every file
+        table = RULES if setting == "routes" else RULES["muon"].table(setting)
+        if name not in table:
+            raise unknown_name(f"optimizer.{setting}", name, table)
 
 
 def _mapping(kind: str, values: object) -> Mapping[str, object]:

@@ -21,7 +21,7 @@ from analysis.columns import (
     settled_loss,
 )
 from analysis.frames import collect, downsample
-from analysis.run_tests import collapsed
+from analysis.run_tests import apply_tests, collapsed
 from muonlab.errors import MuonlabError
 
 
@@ -38,6 +38,15 @@ def test_one_row_a_run_in_the_order_given(frames):
 def test_a_list_of_folders_takes_the_optimizers_names_as_arms(runs, make_run):
     folders = runs(a=make_run("muon", 1), b=make_run("adamw", 1))
     assert collect(folders).runs["arm"].tolist() == ["muon", "adamw"]
+
+
+def test_a_run_without_a_learning_rate_has_none_in_its_row(runs, make_run):
+    run = make_run("muon", 1)
+    del run.config["optimizer"]["lr"]
+    run.steps["lr"] = math.nan
+    frames = collect(runs(a=run))
+    assert frames.runs["lr"].isna().all()
+    assert apply_tests(frames)["name"].nunique() >= 4
 
 
 def test_steps_carry_the_extremes_over_heads_and_the_runs_own_learning_rate(frames):

@@ -4,7 +4,6 @@ import inspect
 import io
 import textwrap
 from dataclasses import dataclass
-from typing import get_args
 
 import pytest
 import torch
@@ -13,11 +12,12 @@ from torch import nn
 import muonlab.optim.rules as rules
 from muonlab.errors import MuonlabError
 from muonlab.optim import AdamW, CombinedOptimizer, Muon, adamw_rule, build_optimizer, format_routing
-from muonlab.optim.muon_rule import APPLY, MOMENTUM_KINDS, SCALE_RULES, MuonRuleSettings
+from muonlab.optim.muon_rule import APPLY, MuonRuleSettings
 from muonlab.optim.routing import parameter_groups
 from muonlab.optim.rules import RULES, Rule, register_rule
 from muonlab.settings.check import Average, NonNegative
-from muonlab.settings.optimizer import AdamWGroup, DecayKind, MomentumKind, ScaleRule
+from muonlab.settings.optimizer import NAMES, AdamWGroup
+from muonlab.train.config import read_section
 
 
 @pytest.fixture
@@ -163,10 +163,32 @@ def test_a_stage_of_ones_own_is_one_function_and_one_registration(hyperball):
         APPLY.register(APPLY["decoupled"])
 
 
-def test_a_config_offers_every_stage_of_the_package():
-    """Settings are checked before torch is imported, so their names are written down a second time."""
-    for table, choices in ((MOMENTUM_KINDS, MomentumKind), (SCALE_RULES, ScaleRule), (APPLY, DecayKind)):
-        assert tuple(table) == get_args(choices)
+def test_the_names_that_need_no_torch_are_those_of_the_package():
+    """Settings are checked before torch is imported, so these names are written down a second time."""
+    tables = {table.setting: tuple(table) for table in RULES["muon"].stages}
+    assert {**tables, "routes": tuple(sorted(RULES, reverse=True))} == NAMES
+
+
+def test_a_config_may_name_a_stage_or_a_rule_of_ones_own(lion, hyperball):
+    settings = read_section(
+        "optimizer", {"name": "muon", "weight_decay_kind": "hyperball", "routes": {"key": "lion"}}
+    )
+    assert (settings.weight_decay_kind, settings.routes) == ("hyperball", {"key": "lion"})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"weight_decay_kind": "decopled"},
+            "unknown optimizer.weight_decay_kind 'decopled'; did you mean 'deco",
+        ),
+        ({"routes": {"key": "adam"}}, "unknown optimizer.routes 'adam'; did you mean 'adamw'"),
+    ],
+)
+def test_a_config_that_names_an_unknown_one_is_refused(values, message):
+    with pytest.raises(MuonlabError, match=message):
+        read_section("optimizer", {"name": "muon", **values})
 
 
 def test_a_rule_may_have_no_learning_rate():

@@ -2,6 +2,7 @@
 
 import math
 import signal
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -12,9 +13,10 @@ from tiny_runs import TINY
 from muonlab.cli import compose_config, plain
 from muonlab.data import make_data
 from muonlab.errors import EnvironmentFault, MuonlabError
-from muonlab.optim import AdamW, list_optimizers, register_optimizer
+from muonlab.optim import AdamW, CombinedOptimizer, Rule, list_optimizers, register_optimizer, register_rule
 from muonlab.optim.optimizers import OPTIMIZERS
 from muonlab.optim.routing import parameter_groups
+from muonlab.optim.rules import RULES
 from muonlab.record import RunRecord, load_run, run_identity
 from muonlab.runtime import memory
 from muonlab.train.config import read_config
@@ -79,6 +81,36 @@ def test_an_optimizer_of_ones_own_needs_no_setting_for_its_learning_rate(tiny, m
     run = load_run(train(config).folder)
     assert run.status == "finished"
     assert run.steps["lr"].tolist() == [0.001, *[0.002] * 11]
+
+
+def test_an_optimizer_may_have_no_learning_rate(tiny, monkeypatch):
+    """Nor weight decay, which a rule for vectors is not given then."""
+    monkeypatch.setattr(OPTIMIZERS, "_builders", dict(OPTIMIZERS._builders))
+    monkeypatch.setattr(OPTIMIZERS, "_sections", dict(OPTIMIZERS._sections))
+
+    @dataclass(frozen=True, kw_only=True)
+    class Signs:
+        length: float = 0.002
+
+    @register_rule("signs")
+    class SignRule(Rule):
+        settings = Signs
+
+        def update(self, batch):
+            signs = [g.sign() for g in batch.grads]
+            torch._foreach_add_(batch.params, signs, alpha=-batch.settings(Signs).length)
+
+    @register_optimizer("signs")
+    def signs(model, *, length=0.002):
+        return CombinedOptimizer(parameter_groups(model, "signs"), "signs", {"signs": Signs(length=length)})
+
+    config = read_config({**tiny().as_dict(), "optimizer": {"name": "signs"}})
+    outcome = train(config)
+    del RULES["signs"]
+    run = load_run(outcome.folder)
+    assert (run.status, outcome.folder.name[:9]) == ("finished", "signs-s1-")
+    assert run.steps["lr"].isna().all()
+    assert run.steps["update_rms/query"].dropna().tolist() == pytest.approx([0.002] * 4, rel=0.01)
 
 
 def test_the_same_run_twice_is_the_same_to_the_bit_whatever_ran_before(tiny, tmp_path):
