@@ -1,7 +1,7 @@
 """Models that declare their parameters' roles and attention layouts; nothing here knows an optimizer."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from muonlab.models.contract import CausalModel, MixtureModel, ModelOutput
@@ -35,7 +35,7 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Imports a name's module when it is first asked for: counting a model needs no torch."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,15 +23,15 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("name", metavar="name", help=f"one of {', '.join(names)}")
     parser.add_argument("settings", nargs="*", metavar="setting=value", help="as in conf/model/<name>.yaml")
-    given = parser.parse_args(arguments)
-    if given.name not in names:
-        raise unknown_name("model config", given.name, names)
-    if odd := [setting for setting in given.settings if "=" not in setting]:
+    options = parser.parse_args(arguments)
+    if options.name not in names:
+        raise unknown_name("model config", options.name, names)
+    if odd := [setting for setting in options.settings if "=" not in setting]:
         raise MuonlabError(f"settings are written name=value, not '{odd[0]}'")
-    for override in parse_overrides(given.settings):
+    for override in parse_overrides(options.settings):
         if override.type is not OverrideType.CHANGE or override.is_sweep_override():
             raise MuonlabError(f"settings are written name=value, not '{override.input_line}'")
-    overrides = [f"model={given.name}", *(f"++model.{setting}" for setting in given.settings)]
+    overrides = [f"model={options.name}", *(f"++model.{setting}" for setting in options.settings)]
     values = plain(compose_config("train", overrides))["model"]
     section = MODEL_SETTINGS.get(values["name"]) or _registered(values["name"])
     settings = with_vocabulary(build(section, values, "model"))

@@ -5,7 +5,7 @@ Shape legend: B batch, T positions, L attention layers, H query heads, K key-val
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -38,10 +38,10 @@ class CausalModel(Protocol):
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every parameter once, by name."""
 
-    def train(self, mode: bool = True) -> Any:
+    def train(self, mode: bool = True) -> object:
         """Training mode, in which a forward keeps its attention logits for `logit_extremes`."""
 
-    def eval(self) -> Any:
+    def eval(self) -> object:
         """Evaluation mode, in which a forward leaves those of the last training forward alone."""
 
     def compile(self) -> None:

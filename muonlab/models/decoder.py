@@ -4,11 +4,12 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from muonlab.errors import MuonlabError
 from muonlab.layout import AttentionLayout, ParameterRole
@@ -28,13 +29,31 @@ from muonlab.settings.model import DecoderSettings
 IGNORED = -100  # the target of a position that has none, as in torch
 
 
+class BlockPart(Protocol):
+    """A module that declares the roles of its parameters, by their names within it."""
+
+    @property
+    def __call__(self) -> Callable[..., Any]: ...
+
+    def roles(self) -> dict[str, ParameterRole]: ...
+
+    def register_forward_pre_hook(self, hook: Callable[..., None]) -> RemovableHandle: ...
+
+
+class AttentionPart(BlockPart, Protocol):
+    """The attention of a block, such as Attention and LatentAttention, where the members are explained."""
+
+    rotary_dim: int
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def layout(self, name: str) -> AttentionLayout: ...
+
+
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); both parts declare their parameters' `roles()`."""
 
-    attention: Any  # it also has `layout(name)`, `rotary_dim` and `project(x, cos, sin)`
-    mlp: Any
-
-    def __init__(self, attention: nn.Module, mlp: nn.Module, d_model: int):
+    def __init__(self, attention: AttentionPart, mlp: BlockPart, d_model: int):
         super().__init__()
         self.attention_norm = RMSNorm(d_model)
         self.attention = attention
@@ -197,7 +216,7 @@ class Decoder(nn.Module):
         from the input of each layer's attention, so that no other forward carries them.
         """
 
-        def project(attention: Any, inputs: tuple[Any, ...]) -> None:
+        def project(attention: AttentionPart, inputs: tuple[Any, ...]) -> None:
             x, cos, sin, *_ = inputs
             queries, keys, *_ = attention.project(x, cos, sin)
             look(queries, keys)

@@ -159,10 +159,10 @@ def bounded_logits(
     ranges = _stack([logit_bounds(layer) for layer in layers])
     known = torch.tensor([layer.extremes is not None for layer in layers], device=ranges.highest.device)
     exact = known.unsqueeze(1).repeat(1, ranges.highest.shape[1])
-    given = all(
+    enough = all(  # what the kernels report is the very extreme that the limit is about
         layer.extremes is not None or (layer.highest is not None and not absolute) for layer in layers
     )
-    if limit == torch.inf or given:
+    if limit == torch.inf or enough:
         return ranges, exact
     bound = ranges.absolute if absolute else ranges.highest
     suspects = (~(bound < limit) & ~exact).cpu()

@@ -10,7 +10,7 @@ from muonlab.errors import MuonlabError
 from muonlab.layout import ParameterRole
 from muonlab.models.attention import Attention
 from muonlab.models.contract import ModelOutput
-from muonlab.models.decoder import Block, Decoder
+from muonlab.models.decoder import AttentionPart, Block, Decoder
 from muonlab.models.experts import Experts, group_by_expert
 from muonlab.models.latent_attention import LatentAttention
 from muonlab.models.mlp import MLP
@@ -94,7 +94,7 @@ class MoE(Decoder):
 
     def _block(self, layer: int) -> Block:
         s = self.settings
-        attention: nn.Module
+        attention: AttentionPart
         if s.attention == "mla":
             attention = LatentAttention(
                 s.d_model,

@@ -6,11 +6,29 @@ Equal means: the same equations, so the same weights in exact arithmetic. What s
 to the norm and we need not, of relative size 1e-7 over the norm of the momentum.
 """
 
-from typing import Any
+from typing import TypedDict
 
 from muonlab.errors import MuonlabError, unknown_name
 from muonlab.optim.muon_rule import SCALE_RULES
-from muonlab.optim.schedules import SCHEDULES
+from muonlab.optim.schedules import SCHEDULES, Coefficients
+
+
+class ParitySettings(TypedDict, total=False):
+    """Arguments of `Muon`; those that are missing have its defaults."""
+
+    momentum: float
+    momentum_kind: str
+    nesterov: bool
+    ns_schedule: Coefficients
+    ns_steps: int
+    scale_rule: str
+    weight_decay: float
+    weight_decay_kind: str
+    cautious: bool
+    equilibrate_rows: bool
+    renormalise: bool
+    normuon_beta2: float
+
 
 # nanochat divides by 1.01 times the norm before rows that were fitted for 1.02.
 _POLAR_EXPRESS = SCHEDULES["polar_express_1.02"].rows
@@ -19,11 +37,11 @@ _NANOCHAT_ROWS = (
     *_POLAR_EXPRESS[1:],
 )
 
-_JORDAN = {"ns_schedule": "jordan", "ns_steps": 5}
-_EMA = {"momentum": 0.95, "momentum_kind": "ema", "nesterov": True}
-_HEAVY_BALL = {"momentum": 0.95, "momentum_kind": "heavy_ball", "nesterov": True}
+_JORDAN: ParitySettings = {"ns_schedule": "jordan", "ns_steps": 5}
+_EMA: ParitySettings = {"momentum": 0.95, "momentum_kind": "ema", "nesterov": True}
+_HEAVY_BALL: ParitySettings = {"momentum": 0.95, "momentum_kind": "heavy_ball", "nesterov": True}
 
-_PARITY: dict[str, dict[str, Any]] = {
+_PARITY: dict[str, ParitySettings] = {
     "torch": {**_EMA, **_JORDAN, "scale_rule": "original", "weight_decay": 0.1},
     "keller_jordan": {**_EMA, **_JORDAN, "scale_rule": "original", "weight_decay": 0.0},
     "moonlight": {**_HEAVY_BALL, **_JORDAN, "scale_rule": "match_rms_adamw", "weight_decay": 0.1},
@@ -96,7 +114,7 @@ def list_parities() -> list[str]:
     return sorted(_PARITY)
 
 
-def parity(name: str) -> dict[str, Any]:
+def parity(name: str) -> ParitySettings:
     """Settings that make `Muon(params, lr=..., **parity(name))` the Muon of another implementation.
 
     They hold that implementation's default momentum, weight decay, iteration and scale, for (out, in)
@@ -124,7 +142,7 @@ def parity(name: str) -> dict[str, Any]:
     """
     if name not in _PARITY:
         raise unknown_name("implementation", name, _PARITY)
-    return dict(_PARITY[name])
+    return _PARITY[name].copy()
 
 
 def convert_lr(lr: float, source: str, target: str, shape: tuple[int, ...]) -> float:

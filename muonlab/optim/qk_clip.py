@@ -12,8 +12,7 @@ Query rows that meet a key shared by all heads (MLA's rotary part) carry gamma_h
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -22,6 +21,7 @@ from torch import Tensor
 from muonlab.errors import MuonlabError, unknown_name
 from muonlab.layout import AttentionLayout
 from muonlab.optim.clip_rows import ClipRows, MomentumOf, head_groups
+from muonlab.optim.matrix_view import State
 from muonlab.optim.saved_state import check_entries, describe
 
 NEVER = -1  # of an optimizer step
@@ -30,7 +30,7 @@ NEVER = -1  # of an optimizer step
 def head_gammas(max_logits: Tensor, tau: float) -> Tensor:
     """gamma = min(1, tau / S), as tau / max(tau, S): exactly 1 for every S <= tau, also for S <= 0.
 
-    An S that is infinite or NaN gives 1 too: training has diverged, which no factor mends and none may hide.
+    An S that is infinite or NaN gives 1 too: training has diverged, which no factor may hide.
     """
     finite = max_logits.nan_to_num(nan=tau, posinf=tau, neginf=tau)
     return torch.full_like(finite, tau) / finite.clamp(min=tau)
@@ -201,11 +201,11 @@ class QKClip:
             for i, layer in enumerate(self._heads)
         }
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """The history. Maxima observed but not yet applied are not part of it, as gradients are not."""
         return {"heads": dict(self._heads), "history": self._history.state_dict()}
 
-    def check_state(self, state: Any) -> None:
+    def check_state(self, state: State) -> None:
         """Raise MuonlabError unless `load_state_dict` can take it whole; changes nothing."""
         check_entries("the saved clip state", state, ("heads", "history"))
         if state["heads"] != self._heads:
@@ -214,7 +214,7 @@ class QKClip:
             )
         self._history.check_state(state["history"])
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Restore `state_dict()`'s answer exactly. Raises MuonlabError for other layers or head counts."""
         self.check_state(state)
         self._history.load_state_dict(state["history"])
@@ -321,7 +321,7 @@ class ClipHistory:
         """The tensors by name; they restore the history exactly."""
         return {name: getattr(self, name) for name in self.fields}
 
-    def check_state(self, state: Any) -> None:
+    def check_state(self, state: State) -> None:
         """Raise MuonlabError unless `load_state_dict` can take it whole; changes nothing."""
         check_entries("the saved clip history", state, self.fields)
         for name, present in self.state_dict().items():
@@ -331,7 +331,7 @@ class ClipHistory:
                     f"{tuple(present.shape)}"
                 )
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Restore `state_dict()`'s answer. Raises MuonlabError for what `check_state` refuses."""
         self.check_state(state)
         for name, present in self.state_dict().items():

@@ -147,8 +147,8 @@ def deal(
 ) -> tuple[Run, ...]:
     """All runs of these parameters with an owner each, the same on every rank.
 
-    A run that lies whole on one rank is that rank's. The others go, the largest first, to the rank with the least work
-    so far, which is within a third of the best that is possible (Graham, 1969).
+    A run that lies whole on one rank is that rank's. The others go, largest first, to the rank with the least work so
+    far, which is within a third of the best (Graham, 1969).
     """
     load = [0] * world
     settled, open_runs = [], []
@@ -180,6 +180,7 @@ class Ranks:
     def __init__(self, group: dist.ProcessGroup | None, sharded: bool):
         self.group, self.sharded = group, sharded
         self.rank, self.world = dist.get_rank(group), dist.get_world_size(group)
+        self._all = range(self.world)
 
     @classmethod
     def of(cls, params: Sequence[Tensor], process_group: dist.ProcessGroup | None) -> "Ranks | None":
@@ -244,10 +245,6 @@ class Ranks:
         for own, values in zip(targets, self._to_all(targets[self.rank], sizes, like), strict=True):
             for target, value in zip(own, values, strict=True):
                 target.copy_(value.view(target.shape))
-
-    @property
-    def _all(self) -> range:
-        return range(self.world)
 
     def _collect(
         self,

@@ -8,12 +8,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
 
 from torch import nn
 
 from muonlab.errors import MuonlabError, unknown_name
 from muonlab.layout import ParameterRole
+from muonlab.optim.matrix_view import Group
 from muonlab.optim.rules import RULES, setting_names
 
 # What a rule for matrices takes unless `routes` says otherwise. Embeddings and heads are tables of rows used one by
@@ -87,7 +87,7 @@ def parameter_groups(
     lr_scale: Mapping[str, float] | None = None,
     per_head: bool = False,
     split_qkv: bool = True,
-) -> list[dict[str, Any]]:
+) -> list[Group]:
     """Parameter groups of a model, one per role.
 
     rule: a registered rule. One for matrices, such as "muon", takes MUON_ROLES and leaves the rest to "adamw"; any
@@ -107,7 +107,7 @@ def parameter_groups(
     if not split_qkv:
         _check_fused(roles.values(), per_head)
     table = _Routes(rule, routes or {})
-    groups: dict[tuple, dict[str, Any]] = {}
+    groups: dict[tuple, Group] = {}
     for name, param, tied in _unique_parameters(model):
         role = roles[name]
         target, reason = table.rule_of(name, role)
@@ -200,7 +200,7 @@ def _check_fused(roles: Iterable[Role], per_head: bool) -> None:
         )
 
 
-def _view(name: str, role: Role, param: nn.Parameter, per_head: bool, split_qkv: bool) -> dict[str, Any]:
+def _view(name: str, role: Role, param: nn.Parameter, per_head: bool, split_qkv: bool) -> Group:
     """Group settings that say which matrices Muon sees in a parameter."""
     if role.name == "conv":
         if param.ndim > 2 and param.shape[1] == 1:
@@ -217,7 +217,7 @@ def _view(name: str, role: Role, param: nn.Parameter, per_head: bool, split_qkv:
     return {}
 
 
-def _numbered(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _numbered(groups: list[Group]) -> list[Group]:
     """Distinct names where one role has several groups (other views or rules): query, query_2, ..."""
     count: dict[str, int] = {}
     for group in groups:

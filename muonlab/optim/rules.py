@@ -251,7 +251,7 @@ def _annotations(settings: type) -> dict[str, Any]:
     return {name: hints[name] for name in setting_names(settings)}
 
 
-def check_setting(annotation: Any, value: Any, place: str) -> Any:
+def check_setting(annotation: Any, value: object, place: str) -> Any:
     """The value as its annotation has it; raises MuonlabError, in a sentence that begins with `place`, if it cannot be.
 
     A one-element tensor passes unread: a learning rate that a captured graph reads from the device.
@@ -259,7 +259,7 @@ def check_setting(annotation: Any, value: Any, place: str) -> Any:
     return value if isinstance(value, Tensor) and value.numel() == 1 else check(annotation, value, place)
 
 
-def plain_value(value: Any) -> Any:
+def plain_value(value: object) -> Any:
     """The same value without NumPy's types and lists, so that `torch.load(weights_only=True)` takes it.
 
     NumPy's numbers become Python's, exactly but for those of more than 64 bits; arrays, lists and tuples become

@@ -58,7 +58,7 @@ def counted(name, **values):
 
 
 def active(model):
-    """Parameters that one token uses: k of the E experts of a stack, and one row of an embedding that is no head."""
+    """Parameters that one token uses: k of the E experts of a stack, one row of an embedding that is not the head."""
     experts_of = [
         (layer.router, set(layer.experts.parameters())) for layer in model.modules() if is_routed(layer)
     ]

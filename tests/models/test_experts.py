@@ -10,10 +10,10 @@ from muonlab.models import experts as module
 from muonlab.models.experts import Experts, group_by_expert, grouped_products, padded_products
 
 
-def one_token_at_a_time(experts, x, chosen, gates):
+def one_token_at_a_time(experts, x, choices, gates):
     """sum_k g_k down_e(silu(gate_e x) * up_e x), as it is written."""
     out = []
-    for token, its_experts, its_gates in zip(x, chosen.tolist(), gates, strict=True):
+    for token, its_experts, its_gates in zip(x, choices.tolist(), gates, strict=True):
         total = torch.zeros_like(token)
         for e, gate in zip(its_experts, its_gates, strict=True):
             total = total + gate * (
@@ -39,9 +39,9 @@ def test_experts_equal_one_token_at_a_time_with_gradients(tokens, num_experts, k
     gates = torch.rand(tokens, k, dtype=torch.float64, requires_grad=True)
     # Skewed: all tokens to the last k experts, and none to the others.
     rank = torch.arange(num_experts) * skew + torch.rand(tokens, num_experts) * (not skew)
-    chosen = rank.expand(tokens, -1).topk(k).indices
-    groups = group_by_expert(chosen, num_experts)
-    fast, slow = experts(x, gates, groups), one_token_at_a_time(experts, x, chosen, gates)
+    choices = rank.expand(tokens, -1).topk(k).indices
+    groups = group_by_expert(choices, num_experts)
+    fast, slow = experts(x, gates, groups), one_token_at_a_time(experts, x, choices, gates)
     torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-12)
     inputs = [x, gates, *experts.parameters()]
     direction = torch.randn_like(slow)
@@ -57,9 +57,9 @@ def test_experts_equal_one_token_at_a_time_with_gradients(tokens, num_experts, k
 )
 def test_every_choice_has_one_place_in_its_experts_group(tokens, num_experts, k, seed):
     torch.manual_seed(seed)
-    chosen = torch.rand(tokens, num_experts).topk(min(k, num_experts)).indices
-    groups = group_by_expert(chosen, num_experts)
-    flat = chosen.flatten()
+    choices = torch.rand(tokens, num_experts).topk(min(k, num_experts)).indices
+    groups = group_by_expert(choices, num_experts)
+    flat = choices.flatten()
     assert groups.loads.tolist() == torch.bincount(flat, minlength=num_experts).tolist()
     assert groups.loads.sum() == flat.numel()  # none dropped
     assert torch.equal(groups.order[groups.inverse], torch.arange(flat.numel()))

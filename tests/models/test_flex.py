@@ -38,7 +38,7 @@ def test_the_block_mask_shows_what_explicit_attention_sees(documents, length):
     torch.testing.assert_close(out, explicit_attention(q, k, v, documents=ids)[0], rtol=1e-4, atol=1e-5)
 
 
-def test_a_layer_whose_kernel_told_its_highest_logit_needs_no_exact_pass_for_it(monkeypatch):
+def test_a_layer_whose_kernel_reports_its_highest_logit_needs_no_exact_pass_for_it(monkeypatch):
     """What a GPU does, with the CPU's exact pass in place of the kernel."""
     monkeypatch.setattr(
         "muonlab.models.max_logits.flex_highest", lambda q, k, documents: logit_range(q, k, documents).highest
@@ -46,8 +46,8 @@ def test_a_layer_whose_kernel_told_its_highest_logit_needs_no_exact_pass_for_it(
     q, k, _, _ = inputs(9)
     exact = logit_range(q, k)
     layer = LayerLogits(None, q, k, highest=exact.highest)
-    for found, expected in zip(logit_extremes([layer]), exact, strict=True):
-        assert torch.equal(found[0], expected)
+    for actual, expected in zip(logit_extremes([layer]), exact, strict=True):
+        assert torch.equal(actual[0], expected)
     limit = exact.highest.median().item()
     signed, known = bounded_logits([layer], limit)
     assert torch.equal(signed.highest[0], exact.highest)  # what a signed clip acts on, whatever the cadence
@@ -88,10 +88,10 @@ def test_flex_attention_and_its_maxima_are_explicit_attentions(device, documents
 @pytest.mark.parametrize("documents", DOCUMENTS)
 def test_gradients_on_a_gpu_are_explicit_attentions(device, head_dim, documents):
     q, k, v, ids = inputs(130, device, head_dim=head_dim, documents=documents)
-    given = [x.requires_grad_() for x in (q, k, v)]
+    leaves = [x.requires_grad_() for x in (q, k, v)]
     results = []
     for out in (fused_attention(q, k, v, ids)[0], explicit_attention(q, k, v, documents=ids)[0]):
-        results.append(torch.autograd.grad(out.square().sum(), given))
+        results.append(torch.autograd.grad(out.square().sum(), leaves))
     for fused, explicit in zip(*results, strict=True):
         torch.testing.assert_close(fused, explicit, rtol=1e-3, atol=1e-3)
 
@@ -112,10 +112,10 @@ def test_a_model_on_a_gpu_says_what_it_says_on_a_cpu(device, compiled, num_heads
     if compiled:
         model.compile()
     model(tokens.to(device), tokens.to(device)).loss.backward()
-    for found, end in zip(model.logit_extremes(), expected, strict=True):
-        torch.testing.assert_close(found.cpu(), end, rtol=1e-3, atol=1e-3)
-    found = model.blocks[0].attention.query.weight.grad.cpu()
-    torch.testing.assert_close(found, gradient, rtol=1e-2, atol=1e-4)
+    for actual, end in zip(model.logit_extremes(), expected, strict=True):
+        torch.testing.assert_close(actual.cpu(), end, rtol=1e-3, atol=1e-3)
+    actual = model.blocks[0].attention.query.weight.grad.cpu()
+    torch.testing.assert_close(actual, gradient, rtol=1e-2, atol=1e-4)
     bounds, exact = model.bounded_logits()
     assert exact.all()  # what is known of this forward stays known
     model(tokens.to(device), tokens.to(device))

@@ -54,9 +54,9 @@ def test_a_seed_gives_both_the_same_first_weights_to_the_bit(variant):
 def test_cut_apart_and_clipped_it_is_the_separate_model(variant, settings):
     separate, fused = pair(**variant)
     expected = steps(separate, **settings)
-    found = as_separate(steps(fused, **settings))
-    assert found.keys() == expected.keys()
-    for name, value in found.items():
+    actual = as_separate(steps(fused, **settings))
+    assert actual.keys() == expected.keys()
+    for name, value in actual.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-9, atol=1e-12, msg=name)
 
 

@@ -73,8 +73,8 @@ def test_extremes_are_those_of_every_visible_pair(shift, **shape):
     q, k = q + shift, k + abs(shift)  # all logits positive, mixed, or all negative
     expected = looped_extremes(q, k, documents)
     for extremes in (logit_range(q, k, documents), explicit_attention(q, k, k, documents=documents)[2]):
-        for found, end in zip(extremes, expected, strict=True):
-            torch.testing.assert_close(found, end, rtol=1e-12, atol=1e-9)
+        for actual, end in zip(extremes, expected, strict=True):
+            torch.testing.assert_close(actual, end, rtol=1e-12, atol=1e-9)
 
 
 @settings(max_examples=60)
@@ -82,11 +82,11 @@ def test_extremes_are_those_of_every_visible_pair(shift, **shape):
 def test_fused_maxima_are_those_of_explicit_attention(**shape):
     q, k, v, documents = draw(**shape)
     extremes = explicit_attention(q, k, v, documents=documents)[2]
-    found = logit_extremes([fuse(q, k, v, documents)[1]])
-    assert found.highest.dtype == torch.promote_types(q.dtype, torch.float32)
+    actual = logit_extremes([fuse(q, k, v, documents)[1]])
+    assert actual.highest.dtype == torch.promote_types(q.dtype, torch.float32)
     # Relative to the products that a logit is the sum of: a logit near 0 is the small difference of larger numbers.
     norms = max_logits.at_least_fp32(q).norm(dim=-1).max() * max_logits.at_least_fp32(k).norm(dim=-1).max()
-    for ours, theirs in zip(found, extremes, strict=True):
+    for ours, theirs in zip(actual, extremes, strict=True):
         torch.testing.assert_close(
             ours[0], theirs, rtol=1e-6, atol=3e-7 * norms.item() / math.sqrt(q.shape[-1])
         )
@@ -155,11 +155,11 @@ def test_heads_that_may_reach_the_limit_are_exact_to_the_bit(quantile, absolute,
     exact = logit_extremes(layers)
     values = exact.absolute if absolute else exact.highest
     limit = values.flatten().double().quantile(quantile).item()
-    found, known = bounded_logits(layers, limit, absolute)
+    actual, known = bounded_logits(layers, limit, absolute)
     reach = values >= limit
     assert known[reach].all()
-    assert torch.equal((found.absolute if absolute else found.highest)[reach], values[reach])
-    for ours, theirs in zip(found, exact, strict=True):
+    assert torch.equal((actual.absolute if absolute else actual.highest)[reach], values[reach])
+    for ours, theirs in zip(actual, exact, strict=True):
         assert torch.equal(ours[known], theirs[known])
 
 
@@ -175,9 +175,9 @@ def test_without_a_limit_nothing_is_computed_and_nothing_called_exact(monkeypatc
 def test_a_logit_that_is_not_a_number_is_looked_at():
     q, k = random(1, 2, 5, 4), random(1, 2, 5, 4, seed=1)
     q[0, 1, 3] = math.nan
-    found, known = bounded_logits([fuse(q, k, k)[1]], limit=1e6)
+    actual, known = bounded_logits([fuse(q, k, k)[1]], limit=1e6)
     assert known.tolist() == [[False, True]]
-    assert found.highest[0, 1].isnan()
+    assert actual.highest[0, 1].isnan()
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # RMSNorm under autocast
@@ -192,14 +192,14 @@ def test_a_model_says_the_same_whichever_attention_it_runs(settings, precision, 
     model = model.bfloat16() if precision == "bf16" else model
     tokens = torch.randint(61, (3, 16), generator=torch.Generator().manual_seed(0))
     documents = packed(3, 16, 0)
-    found = []
+    actual = []
     for context in (0, 128):
         monkeypatch.setattr("muonlab.models.attention.EXPLICIT_CONTEXT", context)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
             loss = model(tokens, tokens, documents=documents).loss
         assert loss.dtype == torch.float32
-        found.append(model.logit_extremes())
-    for fused, explicit in zip(*found, strict=True):
+        actual.append(model.logit_extremes())
+    for fused, explicit in zip(*actual, strict=True):
         assert fused.dtype == torch.float32
         torch.testing.assert_close(fused[0], explicit[0], rtol=1e-6, atol=1e-7)
         # The second layer's input has gone through a 16-bit attention, which rounds otherwise in each kernel.

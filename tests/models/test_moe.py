@@ -68,7 +68,7 @@ def test_loads_are_those_of_the_step_and_none_is_dropped():
     assert first.sum(1).tolist() == [ASSIGNED] * 2
     model.eval()
     model(tokens(1))
-    assert torch.equal(model.expert_loads(), first)  # an evaluation is no load
+    assert torch.equal(model.expert_loads(), first)  # an evaluation adds no load
     model.train()
     model(tokens(1))  # a second micro-batch
     both = model.expert_loads()
@@ -87,7 +87,7 @@ def test_measurements_are_what_they_say():
         model.measurements()
     seen = {}
     for i, layer in model.expert_layers.items():
-        layer.register_forward_hook(lambda layer, given, out, i=i: seen.update({i: (given[0], out)}))
+        layer.register_forward_hook(lambda layer, inputs, out, i=i: seen.update({i: (inputs[0], out)}))
     model(tokens(), tokens(1)).loss.backward()
     measured = model.measurements()
     assert len(measured) == 2 * 5

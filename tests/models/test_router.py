@@ -22,13 +22,13 @@ def inputs(seed=1, tokens=TOKENS):
 
 def test_gates_are_the_normalised_scores_of_the_highest_scaled():
     made, x = router(scaling=2.5), inputs()
-    chosen, gates, logits = made(x)
+    choices, gates, logits = made(x)
     scores = 1 / (1 + (-(x @ made.weight.T)).exp())
     torch.testing.assert_close(logits.sigmoid(), scores)
     for t in range(TOKENS):
         best = sorted(range(EXPERTS), key=lambda e: -scores[t, e].item())[:K]
-        assert sorted(chosen[t].tolist()) == sorted(best)
-        expected = 2.5 * scores[t, chosen[t]] / scores[t, best].sum()
+        assert sorted(choices[t].tolist()) == sorted(best)
+        expected = 2.5 * scores[t, choices[t]] / scores[t, best].sum()
         torch.testing.assert_close(gates[t], expected, rtol=1e-12, atol=0)
 
 
@@ -43,18 +43,18 @@ def test_gates_stay_finite_when_every_score_is_zero():
 def test_the_bias_changes_the_choice_and_neither_gates_nor_gradients():
     """Of tokens whose choice the bias leaves alone, gates and gradients are the same, but for the order of sums."""
     made, x = router(), inputs()
-    chosen, gates, _ = made(x)
+    choices, gates, _ = made(x)
     with torch.no_grad():
         made.balance_bias[2] = 0.1
-    biased_chosen, biased_gates, _ = made(x)
-    same = (chosen.sort(-1).values == biased_chosen.sort(-1).values).all(-1)
+    biased_choices, biased_gates, _ = made(x)
+    same = (choices.sort(-1).values == biased_choices.sort(-1).values).all(-1)
     assert 0 < same.sum() < TOKENS
-    assert (biased_chosen == 2).sum() > (chosen == 2).sum()
+    assert (biased_choices == 2).sum() > (choices == 2).sum()
 
-    def by_expert(chosen, gates):
-        return gates.new_zeros(TOKENS, EXPERTS).scatter(1, chosen, gates)[same]
+    def by_expert(choices, gates):
+        return gates.new_zeros(TOKENS, EXPERTS).scatter(1, choices, gates)[same]
 
-    pairs = (chosen, gates), (biased_chosen, biased_gates)
+    pairs = (choices, gates), (biased_choices, biased_gates)
     torch.testing.assert_close(by_expert(*pairs[0]), by_expert(*pairs[1]), rtol=1e-14, atol=0)
     direction = torch.randn(int(same.sum()), EXPERTS, dtype=torch.float64)
     gradients = [torch.autograd.grad(by_expert(*pair), (x, made.weight), direction) for pair in pairs]
@@ -64,10 +64,10 @@ def test_the_bias_changes_the_choice_and_neither_gates_nor_gradients():
 
 def test_without_bias_balance_the_buffer_is_not_read():
     made, x = router("none"), inputs()
-    chosen = made(x)[0]
+    choices = made(x)[0]
     with torch.no_grad():
         made.balance_bias.copy_(torch.arange(EXPERTS))
-    assert torch.equal(made(x)[0], chosen)
+    assert torch.equal(made(x)[0], choices)
     made.end_step(torch.arange(EXPERTS))
     assert torch.equal(made.balance_bias, torch.arange(EXPERTS).float())
 
@@ -96,10 +96,10 @@ def test_bias_updates_balance_a_skewed_router():
 
 def test_the_balance_loss_is_switchs():
     made, x = router("loss", balance_loss=0.5), inputs()
-    chosen, _, logits = made(x)
-    loads = group_by_expert(chosen, EXPERTS).loads
+    choices, _, logits = made(x)
+    loads = group_by_expert(choices, EXPERTS).loads
     scores = (x @ made.weight.T).sigmoid()
-    f = [(chosen == e).sum().item() / (TOKENS * K) for e in range(EXPERTS)]
+    f = [(choices == e).sum().item() / (TOKENS * K) for e in range(EXPERTS)]
     p = [(scores[:, e] / scores.sum(-1)).mean() for e in range(EXPERTS)]
     expected = 0.5 * EXPERTS * sum(a * b for a, b in zip(f, p, strict=True))
     loss = made.auxiliary_loss(logits, loads)
@@ -115,8 +115,8 @@ def test_descending_the_balance_loss_balances():
         made.weight[:, 0] = torch.linspace(-2, 2, EXPERTS)
     spread = []
     for _ in range(200):
-        chosen, _, logits = made(x)
-        loads = group_by_expert(chosen, EXPERTS).loads
+        choices, _, logits = made(x)
+        loads = group_by_expert(choices, EXPERTS).loads
         spread.append((loads.max() / loads.float().mean() - 1).item())
         (gradient,) = torch.autograd.grad(made.auxiliary_loss(logits, loads), made.weight)
         with torch.no_grad():
@@ -139,10 +139,10 @@ def test_scores_are_computed_in_fp32_under_autocast():
     made, x = router().float(), inputs().detach().float()
     expected = made(x)
     with torch.autocast("cpu", torch.bfloat16):
-        chosen, gates, logits = made(x)
+        choices, gates, logits = made(x)
     assert torch.equal(logits, expected[2])
     assert torch.equal(gates, expected[1])
-    assert torch.equal(chosen, expected[0])
+    assert torch.equal(choices, expected[0])
 
 
 def test_normalised_scores_are_a_distribution():

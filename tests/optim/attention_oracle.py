@@ -90,7 +90,7 @@ def separate(
 
 
 def fused(heads: int, kv_heads: int, dim: int) -> OracleLayer:
-    """One matrix and one bias [all Q | all K | all V], told by offsets."""
+    """One matrix and one bias [all Q | all K | all V], described by offsets."""
     q_rows, k_rows = heads * dim, kv_heads * dim
     weight, bias = parameter(q_rows + 2 * k_rows, WIDTH), parameter(q_rows + 2 * k_rows)
     layout = AttentionLayout(
@@ -109,7 +109,7 @@ def fused(heads: int, kv_heads: int, dim: int) -> OracleLayer:
 
 
 def interleaved(heads: int, dim: int) -> OracleLayer:
-    """One matrix of per-head triples [q_0 k_0 v_0 q_1 k_1 v_1 ...], told by the stride (GPT-NeoX)."""
+    """One matrix of per-head triples [q_0 k_0 v_0 q_1 k_1 v_1 ...], described by the stride (GPT-NeoX)."""
     weight = parameter(3 * heads * dim, WIDTH)
     layout = AttentionLayout(
         NAME,

@@ -30,9 +30,9 @@ def test_the_plain_form_is_one_block_a_step():
 )
 def test_blocks_end_before_rounding_has_grown_too_far(schedule, dtype, lengths):
     rows = resolve_schedule(schedule).rows
-    found = blocks(rows, "gram", dtype)
-    assert sum(found, ()) == rows
-    assert [len(block) for block in found] == lengths
+    parts = blocks(rows, "gram", dtype)
+    assert sum(parts, ()) == rows
+    assert [len(block) for block in parts] == lengths
 
 
 def test_cost_counts_the_products_of_both_forms():

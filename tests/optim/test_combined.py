@@ -251,7 +251,7 @@ def test_a_step_whose_max_logits_were_not_observed_is_refused_before_anything_is
         assert_equal(state[name], before[0][name])
     assert all(torch.equal(a, b) for a, b in zip(weights, before[1], strict=True))
     assert_equal(named(state["clip"]), named(before[0]["clip"]))
-    # told in time, the step goes on as if it had not been tried
+    # once they are observed, the same step is taken as if it had not been tried
     optimizer.observe(torch.tensor([5.0, 400.0])[None])
     optimizer.step()
     assert optimizer.steps_done == steps + 1

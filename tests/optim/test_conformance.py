@@ -143,7 +143,7 @@ def test_no_gradient_makes_a_nan(name, dtype, scale):
         optimizer.observe(max_logits)
         optimizer.step()
         assert all(p.isfinite().all() for p in model.parameters())
-    # AdamW's eps hides 1e-30, and the square of 1e30 is infinite in fp32: it stands still. Muon has no scale.
+    # AdamW's eps hides 1e-30, and the square of 1e30 is infinite in fp32: it does not move. Muon has no scale.
     before, after = weights(Attention(dtype)), weights(model)
     for route in optimizer.routing:
         assert route.rule == "adamw" or not torch.equal(before[route.name], after[route.name])
@@ -198,7 +198,7 @@ def test_a_clip_needs_declared_layouts():
         build_optimizer("muonclip", nn.Linear(3, 3))
 
 
-def test_a_misspelt_optimizer_is_told_with_the_near_names():
+def test_a_misspelt_optimizer_is_refused_with_the_near_names():
     with pytest.raises(MuonlabError, match="unknown optimizer 'moun'; did you mean 'muon'"):
         build_optimizer("moun", nn.Linear(3, 3))
 

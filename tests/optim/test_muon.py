@@ -216,7 +216,7 @@ def test_muonclip_around_somebody_elses_attention():
         ({"row_blocks": [2, 2], "weight_decay_kind": "shape_scaled"}, "blocks of one shape"),
     ],
 )
-def test_wrong_settings_are_told_in_one_sentence(settings, message):
+def test_wrong_settings_are_refused_in_one_sentence(settings, message):
     with pytest.raises(MuonlabError, match=message) as caught:
         Muon([nn.Parameter(torch.zeros(4, 4))], **settings)
     assert "\n" not in str(caught.value)
@@ -236,7 +236,7 @@ def test_wrong_settings_are_told_in_one_sentence(settings, message):
         ({"lr_scale": -1.0}, "lr_scale must be"),
     ],
 )
-def test_wrong_groups_are_told_in_one_sentence(group, message):
+def test_wrong_groups_are_refused_in_one_sentence(group, message):
     with pytest.raises(MuonlabError, match=message):
         Muon([{"params": [nn.Parameter(torch.zeros(4, 4))], **group}])
 

@@ -107,7 +107,7 @@ def run_rank(rank: int, folder: Any) -> None:
         seen["state", world] = gathered(split.state_dict(), keep=rank == 0)
         half = optimizer(sharded(tensors(0, torch.bfloat16), mesh))
         seen["bf16", world] = train(half)
-    # A whole state, saved by four ranks with NorMuon's moments, goes on over two.
+    # A whole state, saved by four ranks with NorMuon's moments, resumes on two.
     evened = {"ns_dtype": "float64", **SETTINGS["evened"]}
     four = optimizer(sharded(start, meshes[RANKS]), **evened)
     after = train(four)

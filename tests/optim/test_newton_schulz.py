@@ -41,9 +41,9 @@ def test_newton_schulz_is_the_polynomial_of_the_singular_values(shape, schedule,
 @pytest.mark.parametrize("schedule", ["aol", "aol_dion"])
 def test_an_aol_schedule_is_the_polynomial_of_the_rescaled_matrix(schedule, backend):
     G = gaussian(2, 9, 6)
-    chosen = resolve_schedule(schedule)
-    U, S, Vh = torch.linalg.svd(aol_rescale_(G.clone(), chosen.margin), full_matrices=False)
-    expected = (U * resolve_schedule(chosen.rows).scalar_map(S).unsqueeze(-2)) @ Vh
+    table = resolve_schedule(schedule)
+    U, S, Vh = torch.linalg.svd(aol_rescale_(G.clone(), table.margin), full_matrices=False)
+    expected = (U * resolve_schedule(table.rows).scalar_map(S).unsqueeze(-2)) @ Vh
     torch.testing.assert_close(newton_schulz(G, schedule, backend=backend), expected, atol=1e-12, rtol=0)
     torch.testing.assert_close(
         newton_schulz(G.mT, schedule, backend=backend), expected.mT, atol=1e-12, rtol=0

@@ -1,4 +1,4 @@
-"""Defects of public orthogonalisation code, each named after where it was found, none of them here."""
+"""Defects of public orthogonalisation code, each named after the code that has it, none of them here."""
 
 import pytest
 import torch

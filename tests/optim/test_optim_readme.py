@@ -1,4 +1,4 @@
-"""The page on MuonClip in somebody else's loop runs as it stands."""
+"""The page on MuonClip in somebody else's loop runs as it is written."""
 
 import doctest
 from pathlib import Path

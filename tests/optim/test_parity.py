@@ -96,7 +96,7 @@ def test_convert_lr_there_and_back(shape):
         assert convert_lr(convert_lr(0.02, "torch", name, shape), name, "torch", shape) == pytest.approx(0.02)
 
 
-def test_unknown_implementation_and_shape_are_told():
+def test_unknown_implementation_and_shape_are_refused():
     with pytest.raises(MuonlabError, match="did you mean 'moonlight'"):
         parity("moonligt")
     with pytest.raises(MuonlabError, match="unknown implementation or scale rule 'adam'"):

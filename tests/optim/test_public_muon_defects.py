@@ -1,4 +1,4 @@
-"""One regression test for every defect found in public Muons, named after where it was found.
+"""One regression test for every defect in public Muons, named after the code that has it.
 
 The list with its measurements: torch 2.13, KellerJordan/Muon, optax, pytorch_optimizer, heavyball,
 gram-newton-schulz and GAD-cell as of mid-2026.

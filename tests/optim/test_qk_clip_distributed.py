@@ -40,8 +40,8 @@ def layouts() -> list[AttentionLayout]:
 
 
 def weights(of: list[AttentionLayout]) -> list[Tensor]:
-    found = {id(block.parameter): block.parameter for each in of for block in (*each.query, *each.key)}
-    return [parameter.detach() for parameter in found.values()]
+    unique = {id(block.parameter): block.parameter for each in of for block in (*each.query, *each.key)}
+    return [parameter.detach() for parameter in unique.values()]
 
 
 def maxima(rank: int) -> Tensor:

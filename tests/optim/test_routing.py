@@ -69,9 +69,9 @@ MUON |= {"experts"}
 
 
 def test_hidden_matrices_go_to_muon_and_the_rest_to_adamw():
-    found = rules(Declared())
-    assert set(found) == {name for name, _ in Declared().named_parameters()}
-    assert {name for name, rule in found.items() if rule == "muon"} == MUON
+    routes = rules(Declared())
+    assert set(routes) == {name for name, _ in Declared().named_parameters()}
+    assert {name for name, rule in routes.items() if rule == "muon"} == MUON
 
 
 def test_a_group_is_a_role():
@@ -170,10 +170,10 @@ class Tied(nn.Module):
 
 
 def test_tied_weights_are_one_row_and_an_embedding_wherever_they_stand():
-    found = table(Tied())
-    assert set(found) == {"wte.weight", "hidden.weight", "hidden.bias"}
-    assert found["wte.weight"].rule == "adamw"
-    assert "tied to decoder.weight" in found["wte.weight"].reason
+    routes = table(Tied())
+    assert set(routes) == {"wte.weight", "hidden.weight", "hidden.bias"}
+    assert routes["wte.weight"].rule == "adamw"
+    assert "tied to decoder.weight" in routes["wte.weight"].reason
 
 
 def test_tied_weights_found_first_under_the_other_name_are_an_embedding_too():
@@ -192,8 +192,8 @@ def test_tied_weights_cannot_have_two_rules():
 
 
 def test_a_torch_transformer_layer_is_routed_by_types():
-    found = table(nn.TransformerEncoderLayer(8, 2, 16))
-    assert {name: route.group for name, route in found.items()} == {
+    routes = table(nn.TransformerEncoderLayer(8, 2, 16))
+    assert {name: route.group for name, route in routes.items()} == {
         "self_attn.in_proj_weight": "qkv",
         "self_attn.in_proj_bias": "bias",
         "self_attn.out_proj.weight": "output",
@@ -204,7 +204,7 @@ def test_a_torch_transformer_layer_is_routed_by_types():
         "linear2.bias": "bias",
         **{f"norm{i}.{leaf}": "norm" for i in (1, 2) for leaf in ("weight", "bias")},
     }
-    assert found["self_attn.in_proj_weight"].view == "3 of 8 x 8"
+    assert routes["self_attn.in_proj_weight"].view == "3 of 8 x 8"
     per_head = table(nn.TransformerEncoderLayer(8, 2, 16), per_head=True)
     assert per_head["self_attn.in_proj_weight"].view == "6 of 4 x 8"
 
@@ -275,7 +275,7 @@ class Stack(nn.Module):
         self.experts = nn.Parameter(torch.randn(3, 4, 5))
 
 
-def test_a_matrix_that_nothing_tells_about_is_an_error_until_a_route_names_it():
+def test_a_matrix_of_unknown_role_is_an_error_until_a_route_names_it():
     with pytest.raises(MuonlabError, match=r"parameter 'experts' \(parameter of Stack\) has no role"):
         build_optimizer("muon", Stack())
     route = table(Stack(), routes={"experts": "muon"})["experts"]
@@ -312,7 +312,7 @@ def test_a_declared_name_that_is_no_parameter_is_an_error():
         ({"routes": {"norm": "muon"}}, r"norm.weight of shape \(8,\), which is not a matrix"),
     ],
 )
-def test_wrong_overrides_are_told_in_one_sentence(settings, message):
+def test_wrong_overrides_are_refused_in_one_sentence(settings, message):
     with pytest.raises(MuonlabError, match=message) as caught:
         build_optimizer("muon", Declared(), **settings)
     assert "\n" not in str(caught.value)

@@ -44,7 +44,7 @@ def test_optax_defect_fewer_rows_than_steps_silently_runs_fewer():
     assert resolve_schedule(rows).steps == 2
 
 
-def test_one_triple_runs_five_times_unless_told_otherwise():
+def test_one_triple_runs_five_times_unless_set_otherwise():
     triple = (3.4445, -4.7750, 2.0315)
     assert resolve_schedule(triple).rows == SCHEDULES["jordan"].rows
     assert resolve_schedule(triple, 3).rows == (triple,) * 3
@@ -83,7 +83,7 @@ def test_steps_that_are_no_positive_integer_are_refused(steps):
         resolve_schedule("jordan", steps)
 
 
-def test_an_unknown_name_is_told_with_the_near_ones():
+def test_an_unknown_name_is_refused_with_the_near_ones():
     with pytest.raises(MuonlabError, match="unknown Newton-Schulz schedule 'jordon'; did you mean 'jordan'"):
         resolve_schedule("jordon")
 
