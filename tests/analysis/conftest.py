@@ -2,6 +2,7 @@
 low."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -75,17 +76,19 @@ def made_up_run(
         for layer in range(2)
         for head in range(2)
     ]
-    return SimpleNamespace(
-        config={
-            "seed": seed,
-            "model": {"name": "nanogpt", "context": CONTEXT},
-            "optimizer": {
-                "name": optimizer,
-                "lr": lr,
-                "weight_decay": 0.0,
-                "tau": TAU if optimizer == "muonclip" else None,
-            },
+    config: dict[str, Any] = {
+        "seed": seed,
+        "model": {"name": "nanogpt", "context": CONTEXT},
+        "optimizer": {
+            "name": optimizer,
+            "lr": lr,
+            "weight_decay": 0.0,
+            "tau": TAU if optimizer == "muonclip" else None,
         },
+    }
+    return SimpleNamespace(
+        config=config,
+        setting=lambda section, key: config[section].get(key),
         status=status,
         cause="" if status == "finished" else "the loss is not finite",
         metrics={},
