@@ -242,7 +242,8 @@ def _scaled(s: MuonRuleSettings, part: Batch, O: list[Tensor]) -> tuple[list[Ten
     scales = {scale for own in _scales(s, part) for scale in own}
     if len(scales) == 1:
         return O, s.lr * scales.pop()
-    torch._foreach_mul_(O, [SCALE_RULES[s.scale_rule](*each.shape[-2:]) for each in O])
+    if O:  # a rank may have no matrix
+        torch._foreach_mul_(O, [SCALE_RULES[s.scale_rule](*each.shape[-2:]) for each in O])
     return O, s.lr
 
 

@@ -89,6 +89,19 @@ def count_matrices(of: Muon) -> tuple[list[Tensor], int]:
         muon_rule.orthogonalise = original
 
 
+def two_matrices(process_group: Any = None) -> list[Tensor]:
+    """Two matrices of different scales after a step, half the ranks having none of them."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((6, 3), (4, 5))
+    params = [nn.Parameter(torch.randn(s, generator=generator, dtype=torch.float64)) for s in shapes]
+    optimizer = Muon(params, lr=0.1)
+    optimizer.process_group = process_group
+    for param in params:
+        param.grad = torch.randn(param.shape, generator=generator, dtype=torch.float64)
+    optimizer.step()
+    return [param.detach() for param in params]
+
+
 def run_rank(rank: int, folder: Any) -> None:
     from torch.distributed.device_mesh import init_device_mesh
 
@@ -116,6 +129,7 @@ def run_rank(rank: int, folder: Any) -> None:
     two.load_state_dict(state)
     seen["moved"] = train(two, first=STEPS)
     seen["saved"] = (after, state)
+    seen["few"] = two_matrices(dist.group.WORLD)
     torch.save(seen, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 
@@ -154,6 +168,11 @@ def test_ranks_together_do_what_one_process_does_and_no_matrix_twice(ranks, kind
     counts = [seen[kind, world, name][1] for seen in ranks[:world]]
     assert sum(counts) == alone
     assert min(counts) > 0
+
+
+def test_a_rank_may_have_no_matrix(ranks):
+    for seen in ranks:
+        close(seen["few"], two_matrices())
 
 
 @pytest.mark.parametrize("world", [2, RANKS])
