@@ -89,6 +89,7 @@ class Decoder(nn.Module):
         self.register_buffer("cos", cos.unsqueeze(1), persistent=False)
         self.register_buffer("sin", sin.unsqueeze(1), persistent=False)
         self._logits: list[LayerLogits] | None = None
+        self._extremes: LogitRange | None = None
         self._entropy: Tensor | None = None
         self._one_hot: Tensor | None = None
         self._initialise(settings.init_scale, settings.qk_init_scale)
@@ -141,7 +142,7 @@ class Decoder(nn.Module):
         x = self.embedding(tokens)
         cos, sin = self.cos[:length], self.sin[:length]
         if self.training:
-            self._logits = None  # frees the queries and keys of the last forward
+            self._logits = self._extremes = None  # frees the queries and keys of the last forward
         attended = []
         for block in self.blocks:
             attended.append(block(x, cos, sin, measure_entropy, documents))
@@ -178,12 +179,15 @@ class Decoder(nn.Module):
 
         Raises MuonlabError before the first forward in training mode.
         """
-        extremes = logit_extremes(self._trained())
-        self._logits = [LayerLogits(LogitRange(*ends)) for ends in zip(*extremes, strict=True)]
-        return extremes
+        if self._extremes is None:
+            self._extremes = logit_extremes(self._trained())
+            self._logits = None  # frees the queries and keys
+        return self._extremes
 
     def bounded_logits(self, limit: float = torch.inf, absolute: bool = False) -> tuple[LogitRange, Tensor]:
         """Bounds of `logit_extremes()`, exact for heads that may reach `limit` (see max_logits.bounded_logits)."""
+        if self._extremes is not None:
+            return self._extremes, torch.ones_like(self._extremes.highest, dtype=torch.bool)
         return bounded_logits(self._trained(), limit, absolute)
 
     def _trained(self) -> list[LayerLogits]:
