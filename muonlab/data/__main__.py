@@ -16,17 +16,17 @@ from muonlab.settings.check import build, check
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Prepare the corpus in the cache and print its size; raises MuonlabError for a user's mistake."""
+    """Prepare the corpus in the cache and print its size; raises MuonlabError for a mistake in the arguments."""
     parser = argument_parser(
         "muonlab.data", "Fetch, verify and tokenize a corpus into the cache, or find it there."
     )
     parser.epilog = "settings: cache=FOLDER; " + "; ".join(map(_defaults, list_data()))
     parser.add_argument("name", nargs="?", default="shakespeare", help=f"one of {', '.join(list_data())}")
     parser.add_argument("settings", nargs="*", metavar="setting=value", help="as in conf/data/<name>.yaml")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     begin = time.perf_counter()
-    section, values = DATA.section(given.name), read_settings(given.settings)
+    section, values = DATA.section(options.name), read_settings(options.settings)
     cache = check(str | None, values.pop("cache", None), "cache")
     data = make_data(build(section, values, "data"), cache)
     for key, value in data.describe().items():

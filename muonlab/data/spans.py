@@ -21,13 +21,13 @@ class Span(NamedTuple):
 
 
 def whole(file: Path) -> Span:
-    """All of a file; raises OSError where it cannot be read."""
+    """The span of a whole file; raises OSError where it cannot be read."""
     state = file.stat()
     return Span(file, 0, state.st_size, state.st_mtime_ns)
 
 
 def read_spans(spans: Iterable[Span]) -> Iterator[bytes]:
-    """Their text, one after the other, in pieces; raises MuonlabError for a file that has changed or is gone."""
+    """The text of the spans in order, in pieces; raises MuonlabError for a file that has changed or is gone."""
     for span in spans:
         if span.start < span.stop:
             with _mapped(span) as text:

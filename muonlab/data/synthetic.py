@@ -52,7 +52,7 @@ def transition_counts(vocab_size: int, order: int, concentration: float, seed: i
     """
     rows = _random(seed, 0).dirichlet(np.full(vocab_size, concentration), vocab_size**order)
     counts = 1 + (rows * (SLOTS - vocab_size)).astype(np.int64)
-    # What rounding down has left over goes to each row's likeliest symbol.
+    # The remainder after rounding down goes to each row's likeliest symbol.
     np.put_along_axis(
         counts,
         rows.argmax(1)[:, None],

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
     """A cross-entropy in nats per token as bits per byte of text, the unit that tokenizers share.
 
-    Divide by ln 2 to turn nats into bits and by the bytes that an average token stands for. Take
+    Divide by ln 2 to turn nats into bits and by the mean number of bytes per token. Take
     `bytes_per_token` from the split that the loss was measured on (`TokenData.bytes_per_token` is that of the
     validation split).
     """

@@ -36,7 +36,7 @@ class ByteTokenizer:
         return self.name
 
     def encode(self, pieces: Iterable[bytes]) -> Iterator[tuple[np.ndarray, int]]:
-        """The ids of each piece and the number of bytes that they stand for."""
+        """The ids of each piece and the number of bytes that they represent."""
         for piece in pieces:
             yield np.frombuffer(piece, np.uint8), len(piece)
 
@@ -87,7 +87,7 @@ class BytePairTokenizer:
         self._trained, self.vocab_size = tokenizer, tokenizer.get_vocab_size()
 
     def encode(self, pieces: Iterable[bytes]) -> Iterator[tuple[np.ndarray, int]]:
-        """The ids of each piece and the number of bytes that they stand for."""
+        """The ids of each piece and the number of bytes that they represent."""
         pieces = iter(pieces)
         while group := list(islice(pieces, _PIECES_AT_ONCE)):
             encoded = self._library_tokenizer.encode_batch_fast([_utf8(piece) for piece in group])

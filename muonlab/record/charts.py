@@ -1,4 +1,4 @@
-"""What a chart shows of a run's traces."""
+"""The rows that charts show of a run's traces."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +11,11 @@ from muonlab.record.parts import first_row, schema_of
 from muonlab.record.stream import stream_trace
 
 STEPS = 1000
-"""Steps of a list at most."""
+"""The most steps in one list."""
 
 
 def chart_parts(folder: Path, after: int = -1) -> Iterator[list[dict[str, float]]]:
-    """`chart_rows` of the steps after `after` that are on disk in `folder`, in order, a list of some at a time: the
+    """`chart_rows` of the steps after `after` that are on disk in `folder`, in order, as lists of at most STEPS steps:
     memory does not grow with the length of the run."""
     steps, heads = _Ahead(folder, "steps", after), _Ahead(folder, "max_logits", after)
     while held := [ahead.rows["step"] for ahead in (steps, heads) if len(ahead.rows)]:
@@ -28,8 +28,8 @@ REDUCTIONS = {"max": np.maximum, "min": np.minimum, "mean": np.add}
 
 
 def chart_rows(steps: pa.Table, heads: pa.Table) -> list[dict[str, float]]:
-    """What a chart shows of the two traces: a dict a step of its measured scalars and, over the heads of each
-    layer, the largest `max_logit/layer_00`, where that head's is exact, and the means `entropy/layer_00` and
+    """The charted values of the two traces, one dict per step: its measured scalars and, over the heads of each
+    layer, the largest `max_logit/layer_00`, where it is exact, and the means `entropy/layer_00` and
     `one_hot/layer_00`; `gamma` is the smallest over all layers and heads (1: nothing was clipped)."""
     rows = {
         row["step"]: {name: value for name, value in row.items() if value is not None}
@@ -65,7 +65,7 @@ class _Ahead:
         self.rows = next(self._tables, schema_of(name, []).empty_table())
 
     def take(self, last: int) -> pa.Table:
-        """Those up to the step `last`, which are then no longer ahead."""
+        """Remove and return the rows up to the step `last`."""
         place = first_row(self.rows, last + 1)
         taken, self.rows = self.rows.slice(0, place), self.rows.slice(place)
         if not len(self.rows):

@@ -1,4 +1,4 @@
-"""Databases that several processes share: made by one of them, whole or not at all, and waited for while locked."""
+"""Databases that several processes share: created by one of them, whole or not at all; the others wait for locks."""
 
 import fcntl
 import os
@@ -16,8 +16,8 @@ from muonlab.command import tell
 from muonlab.errors import EnvironmentFault, MuonlabError
 from muonlab.settings.address import without_password
 
-PATIENCE = 90.0  # seconds for which a command waits while another process holds a database
-SILENCE = 3.0  # seconds of them after which it says so
+PATIENCE = 90.0  # seconds that a command waits while another process holds a database
+SILENCE = 3.0  # seconds of waiting before it prints a message
 MAKERS = 0x6D756F6E  # a number of ours among PostgreSQL's advisory locks
 ASIDE = ("", "-wal", "-shm", "-journal")  # a database is these files together
 
@@ -66,13 +66,13 @@ def tables(path: Path) -> set[str]:
 
 
 def make_database(path: Path, make: Callable[[Path], object]) -> None:
-    """Unless `path` is a database with tables, let `make` fill one beside it, and move that into its place.
+    """Unless `path` is a database with tables, let `make` fill a new one under a temporary name, and move it to `path`.
 
-    Call it under `only_process(path)`. A kill at any moment leaves no half database: what it leaves beside the place is
-    removed by the next call.
+    Call it under `only_process(path)`. A kill never leaves half a database at `path`, and the next call removes the
+    temporary one.
     """
-    for left in path.parent.glob(f".{path.name}.*.new*"):
-        left.unlink(missing_ok=True)
+    for leftover in path.parent.glob(f".{path.name}.*.new*"):
+        leftover.unlink(missing_ok=True)
     if tables(path):
         return
     new = path.with_name(
@@ -93,7 +93,7 @@ def make_database(path: Path, make: Callable[[Path], object]) -> None:
 
 
 def set_aside(path: Path, why: str) -> Path:
-    """Move a database out of the way, with what belongs to it; where it is now."""
+    """Move a database and the files that belong to it out of the way, and return its new path."""
     aside = path.with_name(f"{path.name}.{why}-{datetime.now():%Y%m%d-%H%M%S-%f}")
     for suffix in reversed(ASIDE):
         if (part := Path(f"{path}{suffix}")).exists():
@@ -103,9 +103,9 @@ def set_aside(path: Path, why: str) -> Path:
 
 @contextmanager
 def only_maker(url: str) -> Iterator[None]:
-    """Hold the lock of those that make the tables of a database, SQLite or PostgreSQL; nothing for another address.
+    """Hold the lock for creating the tables of an SQLite or PostgreSQL database; do nothing for other addresses.
 
-    For PostgreSQL it also finds out within 10 s whether the server can be reached.
+    For PostgreSQL this also shows within 10 s whether the server can be reached.
     """
     if (path := sqlite_path(url)) is not None:
         with only_process(path):
@@ -139,7 +139,7 @@ def only_process(path: Path) -> Iterator[None]:
 
 
 def wait_until_free(path: Path) -> None:
-    """Wait, and say so, while another process locks a database. Raises EnvironmentFault after PATIENCE seconds."""
+    """Wait, with a message, while another process locks a database. Raises EnvironmentFault after PATIENCE seconds."""
     if path.exists():
         _wait(path, lambda: _writable(path))
 
@@ -165,14 +165,14 @@ def _writable(path: Path) -> bool:
 
 
 def _wait(path: Path, ready: Callable[[], bool]) -> None:
-    begun, said = time.monotonic(), False
+    begun, announced = time.monotonic(), False
     while not ready():
         waited = time.monotonic() - begun
         if waited > PATIENCE:
             raise EnvironmentFault(
                 f"{path} has been locked by another process for {waited:.0f} s; rerun the command once it is free"
             )
-        if waited > SILENCE and not said:
+        if waited > SILENCE and not announced:
             tell(f"waiting for {path}, which another process has locked ...")
-            said = True
+            announced = True
         time.sleep(0.1)

@@ -20,8 +20,8 @@ PACKAGES = ("muonlab", "torch", "lightning", "hydra-core", "optuna", "mlflow", "
 SPEED_VARIABLES = ("OMP_", "GOMP_", "MKL_", "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "CUDA_VISIBLE_DEVICES")
 """Environment variables (by their beginning) that change how fast, or where, a run computes."""
 CODE = ("muonlab", "conf", "analysis", "experiments")
-"""The folders that can change a result: what trains, with which settings, what judges, and what is asked. The
-versions of the packages are recorded themselves, so the files that demand them do not count."""
+"""The folders that can change a result: the code that trains and judges, the settings, and the questions. Package
+versions are recorded separately, so requirement files do not count."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +30,8 @@ class Environment:
 
     commit: 40 hex digits, None outside a git checkout; dirty: a folder of CODE differs from it. command: as it was
     typed. packages: versions by name, None where one is not installed. cores: processors of the machine. memory_gib:
-    of the machine, in GiB. accelerators: names of its GPUs, as far as torch was loaded. environment_variables: those
-    of SPEED_VARIABLES. data: what the run read (see TokenData.describe), empty where nothing was.
+    of the machine, in GiB. accelerators: names of its GPUs, if torch is loaded. environment_variables: those of
+    SPEED_VARIABLES. data: what the run read (see TokenData.describe), empty if nothing.
     """
 
     commit: str | None = None
@@ -50,7 +50,8 @@ class Environment:
 
     @classmethod
     def read(cls, values: Mapping[str, object]) -> "Environment":
-        """What `values()` gave; entries of other versions of muonlab are left out, missing ones are empty."""
+        """The environment with these `values()`; entries that only another version of muonlab has are dropped, missing
+        ones are empty."""
         known = {spec.name: values[spec.name] for spec in fields(cls) if spec.name in values}
         known["accelerators"] = tuple(cast(Sequence[str], known.get("accelerators", ())))
         return cls(**known)  # type: ignore[arg-type]  # values of JSON

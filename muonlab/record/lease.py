@@ -1,10 +1,10 @@
-"""Who writes a run's folder: a lease that its holder renews, and that ends when it is no longer renewed.
+"""The right to write a run's folder: a lease that its holder renews, and that ends when it is no longer renewed.
 
-The lease is a file in the folder, `.lease-000001`, which only one process can create. It says who holds it, and its
+The lease is a file in the folder, `.lease-000001`, which only one process can create. It names its holder, and its
 modification time is the heartbeat. Nobody compares clocks of two machines: an observer watches with its own clock
 whether the time *changes*. Where the holder is on the observer's machine, its process number answers at once. Whoever
-takes a lease that ended creates the next number and removes the lower ones, by which a holder that was only asleep
-(stopped, or cut off from a file server) learns that it has lost it.
+takes over an ended lease creates the next number and removes the lower ones; a holder that was only asleep (stopped, or
+cut off from a file server) learns from this that it has lost the lease.
 """
 
 import json
@@ -17,42 +17,44 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from muonlab.errors import EnvironmentFault, MuonlabError
+from muonlab.errors import EnvironmentFault, MuonlabError, shown
 from muonlab.record.owner import Owner
 
-# Heartbeats after which a holder that gave no sign is taken for dead.
+# Heartbeats after which a silent holder is presumed dead.
 SILENCE = 3
 PATTERN = ".lease-[0-9]*"
 
 
 class LeaseLost(EnvironmentFault):
-    """Another process has taken the lease over: nothing more may be written."""
+    """Another process has taken over the lease: nothing more may be written."""
 
 
 def beat_seconds() -> float:
-    """Seconds between two heartbeats: 10, or $MUONLAB_BEAT. Raises MuonlabError where that is no positive number."""
-    given = os.environ.get("MUONLAB_BEAT", "10")
+    """Seconds between two heartbeats: 10, or $MUONLAB_BEAT. Raises MuonlabError where that is not a positive number."""
+    text = os.environ.get("MUONLAB_BEAT", "10")
     try:
-        seconds = float(given)
+        seconds = float(text)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise MuonlabError(f"MUONLAB_BEAT={given}: the seconds between two heartbeats are a positive number")
+        raise MuonlabError(
+            f"$MUONLAB_BEAT, the seconds between two heartbeats, must be a positive number, not {shown(text)}"
+        )
     return seconds
 
 
 @dataclass
 class Watch:
-    """Remembers which heartbeats were seen, and tells a holder that is silent from one that lives.
+    """Remembers the heartbeats it saw, and distinguishes a silent holder from a living one.
 
-    `now` counts what silence is measured in: seconds by default.
+    `now` is the clock that silence is measured by, in seconds by default.
     """
 
     now: Callable[[], float] = time.monotonic
     seen: dict[Hashable, tuple[object, float]] = field(default_factory=dict)
 
     def alive(self, key: Hashable, sign: object, every: float) -> bool:
-        """Whether the heartbeat `sign` of `key` changed within three times `every`; true when it is seen first."""
+        """Whether the heartbeat `sign` of `key` changed within three times `every`; true when it is first seen."""
         last, since = self.seen.get(key, (None, 0.0))
         if sign != last:
             self.seen[key] = sign, self.now()
@@ -62,7 +64,7 @@ class Watch:
 
 @dataclass(frozen=True)
 class Held:
-    """A lease as others see it. owner is None where its content was not written yet; every: seconds."""
+    """A lease as others see it. owner: None if its content is not written yet; every: seconds between heartbeats."""
 
     path: Path
     token: str
@@ -72,11 +74,11 @@ class Held:
 
     @property
     def number(self) -> int:
-        """That of the file: of two leases the higher one holds."""
+        """The number of the file: of two leases the higher one is valid."""
         return int(self.path.name.rpartition("-")[2])
 
     def alive(self, watch: Watch | None = None) -> bool | None:
-        """Whether its holder lives; without a watch None for one on another machine."""
+        """Whether its holder lives; without a watch, None for a holder on another machine."""
         known = self.owner.alive if self.owner else None
         if known is None and watch is not None:
             return watch.alive((self.path, self.token), self.beat, self.every)
@@ -116,8 +118,8 @@ class Lease:
     def take(cls, folder: Path, watch: Watch | None = None) -> "Lease":
         """Take the lease of a folder whose holder is dead, or that has none.
 
-        Where the holder is on another machine this waits for up to three of its heartbeats, unless `watch` has seen
-        them already. Raises EnvironmentFault where the holder lives, or the folder cannot be written.
+        If the holder is on another machine this waits for up to three of its heartbeats, less what `watch` has seen
+        already. Raises EnvironmentFault where the holder lives, or the folder cannot be written.
         """
         watch = watch or Watch()
         while True:
@@ -157,9 +159,9 @@ class Lease:
         self.path = folder / self.path.name
 
     def check(self) -> None:
-        """Raises LeaseLost where another process has taken over; to be called before anything is written.
+        """Raises LeaseLost where another process has taken over; call it before anything is written.
 
-        What is written between this and the write itself is not covered: no file system has a lock for that.
+        A takeover between this check and the write itself goes unnoticed: no file system has a lock for that.
         """
         if not self._lost and time.monotonic() - self._renewed > self.every:
             self._beat()  # it slept
@@ -171,7 +173,7 @@ class Lease:
             raise LeaseLost(self._lost)
 
     def release(self) -> None:
-        """Give the lease back; a second call does nothing. In a folder that cannot be written it ends with the
+        """Release the lease; a second call does nothing. In a folder that cannot be written it ends with the
         process."""
         self._over.set()
         if threading.current_thread() is not self._thread:
@@ -195,7 +197,7 @@ class Lease:
             self._beat()
 
     def _beat(self) -> None:
-        # A folder that is gone is found by `check`; one that is read-only for a moment is tried again.
+        # `check` notices a folder that is gone; one that is briefly read-only is tried again.
         with suppress(OSError):
             os.utime(self.path)
             self._renewed = time.monotonic()

@@ -56,8 +56,9 @@ class Run:
 
     @cached_property
     def steps(self) -> pd.DataFrame:
-        """One row a step, float64: step (int64), then columns.SCALARS, then whatever else was recorded, sorted by name.
-        NaN: not measured at that step, or measured and not a number. Held whole: 160 bytes a step of 20 columns."""
+        """One row per step, float64: step (int64), then columns.SCALARS, then all other recorded columns, sorted by
+        name. NaN: not measured at that step, or measured and not a number. Held in memory whole: 160 bytes per step of
+        20 columns."""
         return read_trace(self._traces, "steps").to_pandas()
 
     @cached_property
@@ -65,7 +66,7 @@ class Run:
         """One row per step, layer and head (int32): value (signed max logit of the step's forward, over batch and
         visible pairs), value_abs, exact (bool: both are the maxima, or both upper bounds, see trainer.exact_every),
         gamma (QK-Clip's factor, 1: not clipped), entropy (nats), one_hot (share of attention rows with a weight
-        above 0.95). NaN: not measured. 53 bytes a row: `stream` reads long runs a piece at a time."""
+        above 0.95). NaN: not measured. 53 bytes per row: `stream` reads long runs piece by piece."""
         return self._read("max_logits")
 
     @cached_property
@@ -148,7 +149,7 @@ def _config(path: Path) -> Mapping[str, object]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise MuonlabError(f"cannot read {path}: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
-        raise MuonlabError(f"the run in {path.parent} is damaged: {path.name} is no mapping of settings")
+        raise MuonlabError(f"the run in {path.parent} is damaged: {path.name} is not a mapping of settings")
     if names_another(path.parent, config):
         raise MuonlabError(
             f"the run in {path.parent} is damaged: {path.name} is not the config of its folder"
@@ -160,12 +161,12 @@ def load_run(folder: str | Path) -> Run:
     """Read the run recorded in `folder`.
 
     A run whose process died without ending it is `interrupted`; one whose process was on another machine and left its
-    lease stays `running`, since nothing here can tell. Raises MuonlabError if `folder` holds no run.
+    lease behind stays `running`, since that cannot be checked from here. Raises MuonlabError if `folder` holds no run.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise MuonlabError(
-            f"no run in {folder}: {'it is no' if folder.exists() else 'there is no such'} folder"
+            f"no run in {folder}: {'it is not a' if folder.exists() else 'there is no such'} folder"
         )
     if not (folder / "config.yaml").exists():
         raise MuonlabError(f"no run in {folder}: it has no config.yaml")

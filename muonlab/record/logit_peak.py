@@ -32,7 +32,7 @@ class LogitPeak(NamedTuple):
 
 @torch.no_grad()
 def logit_peak(q: Tensor, k: Tensor) -> LogitPeak:
-    """The peak over batch, heads and causal pairs j <= i of q (B, H, T, d) and k (B, K, T, d), one text a sequence.
+    """The peak over batch, heads and causal pairs j <= i of q (B, H, T, d) and k (B, K, T, d), one text per sequence.
 
     Query head h meets key head h // (H / K). The logit is the scaled product alone, before any soft-cap, and signed:
     where every one is negative, the largest is too. A NaN among q or k gives NaN. The host waits for the device.

@@ -1,4 +1,4 @@
-"""Brings a damaged record back to where its run can go on: nothing is deleted, what is torn is set aside."""
+"""Repairs a damaged record so that its run can resume: nothing is deleted, torn files are set aside."""
 
 import json
 from collections.abc import Callable
@@ -17,19 +17,19 @@ from muonlab.record.stream import whole_until
 
 NEEDED = ("config.yaml", "environment.json", "routing.json", FILE, "events.json")
 SMALL = (*NEEDED, "mlflow.json")
-# The fast parser, where libyaml is there.
+# The fast parser, where libyaml is installed.
 SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def is_run(folder: Path) -> bool:
-    """Whether there is a run in `folder`, be it a damaged one."""
+    """Whether there is a run in `folder`, damaged or not."""
     return any((folder / name).exists() for name in SMALL)
 
 
 def ended(folder: Path, max_steps: int) -> State | None:
-    """The state (see read_state) of a run that is over and whole; None where something is left to do: where it is not
-    over, has no final metrics, or where a file of it is missing or cannot be read. Raises EnvironmentFault for a file
-    that the system refuses."""
+    """The state (see read_state) of a run that is over and whole; None where work remains: the run is not over,
+    has no final metrics, or one of its files is missing or cannot be read. Raises EnvironmentFault for a file that the
+    system refuses to read."""
     try:
         state = read_state(folder)
         if state is None or state["status"] not in OVER:
@@ -48,12 +48,12 @@ def ended(folder: Path, max_steps: int) -> State | None:
 
 
 def set_aside_torn(folder: Path) -> list[Path]:
-    """Rename the files of a record that cannot be read to `*.torn`, and remove what killed processes left.
+    """Rename the files of a record that cannot be read to `*.torn`, and remove the temporary files of killed processes.
 
-    To be called by the holder of the lease. What is set aside can be written again: the config and the routing are
+    Only the holder of the lease may call it. Everything set aside can be written again: the config and the routing are
     those of the run's command, the environment is today's, the state is that of an interrupted run, and the traces are
     computed again from the checkpoint before their first hole (see stream.whole_until). Raises
-    EnvironmentFault for a file that the system refuses, which proves nothing.
+    EnvironmentFault for a file that the system refuses to read, which does not prove that it is torn.
     """
     for place in (folder, folder / "traces", folder / "checkpoints"):
         remove_leftovers(place)

@@ -1,4 +1,4 @@
-"""Which MLflow run shows a folder, in its mlflow.json: written before there is such a run, so none is made twice."""
+"""The link from a run folder to its MLflow run, kept in mlflow.json and written first, so that no run is made twice."""
 
 import os
 import time
@@ -21,10 +21,14 @@ TAG, FOLDER_TAG = "muonlab.record", "muonlab.folder"
 
 @dataclass(frozen=True)
 class Link:
-    """record: a name of the folder's own, which the tag TAG of its MLflow run repeats: by it a run is found that was
-    made just before a kill. begun_ms: when the first run was made, in ms since 1970; the clock of all its points, also
-    where the store is lost and filled again. run_id: MLflow's; None before there is one. complete: whether MLflow was
-    given everything that the folder holds, its end included.
+    """The content of mlflow.json.
+
+    record: a unique name of the folder, which the tag TAG of its MLflow run repeats, so that a run made just before a
+        kill is found again.
+    begun_ms: when the first MLflow run was made, in ms since 1970; the times of all points count from it, even after
+        the store was lost and filled again.
+    run_id: MLflow's; None before there is one.
+    complete: whether MLflow has everything that the folder holds, including how the run ended.
     """
 
     record: str
@@ -34,7 +38,7 @@ class Link:
 
     @classmethod
     def read(cls, folder: Path) -> "Link | None":
-        """That of a folder; None where it has none. Raises MuonlabError for a file that is damaged."""
+        """The link of a folder; None where it has none. Raises MuonlabError for a damaged file."""
         values = read_json(folder / FILE)
         if values is None:
             return None
@@ -51,8 +55,8 @@ class Link:
 
     @classmethod
     def of(cls, folder: Path) -> "Link":
-        """That of a folder, begun where it has none: several processes that ask at once get the same. A damaged file is
-        moved to mlflow.json.torn."""
+        """The link of a folder, created if missing: processes that call it at the same time get the same one. A damaged
+        file is renamed to mlflow.json.torn."""
         try:
             held = cls.read(folder)
         except EnvironmentFault:
@@ -75,24 +79,24 @@ class Link:
         return link
 
     def keep(self, folder: Path, run_id: str | None = None, complete: bool = False) -> "Link":
-        """The link with these changes, written where there are any; run_id None: as it was."""
+        """The link with these values, written to disk if any differ; run_id None keeps the present one."""
         changed = replace(self, complete=complete, run_id=run_id or self.run_id)
         if changed != self:
             write_json(folder / FILE, asdict(changed))
         return changed
 
     def tags(self, folder: Path) -> dict[str, str]:
-        """By which its run is found again."""
+        """The tags by which the MLflow run is found again."""
         return {TAG: self.record, FOLDER_TAG: folder.name}
 
     def find(self, client: "MlflowClient", experiment_id: str, folder: Path) -> "Run | None":
-        """The run that was made for it. Where the link was damaged, its name is lost: then the newest run that was made
-        for a folder of this name."""
-        found = client.search_runs([experiment_id], f"tags.`{TAG}` = '{self.record}'", max_results=1)
-        if not found and (folder / f"{FILE}.torn").exists():
+        """The MLflow run made for this record. If the link was damaged, its name is lost, and the newest run made for a
+        folder of this name is taken."""
+        runs = client.search_runs([experiment_id], f"tags.`{TAG}` = '{self.record}'", max_results=1)
+        if not runs and (folder / f"{FILE}.torn").exists():
             query = f"tags.`{FOLDER_TAG}` = '{folder.name}'"
-            found = client.search_runs([experiment_id], query, max_results=1, order_by=["start_time DESC"])
-        return found[0] if found else None
+            runs = client.search_runs([experiment_id], query, max_results=1, order_by=["start_time DESC"])
+        return runs[0] if runs else None
 
 
 def _now_ms() -> int:

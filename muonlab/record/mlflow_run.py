@@ -30,7 +30,8 @@ TERMINAL = {
 """MLflow's own status for each of ours; ours is the tag `muonlab.status`."""
 
 THINNED = 10
-"""Columns that are not charted at every step are charted at most once in this many; the Parquet artifacts have all."""
+"""Columns that are not charted at every step are charted at most once in this many steps; the Parquet artifacts hold
+every step."""
 
 METRICS_PER_REQUEST = 1000
 PARAMS_PER_REQUEST = 100
@@ -40,7 +41,7 @@ LONGEST_DIGEST = 36
 MOST_PENDING = 20_000
 """Points kept in memory while the store fails; beyond them they are read from the record again."""
 UNSHOWN = re.compile(rf"checkpoints$|lease-|\.|{re.escape(FILE)}")
-"""Files and folders of a record that are no results: not logged as artifacts."""
+"""Files and folders of a record that are not results and so are not logged as artifacts."""
 
 
 class MlflowRun:
@@ -59,10 +60,10 @@ class MlflowRun:
         self.run_id: str = run.info.run_id
         self._client, self._uri, self._link, self._folder = client, tracking_uri, link, folder
         self._charted: dict[str, int] = {metric.key: metric.step for metric in run.data.to_proto().metrics}
-        self._nonfinite = self._told_nonfinite = run.data.tags.get("muonlab.nonfinite", "")
+        self._nonfinite = self._sent_nonfinite = run.data.tags.get("muonlab.nonfinite", "")
         self._last: Mapping[str, float] = {"step": self.first_step}
         self._pending: list[Metric] = []
-        self._whole = True  # whether the store took all that is not a point
+        self._whole = True  # whether the store accepted everything but points
         self._behind = self._warned = False
         self._retry_at = 0.0
 
@@ -84,10 +85,10 @@ class MlflowRun:
     ) -> "MlflowRun":
         """Open the run of `folder` in an experiment that `prepare_store` made.
 
-        `params` may be nested; they are logged flat, `optimizer.lr`. A folder that has a run goes on with it: its
-        parameters stay, differing ones are listed in the tag `muonlab.params_changed`, and points that it has are not
-        logged again; a run that the store no longer has is begun anew. Raises EnvironmentFault if the store refuses,
-        MuonlabError if it cannot be used.
+        `params` may be nested; they are logged flat, `optimizer.lr`. If the folder already has a run, that run is
+        continued: its parameters stay, differing ones are listed in the tag `muonlab.params_changed`, and points that
+        it has are not logged again. A run that the store no longer has is created anew. Raises EnvironmentFault if the
+        store cannot be reached, MuonlabError if it cannot be used.
         """
         flat = dict(_flatten(params))
         link = Link.of(folder)
@@ -111,7 +112,7 @@ class MlflowRun:
         return run
 
     def log_dataset(self, name: str, digest: str) -> None:
-        """Say which data the run read: `name`, and the first 36 characters of its `digest`."""
+        """Log the dataset that the run read: its `name`, and the first 36 characters of its `digest`."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         data = Dataset(name=name, digest=digest[:LONGEST_DIGEST], source_type="local", source=name)
@@ -120,7 +121,7 @@ class MlflowRun:
 
     def log_rows(self, rows: Iterable[Mapping[str, float]]) -> None:
         """Chart rows of the record that will not change any more, in the order of their steps: a `step` and the values
-        measured at it (see chart_rows). What was charted already is left out.
+        measured at it (see chart_rows). Points that are already charted are skipped.
 
         Values that are not finite are logged as they are (MLflow draws infinity at 1.8e308), counted in the
         metric `nonfinite`, and the first one is named in the tag `muonlab.nonfinite`.
@@ -134,7 +135,7 @@ class MlflowRun:
         self._try_to_send()
 
     def log_folder(self, path: str | Path) -> None:
-        """Log the record's files as artifacts, but for checkpoints, which stay where they are."""
+        """Log the record's files as artifacts, except for checkpoints, which stay where they are."""
         self._whole &= self._survives(lambda: self._log_files(Path(path)))
 
     def finish(self, status: str, cause: str = "", metrics: Mapping[str, float] | None = None) -> None:
@@ -177,7 +178,7 @@ class MlflowRun:
     def _entities(
         self, values: dict[str, float], row: Mapping[str, float], measured: Mapping[str, float]
     ) -> "list[Metric]":
-        """The points of a row that the store has not, at the time at which the step ended."""
+        """The points of a row that the store does not have yet, at the time at which the step ended."""
         from mlflow.entities import Metric
 
         step, seconds = int(row["step"]), row.get("seconds", 0.0)
@@ -191,7 +192,7 @@ class MlflowRun:
         return [Metric(key, float(value), at, step) for key, value in new.items()]
 
     def _try_to_send(self) -> None:
-        """Send what is pending, unless the store has just failed: then after ten times as long as that took."""
+        """Send what is pending, unless the store failed less than ten times the duration of that failure ago."""
         begun = time.monotonic()
         if begun >= self._retry_at and not self._survives(self._send):
             self._retry_at = time.monotonic() + 10 * (time.monotonic() - begun)
@@ -203,9 +204,9 @@ class MlflowRun:
             batch = self._pending[:METRICS_PER_REQUEST]
             self._client.log_batch(self.run_id, metrics=batch)
             del self._pending[: len(batch)]
-        if self._nonfinite and self._nonfinite != self._told_nonfinite:
+        if self._nonfinite and self._nonfinite != self._sent_nonfinite:
             self._tag({"muonlab.nonfinite": self._nonfinite})
-            self._told_nonfinite = self._nonfinite
+            self._sent_nonfinite = self._nonfinite
 
     def _tag(self, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
@@ -213,7 +214,7 @@ class MlflowRun:
         self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def _describe(self, params: dict[str, str], held: dict[str, str], tags: Mapping[str, object]) -> None:
-        """Log the parameters that are new and the tags; tell the ones that differ from those held."""
+        """Log the tags and the new parameters; list parameters that differ from the stored ones in a tag."""
         from mlflow.entities import Param, RunTag
 
         changed = [
@@ -229,16 +230,16 @@ class MlflowRun:
         )
 
     def _survives(self, action: Callable[[], object]) -> bool:
-        """Whether the store took what `action` gives it; the first refusal is a warning."""
+        """Whether the store accepted what `action` sends; the first failure is a warning."""
         try:
             with in_one_sentence(self._uri):
                 action()
         except MuonlabError as error:
             if not self._warned:
                 text = (
-                    f"{error}; the run goes on, recorded in its folder, and the next command completes MLflow"
+                    "the run continues and is recorded in its folder, and the next command completes MLflow"
                 )
-                warnings.warn(text, stacklevel=3)
+                warnings.warn(f"{error}; {text}", stacklevel=3)
             self._warned = True
             return False
         return True

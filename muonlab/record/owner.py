@@ -1,4 +1,4 @@
-"""Which process does something, and whether it still lives."""
+"""Which process owns something, and whether it is still alive."""
 
 import os
 import socket
@@ -12,9 +12,9 @@ from pathlib import Path
 class Owner:
     """A process: its host, its number there, when it began (clock ticks since boot), and the machine that counts them.
 
-    `machine` is a boot of a kernel and a namespace of process numbers, since host names and process numbers are equal
-    in two containers of the same image; `pid_started` tells the process from a later one of the same number. Both are
-    None where the system does not say them (no /proc).
+    `machine` is a boot of a kernel and a namespace of process numbers, since host names and process numbers can be
+    equal in two containers of the same image; `pid_started` distinguishes the process from a later one with the same
+    number. Both are None where the system does not report them (no /proc).
     """
 
     host: str
@@ -24,7 +24,7 @@ class Owner:
 
     @classmethod
     def this(cls) -> "Owner":
-        """The process that asks."""
+        """The calling process."""
         pid = os.getpid()
         return cls(socket.gethostname(), pid, process_start(pid), machine())
 
@@ -52,7 +52,7 @@ class Owner:
 
     @property
     def alive(self) -> bool | None:
-        """Whether it still runs; None where that cannot be known from here, since it was on another machine."""
+        """Whether it still runs; None where that cannot be determined, since it ran on another machine."""
         if self.machine is None or self.machine != machine():
             return None
         return self.pid_started is not None and process_start(self.pid) == self.pid_started
@@ -60,7 +60,7 @@ class Owner:
 
 @cache
 def machine() -> str | None:
-    """This boot of this kernel and the namespace of its process numbers; None where the system does not say them."""
+    """This boot of this kernel and the namespace of its process numbers; None where the system does not report them."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{os.readlink('/proc/self/ns/pid')}"

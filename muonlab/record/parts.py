@@ -1,12 +1,12 @@
 """The Parquet files of a run's traces: what they hold, how they are written, and which are whole.
 
-Three traces: `steps`, one row a step, one column a scalar; `max_logits`, one row per step, layer and head;
+Three traces: `steps`, one row per step, one column per scalar; `max_logits`, one row per step, layer and head;
 `experts`, one row per step, layer that has experts, and expert. While a run lasts, each is a list of numbered parts
-(`steps-0001.parquet`); when it ended, one file (`steps.parquet`). A null means "not measured at this step", a NaN
+(`steps-0001.parquet`); once it has ended, one file (`steps.parquet`). A null means "not measured at this step", a NaN
 "measured, and not a number".
 
-Row groups hold whole steps in ascending order and the footer says which, so a trace is read, cut and merged a row group
-at a time, however long it is.
+Row groups hold whole steps in ascending order and the footer says which, so a trace is read, cut and merged one row
+group at a time, however long it is.
 """
 
 import os
@@ -37,7 +37,7 @@ ROWS = 1 << 16
 
 
 class TornTrace(MuonlabError):
-    """A file that is no whole trace: cut, overwritten, or with other columns."""
+    """A trace file that is damaged: cut short, overwritten, or with other columns."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class TraceFile:
 
     @classmethod
     def read(cls, path: Path, name: str) -> "TraceFile":
-        """Read the footer. Raises TornTrace for a file that is no such trace, and FileNotFoundError."""
+        """Read the footer. Raises TornTrace for a file that does not hold this trace, and FileNotFoundError."""
         with _judged(path):
             footer = pq.read_metadata(path)
             schema = footer.schema.to_arrow_schema()
@@ -84,7 +84,7 @@ class TraceFile:
     def rows(self, group: RowGroup, schema: pa.Schema) -> pa.Table:
         """The rows of a group with the columns of `schema`, null where the file has no such column.
 
-        Raises TornTrace where they cannot be read, and FileNotFoundError if the file is another one by now.
+        Raises TornTrace where they cannot be read, and FileNotFoundError if the file has been replaced since.
         """
         held = [name for name in schema.names if name in self.columns]
         with _judged(self.path), pq.ParquetFile(self.path, page_checksum_verification=True) as file:
@@ -109,12 +109,12 @@ def column_type(name: str, column: str) -> pa.DataType:
 
 
 def schema_of(name: str, files: Iterable[TraceFile], columns: Sequence[str] | None = None) -> pa.Schema:
-    """The columns of a trace in order: its keys, then COLUMNS, then whatever else its files have, sorted; of the
-    others than the keys only those in `columns`, unless that is None."""
+    """The columns of a trace in order: its keys, then COLUMNS, then whatever else its files have, sorted. Unless
+    `columns` is None, only those in it are kept besides the keys."""
     always = [*KEYS[name], *COLUMNS[name]]
     others = sorted({column for file in files for column in file.columns} - set(always))
-    chosen = [c for c in (*always, *others) if columns is None or c in columns or c in KEYS[name]]
-    return pa.schema([(column, column_type(name, column)) for column in chosen])
+    kept = [c for c in (*always, *others) if columns is None or c in columns or c in KEYS[name]]
+    return pa.schema([(column, column_type(name, column)) for column in kept])
 
 
 def trace_files(folder: Path, name: str) -> list[Path]:
@@ -143,14 +143,14 @@ def write_trace(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> No
 
 
 def regrouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows, as many whole steps at a time as ROWS rows hold, and no fewer than one step."""
+    """The same rows, in tables of as many whole steps as fit in ROWS rows, and of at least one step."""
     held: list[pa.Table] = []
     for table in tables:
         held.append(table)
         if sum(map(len, held)) > ROWS:
             whole = pa.concat_tables(held).combine_chunks()
             while len(whole) > ROWS:
-                # The step that no longer fits, or where the first one ends, which may go on in the next table.
+                # The step that no longer fits, or where the first one ends, which may continue in the next table.
                 place = first_row(whole, whole["step"][ROWS].as_py())
                 place = place or first_row(whole, whole["step"][0].as_py() + 1)
                 if place == len(whole):
@@ -184,7 +184,7 @@ def set_aside_torn(folder: Path) -> list[Path]:
 
 @contextmanager
 def _judged(path: Path) -> Iterator[None]:
-    """Tells a damaged file from one that is not there or cannot be read just now."""
+    """Distinguishes a damaged file from one that is missing or cannot be read at the moment."""
     try:
         yield
     except FileNotFoundError:

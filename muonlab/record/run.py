@@ -1,10 +1,10 @@
-"""The record of a run: a folder that says what was asked, with what it was computed, and what happened.
+"""The record of a run: a folder with what was asked for, what it was computed with, and what happened.
 
     config.yaml          the resolved config
     environment.json     commit, versions, hardware, command line
     routing.json         which parameter is optimized by what, and why
-    status.json          how it stands: status, cause, final metrics, the processes that computed it
-    traces/              full-resolution traces (Parquet): parts while it runs, one file of each when it ended
+    status.json          its state: status, cause, final metrics, the processes that computed it
+    traces/              full-resolution traces (Parquet): parts while it runs, one file of each once it has ended
     events.json          loss spikes, with the definitions that found them
     mlflow.json          the MLflow run that shows the same
     .lease-000001        who is writing it, while it is written
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 
 class RunRecord:
     """The one writer of a run's folder, which holds its lease. Made by `create` or `reopen`, ended by `finish`, and
-    then closed: only `close` gives the lease back, so that MLflow can be written to under it.
+    then closed: only `close` releases the lease, so that MLflow is written to under it.
 
-    Where another process has taken the lease over, every method that writes raises LeaseLost and writes nothing.
+    If another process has taken over the lease, every method that writes raises LeaseLost and writes nothing.
     """
 
     def __init__(self, folder: Path, lease: Lease):
@@ -63,8 +63,8 @@ class RunRecord:
     ) -> "RunRecord":
         """Begin the record of a run that has none yet; its status is `running`.
 
-        `environment` None means: look here and now. The folder appears with everything in it, so that no kill
-        leaves half a record and only one of two processes can begin the same run. Raises MuonlabError if it
+        `environment` None: that of this process. The folder appears with everything in it, so that no kill leaves half
+        a record and only one of two processes can begin the same run. Raises MuonlabError if it
         holds something already, EnvironmentFault if it cannot be written.
         """
         folder = Path(folder)
@@ -98,10 +98,10 @@ class RunRecord:
         routing: Sequence[Mapping[str, object]] | None = None,
         environment: Environment | None = None,
     ) -> "RunRecord":
-        """Go on with a run that was interrupted; follow with `truncate` to the step of its checkpoint.
+        """Resume the record of an interrupted run; follow with `truncate` to the step of its checkpoint.
 
-        Files that cannot be read are set aside (`torn` names them) and written again from `config`, `routing` and
-        `environment` where they are given. Raises MuonlabError if there is no run, or if `config` is another run's;
+        Files that cannot be read are set aside (`torn` lists them) and written again from `config`, `routing` and
+        `environment` if those are passed. Raises MuonlabError if there is no run, or if `config` is another run's;
         EnvironmentFault if another process is writing it.
         """
         folder = Path(folder)
@@ -130,7 +130,7 @@ class RunRecord:
         routing: Sequence[Mapping[str, object]],
         environment: Environment | None = None,
     ) -> None:
-        """Write what is missing of config.yaml, environment.json and routing.json."""
+        """Write those of config.yaml, environment.json and routing.json that are missing."""
         text = yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
         if not (self.folder / "config.yaml").exists():
             write_atomic(self.folder / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
@@ -140,7 +140,7 @@ class RunRecord:
             write_json(self.folder / "routing.json", [dict(route) for route in routing])
 
     def close(self) -> None:
-        """Give the lease back. A run that was not ended is interrupted, and can be reopened."""
+        """Release the lease. A run that was not finished counts as interrupted and can be reopened."""
         self.lease.release()
 
     @property
@@ -224,8 +224,8 @@ def _refusal(folder: Path, error: OSError) -> MuonlabError:
     if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
         return EnvironmentFault(f"cannot write {folder}: {error.strerror or error}")
     if (folder / "config.yaml").exists():
-        return EnvironmentFault(f"{folder} was begun by another process in the same moment")
-    return MuonlabError(f"{folder} holds files that are no run; choose another folder")
+        return EnvironmentFault(f"another process began {folder} at the same moment")
+    return MuonlabError(f"{folder} holds files that are not a run; choose another folder")
 
 
 def _plain(value: object) -> object:

@@ -1,4 +1,4 @@
-"""The spikes of a whole run: every definition on the columns that it is for."""
+"""The spikes of a whole run: every definition applied to its columns."""
 
 import numpy as np
 import pandas as pd
@@ -11,11 +11,11 @@ SERIES = tuple(sorted({column for columns in SCORED.values() for column in colum
 
 
 def score_run(steps: pa.Table) -> tuple[pd.DataFrame, dict[str, float]]:
-    """Spike events and spike scores of a `steps` trace, which needs no other columns than SERIES.
+    """Spike events and spike scores of a `steps` trace, which needs only the columns SERIES.
 
     The events are those of `detect_spikes` with the column `series`, sorted by step; the scores are
-    percentages by "<definition>/<column>", and by "olmo2_upward/<column>" without the drops. A step at which
-    a column was not measured is no part of its series.
+    percentages by "<definition>/<column>", and by "olmo2_upward/<column>" without the drops. Steps at
+    which a column was not measured are not part of its series.
     """
     events, scores = [], {}
     for definition, columns in SCORED.items():
@@ -26,12 +26,12 @@ def score_run(steps: pa.Table) -> tuple[pd.DataFrame, dict[str, float]]:
             scores[f"{definition}/{column}"] = score_of(measured)
             if definition == "olmo2":
                 scores[f"olmo2_upward/{column}"] = score_of(measured, upward_only=True)
-    found = pd.concat(events, ignore_index=True)
-    return found.sort_values("step", kind="stable", ignore_index=True), scores
+    spikes = pd.concat(events, ignore_index=True)
+    return spikes.sort_values("step", kind="stable", ignore_index=True), scores
 
 
 def describe_spikes(steps: pa.Table) -> dict[str, object]:
-    """`score_run` and the definitions' settings as JSON, with infinities and NaN as text."""
+    """The result of `score_run` and the definitions' settings as JSON, with infinities and NaN as text."""
     events, scores = score_run(steps)
     return {
         "definitions": {

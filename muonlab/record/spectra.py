@@ -2,8 +2,8 @@
 
 Shape legend: ... any stack, m rows, n columns, r = min(m, n). Everything is computed in fp64 and without gradients. All
 measures but the overlap are functions of sigma^2, so they come from the eigenvalues of the smaller Gram matrix, which
-costs half of a singular value decomposition; singular values below 1e-8 of the largest are noise. A matrix with an
-entry that is no finite number has NaN everywhere, and a matrix of zeros has 0 everywhere.
+costs half of a singular value decomposition; singular values below 1e-8 of the largest are noise. Every
+measure of a matrix with an entry that is not finite is NaN, and of a matrix of zeros it is 0.
 """
 
 import math
@@ -69,8 +69,8 @@ def overlap(update: Tensor, weight: Spectrum, norm: Tensor) -> Tensor:
     update dW (..., m, n); `weight` the spectrum of W before the update; `norm` (...), ||dW||_2. To first order
     sigma_1(W + dW) - sigma_1(W) = u_1' dW v_1, so this times ||dW||_2 is how fast the largest singular value grows
     (positive) or shrinks (negative): the additive growth that Kimi K2 explains exploding logits by (arXiv 2507.20534,
-    appendix E). It asks for no singular vectors of dW, which Muon leaves undetermined by making its singular values
-    equal. An update that knows nothing of W has mean 0 and root mean square 1 / (sqrt(m) + sqrt(n)) if its entries
+    appendix E). It needs no singular vectors of dW, which Muon leaves undetermined by making its singular values
+    equal. An update that is independent of W has mean 0 and root mean square 1 / (sqrt(m) + sqrt(n)) if its entries
     are independent and normal, 1 / sqrt(max(m, n)) if its rows or columns are orthonormal.
     """
     gain = torch.einsum("...m,...mn,...n->...", weight.left, update.double(), weight.right)
@@ -78,13 +78,13 @@ def overlap(update: Tensor, weight: Spectrum, norm: Tensor) -> Tensor:
 
 
 def group_spectra(weights: Sequence[Tensor], updates: Sequence[Tensor]) -> dict[str, Tensor]:
-    """What a trace keeps of a group of matrices (m, n) and stacks of them (E, m, n), as 0-dim tensors.
+    """The recorded measures of a group of matrices (m, n) and stacks of them (E, m, n), as 0-dim tensors.
 
     `updates` are the changes of `weights` in one step. `svd_entropy`, `update_svd_entropy`, `stable_rank` and `overlap`
     are means over all matrices, each counted once whatever its size; `sigma_max` is the largest of any of them;
     `frobenius` is the norm of them all together.
     """
-    found: dict[str, list[Tensor]] = {}
+    collected: dict[str, list[Tensor]] = {}
     for weight, update in zip(_stacks(weights), _stacks(updates), strict=True):
         of_weight, changes = spectrum(weight), singular_values(update)
         for name, value in {
@@ -95,8 +95,8 @@ def group_spectra(weights: Sequence[Tensor], updates: Sequence[Tensor]) -> dict[
             "sigma_max": of_weight.values[:, 0],
             "frobenius": of_weight.values.norm(dim=-1),
         }.items():
-            found.setdefault(name, []).append(value)
-    joined = {name: torch.cat(parts) for name, parts in found.items()}
+            collected.setdefault(name, []).append(value)
+    joined = {name: torch.cat(parts) for name, parts in collected.items()}
     reduced = {"sigma_max": torch.amax, "frobenius": torch.linalg.vector_norm}
     return {name: reduced.get(name, torch.mean)(values) for name, values in joined.items()}
 
@@ -119,5 +119,5 @@ def _gram(W: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _roots(squares: Tensor, finite: Tensor) -> Tensor:
-    """Ascending eigenvalues of Gram matrices as descending singular values; rounding may have left them below 0."""
+    """Ascending eigenvalues of Gram matrices as descending singular values; rounding may make them negative."""
     return squares.clamp_min(0).sqrt().flip(-1).where(finite[..., None], torch.nan)

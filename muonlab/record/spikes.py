@@ -1,8 +1,8 @@
-"""Loss and gradient spikes, by published definitions, found in stored traces and never in smoothed ones.
+"""Loss and gradient spikes by published definitions, detected in the stored traces and never in smoothed ones.
 
-A definition measures every value of a series against the values before it. Values that are not numbers are
-never spikes and are left out of what later values are measured against: a NaN loss is divergence, which is a
-run's status. An infinity is a spike of infinite height, and is left out likewise.
+A definition measures every value of a series against the values before it. NaN is never a
+spike and is excluded from what later values are measured against: a NaN loss is divergence, which is a run's
+status. An infinity is a spike of infinite height, and is excluded likewise.
 """
 
 import math
@@ -130,7 +130,7 @@ def spike_score(
     """The percentage of scored values that are flagged, each by itself.
 
     With the definition `olmo2` this is OLMo 2's spike score, which counts both directions; `upward_only`
-    leaves the drops out. The other definitions know none. 0: scored, and quiet. NaN: too short to score.
+    leaves out the drops, which the other definitions do not have. 0: no value is flagged. NaN: too short to score.
     """
     return score_of(measure(series, definition, **settings), upward_only)
 
@@ -139,7 +139,7 @@ def measure(series: Series, definition: str, **settings: object) -> Measure:
     """Every value of a series against a definition; raises MuonlabError for an unknown name or setting."""
     x = np.asarray(series, dtype=np.float64)
     if x.ndim != 1:
-        raise MuonlabError(f"spikes are found in one series, not in an array of shape {x.shape}")
+        raise MuonlabError(f"a series of values must be one-dimensional, not of shape {x.shape}")
     # A flat window divides by zero: a value that stays (0/0) is not scored, one that rises is infinitely far.
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         return DEFINITIONS.build(definition, settings, x)
@@ -192,9 +192,9 @@ def _first_at_or_below(x: np.ndarray, begin: int, level: float) -> int:
     """The first place from `begin` on where x <= level, or len(x); looks ahead in doubling strides."""
     width = 64
     while begin < len(x):
-        found = np.flatnonzero(x[begin : begin + width] <= level)
-        if len(found):
-            return begin + int(found[0])
+        places = np.flatnonzero(x[begin : begin + width] <= level)
+        if len(places):
+            return begin + int(places[0])
         begin, width = begin + width, 2 * width
     return len(x)
 

@@ -1,4 +1,4 @@
-"""How a run stands: status.json of its folder, which is read by whoever asks, and may be damaged."""
+"""The state of a run: status.json in its folder, which any process may read and which may be damaged."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,8 +14,8 @@ from muonlab.settings.check import Text, check
 FILE = "status.json"
 STATUSES = ("running", "finished", "diverged", "pruned", "out-of-memory", "failed", "interrupted")
 OVER = ("finished", "diverged", "out-of-memory")
-"""After these there is nothing left to do: they are outcomes of the settings, which a second try would have too."""
-# Metrics that are no numbers are text, since JSON has none for them.
+"""Statuses after which nothing remains to be done: outcomes of the settings, which would recur on a second try."""
+# Infinities and NaN are text, since JSON has no numbers for them.
 SHAPE: dict[str, object] = {
     "status": Text,
     "cause": str,
@@ -64,7 +64,7 @@ def read_state(folder: Path) -> State | None:
 
 
 def writer_alive(folder: Path) -> bool | None:
-    """Whether a process is writing the run in `folder`; None if one on another machine was, of which nothing is known
-    here."""
+    """Whether a process is writing the run in `folder`; None if its writer was on another machine, which
+    cannot be queried from here."""
     lease = held(folder)
     return lease.alive() if lease else False

@@ -46,12 +46,12 @@ QUIET = {
     # Progress of migrations, and old ways in which MLflow calls its own dependencies: nothing to act on here.
     "mlflow": logging.WARNING,
     "alembic": logging.WARNING,
-    # These print tracebacks and retries of what is raised, and becomes a sentence, all the same.
+    # These print tracebacks and retries of errors that are raised anyway and become one sentence.
     "mlflow.store.db.utils": logging.CRITICAL,
     "urllib3.connectionpool": logging.ERROR,
 }
 
-# What PostgreSQL and servers answer to a wrong name or password, which waiting does not mend.
+# What PostgreSQL and servers answer to a wrong name or password, which waiting does not fix.
 WRONG = re.compile(
     r"password|authentication|role .* does not exist|database .* does not exist|permission denied|40[13]\b"
     r"|not a database|malformed|readonly|read-only|unable to open|Invalid|Could not parse|Can't load plugin",
@@ -65,7 +65,7 @@ def store_uri(uri: str | None, folder: str | Path) -> str:
 
 
 def check_uri(uri: str, place: str = "the MLflow store") -> None:
-    """Raises MuonlabError for an address that no MLflow store has; `place` is where it was given."""
+    """Raises MuonlabError for an address that MLflow cannot use; `place` names the setting that holds it."""
     if ":" not in uri or _scheme(uri) not in SCHEMES:
         raise MuonlabError(
             f"{place}: MLflow cannot track to '{without_password(uri)}';"
@@ -78,7 +78,7 @@ def prepare_store(tracking_uri: str, experiment: str, artifact_root: str | Path)
 
     Call it before workers start, or from all of them: one process makes a new database, and the others wait. An SQLite
     file is filled beside its place and moved into it, so that a kill costs nothing, and uses write-ahead logging, in
-    which readers and writers do not wait for each other; one that an older kill left half made is set aside. Artifacts
+    which readers and writers do not wait for each other; a half-made one, left by a kill, is set aside. Artifacts
     go to `artifact_root`/<experiment>, except under an MLflow server, which keeps them itself. Raises MuonlabError for
     an address that is wrong, and EnvironmentFault for a store that cannot be reached or stays locked.
     """
@@ -117,8 +117,8 @@ def in_one_sentence(tracking_uri: str) -> Iterator[None]:
 
 
 def store_fault(store: str, error: BaseException) -> MuonlabError:
-    """The sentence for what a store raised; `store` is what to call it."""
-    # The innermost cause has the reason ("Connection refused"); the outer ones tell of retries.
+    """The error to raise for an exception of a store; `store` names it in the sentence."""
+    # The innermost cause has the reason ("Connection refused"); the outer ones only report retries.
     cause = error
     while inner := cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__):
         cause = inner
@@ -135,7 +135,7 @@ def store_fault(store: str, error: BaseException) -> MuonlabError:
 
 
 PASSWORDS = (
-    "a password may stand in $PGPASSWORD or ~/.pgpass, or within the whole address in $MLFLOW_TRACKING_URI for MLflow"
+    "set the password in $PGPASSWORD or ~/.pgpass, or within the whole address in $MLFLOW_TRACKING_URI for MLflow"
     " and $MUONLAB_STORAGE for the queue"
 )
 
@@ -154,7 +154,7 @@ def holds_run(tracking_uri: str, run_id: str) -> bool | None:
 
 
 def _make_file(path: Path, tracking_uri: str) -> None:
-    """Make the database of an SQLite store, in the place of one that a kill left half made."""
+    """Create the database of an SQLite store, replacing one that a kill left half made."""
     wait_until_free(path)
     make_database(path, _migrated)
     try:
@@ -195,16 +195,16 @@ def _scheme(uri: str) -> str:
 def _experiment_id(client: "MlflowClient", name: str, artifacts: str | None) -> str:
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         try:
             return client.create_experiment(name, artifact_location=artifacts)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            found = client.get_experiment_by_name(name)
-    if found is None:
+            experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         raise MuonlabError(f"the MLflow experiment '{name}' was removed while it was looked up; try again")
-    if found.lifecycle_stage != "active":
+    if experiment.lifecycle_stage != "active":
         raise MuonlabError(f"the MLflow experiment '{name}' was deleted; restore it or choose another name")
-    return found.experiment_id
+    return experiment.experiment_id

@@ -12,18 +12,18 @@ from muonlab.errors import MuonlabError
 from muonlab.record.parts import KEYS, TraceFile, first_row, regrouped, schema_of, trace_files
 
 TRIES = 10
-"""Times that a trace may change while it is read: a run changes it once, at its end."""
+"""How often a trace may change while it is read: a run changes it once, at its end."""
 
 
 def stream_trace(
     folder: Path, name: str, columns: Sequence[str] | None = None, after: int = -1
 ) -> Iterator[pa.Table]:
     """The rows of the trace `name` (one of KEYS) after a step, sorted by its keys, each row once: where one was
-    written twice, every column has its last measured value.
+    written twice, each column has its last measured value.
 
-    In tables of whole steps with at most ROWS rows, or one step; the memory does not grow with the length. The columns
-    are the keys, then those in `columns` (None: all), in the order of `schema_of`. A run that ends meanwhile, whose
-    parts are merged, is read on from its one file. Raises TornTrace at a file that is damaged.
+    In tables of whole steps with at most ROWS rows, or one step: memory does not grow with the length. The columns
+    are the keys, then those in `columns` (None: all), in the order of `schema_of`. If the run ends
+    meanwhile and its parts are merged, reading continues in the merged file. Raises TornTrace at a damaged file.
     """
     return regrouped(_stream(folder, name, columns, after))
 
@@ -35,15 +35,15 @@ def read_trace(folder: Path, name: str, columns: Sequence[str] | None = None) ->
 
 
 def trace_extent(folder: Path, name: str) -> tuple[pa.Schema, int]:
-    """The columns of a trace, and how many rows it has at most: those that were written twice count twice."""
+    """The columns of a trace, and an upper bound on its rows: those that were written twice count twice."""
     files = _opened(folder, name)
     return schema_of(name, files), sum(group.rows for file in files for group in file.groups)
 
 
 def whole_until(folder: Path) -> int:
-    """The last step up to which, from step 0 on, no step is missing in any trace that the run has; -1: there is none.
+    """The last step up to which, from step 0 on, no step is missing in any trace of the run; -1: step 0 is missing.
 
-    A trace whose files were all set aside as torn is one that it has. Raises TornTrace at a file that is damaged.
+    A trace whose files were all set aside as torn counts as a trace of the run. Raises TornTrace at a damaged file.
     """
     ends = []
     for name in KEYS:
@@ -81,7 +81,7 @@ def _stream(folder: Path, name: str, columns: Sequence[str] | None, after: int) 
 
 
 def _unsteady(folder: Path, name: str) -> MuonlabError:
-    return MuonlabError(f"the trace {name} in {folder} changes whenever it is read; try again")
+    return MuonlabError(f"the trace {name} in {folder} kept changing while it was read; try again")
 
 
 def _stream_files(folder: Path, name: str, columns: Sequence[str] | None, after: int) -> Iterator[pa.Table]:
@@ -105,7 +105,7 @@ def _stream_files(folder: Path, name: str, columns: Sequence[str] | None, after:
 def _split(
     waiting: list[tuple[int, pa.Table]], step: int
 ) -> tuple[list[tuple[int, pa.Table]], list[tuple[int, pa.Table]]]:
-    """What is before a step, and what is not."""
+    """The rows before a step, and the rest."""
     before, rest = [], []
     for order, table in waiting:
         place = first_row(table, step)
@@ -115,7 +115,7 @@ def _split(
 
 
 def _joined(waiting: list[tuple[int, pa.Table]], name: str) -> pa.Table:
-    """One sorted table; of a row that was written twice, what was measured last."""
+    """One sorted table; of a row that was written twice, the last measured values."""
     tables = [table for _, table in sorted(waiting, key=lambda item: item[0])]
     table = pa.concat_tables(tables)
     ends = [(part["step"][0].as_py(), part["step"][-1].as_py()) for part in tables]
@@ -125,7 +125,7 @@ def _joined(waiting: list[tuple[int, pa.Table]], name: str) -> pa.Table:
         table = table.group_by(keys, use_threads=False).aggregate([(column, "last") for column in values])
         table = table.select([*keys, *(f"{column}_last" for column in values)]).rename_columns(columns)
         table = table.sort_by([(key, "ascending") for key in keys])
-    if "exact" in table.column_names:  # records from before there were bounds do not say it
+    if "exact" in table.column_names:  # records older than the bounds lack it
         place = table.column_names.index("exact")
         table = table.set_column(place, "exact", pc.fill_null(table["exact"], True))
     return table

@@ -34,7 +34,7 @@ class Row(TypedDict):
 
 
 BUFFERED = 1000
-"""Steps that are held in memory at most, whatever the distance of checkpoints."""
+"""The most steps held in memory, however far apart checkpoints are."""
 
 
 class TraceWriter:
@@ -54,9 +54,9 @@ class TraceWriter:
         """Remember one step's values: scalars, per-head values of shape (layers, heads), and the load of every
         expert, (experts,), by the number of the layer.
 
-        Keeps detached references and asks the device for nothing, so the tensors must not be written in place
-        before the next `flush`; only the step after BUFFERED others flushes them itself. A second call for the same
-        step adds columns to its row. Raises MuonlabError for an unknown name in `heads`.
+        Keeps detached references and does not wait for the device, so the tensors must not be written in place
+        before the next `flush`. When BUFFERED steps are held, the next one flushes them first. A second call for
+        the same step adds columns to its row. Raises MuonlabError for an unknown name in `heads`.
         """
         row = self._buffer.get(step)
         if row is None:
@@ -73,7 +73,7 @@ class TraceWriter:
             row["experts"][layer] = load.detach()
 
     def flush(self) -> None:
-        """Write the buffered rows as one part of each trace. Waits for the device once for each dtype."""
+        """Write the buffered rows as one part of each trace. Waits for the device once per dtype."""
         order = sorted(self._buffer)
         rows = [self._buffer[step] for step in order]
         for name, table in (
@@ -87,8 +87,7 @@ class TraceWriter:
         self._buffer.clear()
 
     def truncate(self, step: int) -> None:
-        """Drop every row after `step`, from the buffer and from the files, of which only those are read that hold
-        rows on both sides of it."""
+        """Drop every row after `step` from the buffer and the files; only files with rows on both sides are read."""
         self._buffer = {key: row for key, row in self._buffer.items() if key <= step}
         for name in KEYS:
             for path in trace_files(self.folder, name):
@@ -99,7 +98,7 @@ class TraceWriter:
                     write_trace(path, _until(step, file), schema_of(name, [file]))
 
     def merge(self) -> None:
-        """Turn the parts of each trace into one file. A kill in between leaves both, which reads the same."""
+        """Turn the parts of each trace into one file. A kill in between leaves both, which read the same."""
         for name in KEYS:
             files = trace_files(self.folder, name)
             whole = self.folder / f"{name}.parquet"
@@ -120,7 +119,7 @@ def _until(step: int, file: TraceFile) -> Iterator[pa.Table]:
 
 
 def _steps_table(order: list[int], rows: "list[dict[str, float | torch.Tensor]]") -> pa.Table | None:
-    """One row a step; None without rows."""
+    """One row per step; None without rows."""
     if not rows:
         return None
     values = _to_float64([value for row in rows for value in row.values()])

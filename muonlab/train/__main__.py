@@ -13,13 +13,13 @@ EXIT_CODES = {"finished": 0, "diverged": 3, "out-of-memory": 4}
 
 
 def main() -> int:
-    """Exit code: 0 finished, 2 a mistake in the command or a refusal of the machine, 3 diverged, 4 too large for this
+    """Exit code: 0 finished, 2 a mistake in the command or a failure of the machine, 3 diverged, 4 too large for this
     machine's memory, 128 + the number of the signal that interrupted it (130: Ctrl-C)."""
     return hydra_command("train", one_run)
 
 
 def one_run(values: Config, overrides: list[str]) -> int:
-    """Train, say in one line how it ended and, last, where the record is."""
+    """Train, and print how the run ended and where its record is."""
     config = read_config(values)
     from muonlab.train.place import is_first
     from muonlab.train.run import train

@@ -1,4 +1,4 @@
-"""What watches a run: its health, the user's Ctrl-C, and the one progress bar."""
+"""Callbacks that watch a run: its health, signals that stop it, and the progress bar."""
 
 import math
 import signal
@@ -24,7 +24,7 @@ Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 class Diverged(Exception):
-    """The loss is no longer a number; the text says at which step."""
+    """The loss is not finite; the text says at which step."""
 
 
 class Interrupted(Exception):
@@ -38,15 +38,15 @@ class Interrupted(Exception):
 class Health(L.Callback):
     """Stops a run whose weights are not finite when it begins, or whose loss is not finite.
 
-    On the CPU every step is looked at; on a GPU every 25th, because a look makes the host wait for the device. What the
-    last update broke shows in the final metrics.
+    On the CPU every step is checked; on a GPU every 25th, because a check makes the host wait for the device. Damage by
+    the last update shows in the final metrics.
     """
 
     def __init__(self, recording: Recording):
         self.recording = recording
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Raises Diverged for weights that are lost before the first step."""
+        """Raises Diverged for weights that are not finite before the first step."""
         if trainer.global_step:
             return
         for name, parameter in module.named_parameters():
@@ -56,7 +56,7 @@ class Health(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """Raises Diverged after the step's row is written, in all processes of a run alike."""
+        """Raises Diverged after the step's row is written, in all processes of a run at once."""
         step = trainer.global_step
         if (batch_idx + 1) % trainer.accumulate_grad_batches or (module.device.type != "cpu" and step % 25):
             return
@@ -66,11 +66,11 @@ class Health(L.Callback):
 
 
 class StopBetweenSteps(L.Callback):
-    """Signals that ask a run to stop end it after the current step, with a checkpoint; a second Ctrl-C at once.
+    """Stops a run after the current step, with a checkpoint, when a signal asks for it; at once at a second Ctrl-C.
 
-    They are SIGINT (Ctrl-C), SIGTERM, SIGHUP (the terminal is gone) and SIGUSR1, by which batch systems announce the
-    end. A run that has done its last step ends as it would have. Whichever of a run's processes was asked, all stop
-    after the same step. In force from `install` to `restore`.
+    The signals are SIGINT (Ctrl-C), SIGTERM, SIGHUP (the terminal is gone) and SIGUSR1, by which batch systems
+    announce the end of a job. A run that has done its last step finishes normally. Whichever process of a run gets the
+    signal, all stop after the same step. In force from `install` to `restore`.
     """
 
     def __init__(self, checkpoints: Checkpoints, peers: Peers) -> None:
@@ -79,7 +79,7 @@ class StopBetweenSteps(L.Callback):
         self._old: dict[int, Handler] = {}
 
     def install(self) -> None:
-        """Take over the signals, where this is the main thread of a process."""
+        """Install the handlers, if this is the main thread of the process."""
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 if (old := signal.getsignal(number)) is not signal.SIG_IGN:  # as SIGHUP is under nohup
@@ -87,7 +87,7 @@ class StopBetweenSteps(L.Callback):
                     self._old.setdefault(number, old)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Take over from Lightning, whose own handlers end a run without a checkpoint; stop here if asked before."""
+        """Take over from Lightning, whose own handlers end a run without a checkpoint; stop here if already asked."""
         self.install()
         if self._all_asked():
             raise Interrupted(f"{self._name} before step {trainer.global_step}", self.asked)
@@ -101,7 +101,7 @@ class StopBetweenSteps(L.Callback):
             raise Interrupted(f"{self._name} within a step", self.asked)
 
     def _all_asked(self) -> bool:
-        """Whether one of the processes was asked; all are then. A signal that comes meanwhile counts the next time."""
+        """Whether any process was asked to stop; all are then. A signal that arrives meanwhile counts next time."""
         asked = self.peers.largest(self.asked)
         if asked:
             self.asked = asked
@@ -114,7 +114,7 @@ class StopBetweenSteps(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """Save and leave, if asked and if a whole optimizer step is done."""
+        """Save and stop, if asked and if a whole optimizer step is done."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches or at_end(trainer):
             return
         if self._all_asked():
@@ -122,14 +122,14 @@ class StopBetweenSteps(L.Callback):
             raise Interrupted(f"{self._name} after step {trainer.global_step - 1}", self.asked)
 
     def restore(self) -> None:
-        """Give the signals back."""
+        """Restore the previous handlers."""
         for number, handler in self._old.items():
             signal.signal(number, handler)
         self._old = {}
 
 
 class ProgressBar(L.Callback):
-    """One bar: steps, time left, loss, max logit, tokens per second. Reads the device four times a second at most."""
+    """One bar: steps, time left, loss, max logit, tokens per second. Reads the device at most four times a second."""
 
     def __init__(self, recording: Recording, label: str):
         self.recording, self.label = recording, label
@@ -150,7 +150,7 @@ class ProgressBar(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """Move on; refresh the numbers if it is time."""
+        """Advance the bar; refresh its numbers if they are due."""
         now = time.monotonic()
         if now - self.shown > self.bar.mininterval and self.recording.latest:
             self.shown = now
@@ -164,6 +164,6 @@ class ProgressBar(L.Callback):
         self.bar.update(trainer.global_step - self.bar.n)
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Close the bar and leave its last state on the screen."""
         if hasattr(self, "bar"):
             self.bar.close()

@@ -1,11 +1,11 @@
-"""Whether a run could begin: its parts are built, and let go."""
+"""Checks that a run can begin: its parts are built and dropped."""
 
 from muonlab.train.config import RunConfig
 
 
 def check_run(config: RunConfig) -> None:
-    """Raises MuonlabError for what a run of these settings would refuse before its first step: devices, batches, text,
-    the model's and the optimizer's settings, and routes. Nothing is recorded."""
+    """Raises MuonlabError for anything that a run with these settings would refuse before its first step: devices,
+    batch sizes, text, model and optimizer settings, routing. Nothing is recorded."""
     from muonlab.data import make_data, open_corpus
     from muonlab.train.module import LanguageModel
     from muonlab.train.trainer import choose_accelerator, refuse_huge_batches

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole, two kept, and judged by what they hold when a run goes on."""
+"""Checkpoints: written whole, two kept, and verified by their content when a run resumes."""
 
 import io
 import os
@@ -17,12 +17,12 @@ from muonlab.train.recording import Recording
 
 # The last one, and the one before it should the last turn out torn.
 KEPT = 2
-# What every checkpoint of ours has: Lightning's, and the state of the recording.
+# The keys of every checkpoint: Lightning's, and the state of the recording.
 CONTENT = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step", "muonlab")
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and moves it there: no kill and no full disk leaves half of one."""
+    """Writes a checkpoint under a temporary name and moves it into place: no kill or full disk leaves half of one."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None
@@ -34,7 +34,7 @@ class WholeFiles(TorchCheckpointIO):
 class Checkpoints(Checkpoint):
     """Saves every `every` steps (0: never) into `folder`, and at the end of the run, with its final metrics.
 
-    The recording is flushed before and sends its rows to MLflow after, so that nothing is shown there that a resumed
+    The record is flushed before, and its rows are sent to MLflow after, so that MLflow never shows a row that a resumed
     run would compute again. `folder` keeps the two newest.
     """
 
@@ -76,11 +76,11 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def latest_checkpoint(folder: Path, recorded: int, max_steps: int) -> tuple[Path | None, list[Path]]:
-    """The newest checkpoint that a run can go on from, and those that were set aside as torn.
+    """The newest checkpoint that a run can resume from, and those that were set aside as torn.
 
-    folder: of the checkpoints. recorded: the last step up to which the traces are whole, -1 for none: a checkpoint of
-    later steps is passed over. One of all steps counts only with its final metrics. What is proved torn, by its
-    checksums or by what it lacks, is renamed to `*.torn`, and older ones that a killed process did not remove are
+    folder: where the checkpoints are. recorded: the last step up to which the traces are whole, -1 for none;
+    checkpoints of later steps are skipped. One of the last step counts only with its final metrics. A file that its
+    checksums or missing keys prove torn is renamed to `*.torn`; older checkpoints that a killed process left behind are
     removed. Raises EnvironmentFault where a file cannot be read or does not fit in memory, which proves nothing.
     """
     torn = []
@@ -98,7 +98,7 @@ def latest_checkpoint(folder: Path, recorded: int, max_steps: int) -> tuple[Path
 
 
 def _content(path: Path, step: int) -> dict[str, Any] | None:
-    """What the checkpoint of `step` steps holds, its tensors left on disk; None where it is torn or is none."""
+    """The content of the checkpoint of `step` steps, with its tensors still on disk; None if it is torn or not one."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
@@ -109,7 +109,7 @@ def _content(path: Path, step: int) -> dict[str, Any] | None:
     except (OSError, MemoryError) as error:
         raise EnvironmentFault(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     except RuntimeError as error:
-        if "alloc" in str(error):  # of memory, for what is whole by its checksums
+        if "alloc" in str(error):  # no memory for a file whose checksums are right
             raise EnvironmentFault(f"cannot read {path}: {str(error).splitlines()[0]}") from error
         return None
     except Exception:  # whatever a pickle of something else raises

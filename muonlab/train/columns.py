@@ -1,4 +1,4 @@
-"""The columns of every run: losses, max logits, the update, progress, and what a model with experts has besides."""
+"""The columns of every run: losses, max logits, the update and progress; and those of models with experts."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -44,8 +44,8 @@ def learning_rate(step: Step) -> Columns:
 def base_rate(optimizer: torch.optim.Optimizer) -> Tensor | float | None:
     """The learning rate at this moment of the groups that began with the optimizer's own.
 
-    Groups that began with another, such as those with an `lr_scale`, are followed only if there is no such group; then
-    the first group with a rate is. None if no group has a rate.
+    If there is no such group (all have an `lr_scale`), that of the first group that has a rate. None if no group has a
+    rate.
     """
     groups = [group for group in optimizer.param_groups if "lr" in group]
     own = optimizer.defaults.get("lr")

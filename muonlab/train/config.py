@@ -44,7 +44,7 @@ PRECISIONS: dict[str, LightningPrecision] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
-    """How a run is trained and looked at; units and the meaning of 0 stand in conf/trainer/default.yaml."""
+    """How a run is trained and looked at; units and the meaning of 0 are in conf/trainer/default.yaml."""
 
     max_steps: Count
     batch_size: Count
@@ -131,10 +131,10 @@ class ConfigValues(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that a run is made of, and where it is kept.
+    """Everything that defines a run, and where it is kept.
 
-    `model`, `optimizer`, `schedule` and `data` are the dataclasses of muonlab.settings, or that of somebody's own
-    builder. `corpus` is the digest of the text that `data` names, 16 hex digits, "" before anybody has looked: a run on
+    `model`, `optimizer`, `schedule` and `data` are the dataclasses of muonlab.settings, or that of a user-defined
+    builder. `corpus` is the digest of the text that `data` names, 16 hex digits, "" until the text is read: a run on
     another text is another run.
     """
 
@@ -158,7 +158,7 @@ class RunConfig:
 
     @property
     def name(self) -> str:
-        """A name that can be read in a table: muonclip-lr3e-2-s1."""
+        """A readable name for tables: muonclip-lr3e-2-s1."""
         lr = getattr(self.optimizer, "lr", None)
         if not isinstance(lr, int | float):
             return f"{self.optimizer.name}-s{self.seed}"
@@ -167,7 +167,7 @@ class RunConfig:
 
     @property
     def identity(self) -> str:
-        """The digest that tells this run from others (see run_identity)."""
+        """The digest that distinguishes this run from others (see run_identity)."""
         return run_identity(self.as_dict())
 
     def as_dict(self) -> ConfigValues:
@@ -187,7 +187,7 @@ def read_config(values: Mapping[str, object]) -> RunConfig:
     """The checked settings of one run from a composed config.
 
     Raises MuonlabError in one sentence for a missing or unknown section or setting and for every value of a wrong type,
-    range or shape, and for sizes that do not fit each other.
+    range or shape, and for sizes that do not fit together.
     """
     known = [field.name for field in fields(RunConfig)]
     for key in values:
@@ -219,7 +219,7 @@ def read_section(kind: Literal["optimizer", "schedule", "data"], values: object)
 
 
 def read_section(kind: str, values: object) -> Named:
-    """The checked settings of a model, optimizer, schedule or corpus; its `name` says of which."""
+    """The checked settings of a model, optimizer, schedule or corpus; its `name` says which."""
     values = _mapping(kind, values)
     name = check(str, values.get("name"), f"{kind}.name")
     families = {
@@ -236,9 +236,9 @@ def read_section(kind: str, values: object) -> Named:
 
 
 def _registered(kind: str, name: str, families: Iterable[str]) -> type:
-    """The settings of somebody's own builder, which is known once the packages that register it are imported.
+    """The settings of a user-defined builder, known only once the packages that register it are imported.
 
-    They import torch; a builder has a config of its name, and without one there is nothing to wait for.
+    Those import torch, which takes seconds; a builder has a config of its name, so without one the name is unknown.
     """
     option = options_of(kind).get(name)
     if "torch" not in sys.modules and (option is None or f"name: {name}" not in option.read_text("utf-8")):

@@ -19,8 +19,8 @@ UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 @dataclass(frozen=True)
 class Ending:
-    """One of RunRecord's statuses, its cause, the number of the signal that interrupted the run (0: none), and what is
-    to be raised once that is recorded."""
+    """One of RunRecord's statuses, its cause, the number of the signal that interrupted the run (0: none), and the
+    exception to raise once that is recorded."""
 
     status: str
     cause: str = ""
@@ -39,8 +39,8 @@ def how_it_ended(metrics: Mapping[str, float]) -> Ending:
 def ending_of(error: BaseException, step: int) -> Ending:
     """The ending of a run that `error` stopped in step `step`.
 
-    Memory is an outcome of the settings where the run alone asked for more than this machine has; where others held
-    what it needed, or a limit below that was set, another try may succeed.
+    Memory is an outcome of the settings where the run alone asked for more than this machine has; where other processes
+    held what it needed, or a lower limit was set, another try may succeed.
     """
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if isinstance(error, Diverged):
@@ -53,7 +53,7 @@ def ending_of(error: BaseException, step: int) -> Ending:
         fault = peer_fault()
         fault.__cause__ = error
         return Ending("interrupted", str(fault), error=fault)
-    if isinstance(error, torch.linalg.LinAlgError):  # of svd, on gradients that are no longer numbers
+    if isinstance(error, torch.linalg.LinAlgError):  # of svd, on gradients that are not finite
         return Ending("diverged", f"step {step}: {text}")
     if _out_of_memory(error):
         if _own_size(error) > _capacity(error):
@@ -78,7 +78,7 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def _own_size(error: BaseException) -> float:
-    """Bytes that this process holds, and those that it was refused, on the device that refused them."""
+    """Bytes that this process holds plus those it was refused, on the device that refused them."""
     held = torch.cuda.memory_allocated() if _on_cuda(error) else _resident()
     return held + _refused(str(error))
 
@@ -97,10 +97,10 @@ def _resident() -> int:
 
 
 def _refused(text: str) -> float:
-    """Bytes that an allocator's message says it could not give; 0 where it names none.
+    """Bytes that an allocator's message says it could not allocate; 0 where it names none.
 
     torch on a CPU: "you tried to allocate 123 bytes"; on CUDA: "Tried to allocate 2.00 GiB"; NumPy: "Unable to allocate
     1.5 TiB for an array".
     """
-    found = re.search(r"allocate ([\d.]+) ?(\w?)i?b(?:ytes)?\b", text, re.IGNORECASE)
-    return float(found[1]) * UNITS.get(found[2].lower(), 1) if found else 0.0
+    match = re.search(r"allocate ([\d.]+) ?(\w?)i?b(?:ytes)?\b", text, re.IGNORECASE)
+    return float(match[1]) * UNITS.get(match[2].lower(), 1) if match else 0.0

@@ -62,7 +62,7 @@ class LanguageModel(L.LightningModule):
 
     def configure_model(self) -> None:
         """Cut every weight into the ranks' rows where the strategy has a mesh of ranks (FSDP2): block by block, so that
-        no more than a block's weights are ever whole."""
+        at most one block's weights are whole at a time."""
         if self.device_mesh is None:
             return
         from torch.distributed.fsdp import fully_shard

@@ -1,4 +1,4 @@
-"""The processes of a run as one of them sees them: what they decide together, and how it shows that one is gone."""
+"""The processes of a run as one of them sees them: joint decisions, and how the loss of one shows."""
 
 import os
 from collections.abc import Callable
@@ -14,9 +14,9 @@ Decision = TypeVar("Decision")
 
 
 class Peers:
-    """This process and the others of its run, who meet when it is made; alone it decides for itself.
+    """This process and the others of its run, which meet when it is created; a single process decides for itself.
 
-    What they tell each other here goes from host to host and never waits for a device.
+    Messages between them go from host to host and never wait for a device.
     """
 
     def __init__(self, place: Place, accelerator: str):
@@ -35,9 +35,9 @@ class Peers:
             self._hosts = dist.new_group(backend="gloo")
 
     def part(self, lost: bool) -> None:
-        """Leave the others in order; a process that ends without it is aborted where they were faster.
+        """Leave the process group in order; a process that ends without it is aborted if the others were faster.
 
-        lost: one of them is gone, for which NCCL would wait.
+        lost: one of them is gone; NCCL would wait for it.
         """
         if self._hosts is not None and not (lost and dist.get_backend() == "nccl"):
             dist.destroy_process_group()
@@ -48,7 +48,7 @@ class Peers:
         return self.place.rank == 0
 
     def from_first(self, decide: Callable[[], Decision]) -> Decision:
-        """What the first process decides; the others do not look for themselves."""
+        """The decision of the first process; the others do not call `decide`."""
         if self._hosts is None:
             return decide()
         decision = [decide() if self.first else None]
@@ -56,7 +56,7 @@ class Peers:
         return decision[0]  # type: ignore[return-value]
 
     def largest(self, number: int) -> int:
-        """The largest of the numbers that the processes bring, all at the same point."""
+        """The largest of the processes' numbers; all must call it at the same point."""
         if self._hosts is None:
             return number
         numbers = torch.tensor(number)
@@ -65,7 +65,7 @@ class Peers:
 
 
 def lost_peer(error: BaseException | None) -> bool:
-    """Whether this is how a process learns, waiting for the others, that one of them is gone."""
+    """Whether this error shows, to a process waiting for the others, that one of them is gone."""
     together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     return together and (
         isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
@@ -73,7 +73,7 @@ def lost_peer(error: BaseException | None) -> bool:
 
 
 def peer_fault() -> EnvironmentFault:
-    """The one sentence about a lost process."""
+    """The error for a lost process."""
     return EnvironmentFault(
         f"another process of this run of {dist.get_world_size()} is gone; rerun the same command to resume from the"
         " last checkpoint"

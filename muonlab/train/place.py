@@ -1,11 +1,11 @@
-"""Which of a run's processes this one is, as whoever started it says in the environment."""
+"""Which of a run's processes this one is, by the environment variables of its launcher."""
 
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from muonlab.errors import MuonlabError
+from muonlab.errors import MuonlabError, shown
 
 _LAUNCHER = (
     "RANK",
@@ -34,12 +34,12 @@ class Place:
 
 
 def find_place(devices: int, environment: Mapping[str, str] = os.environ) -> Place | None:
-    """The place that a launcher gave this process in a run of `devices` processes a machine; None without a launcher.
+    """The place that a launcher gave this process in a run of `devices` processes per machine; None without a launcher.
 
     Read in turn: RANK and WORLD_SIZE (torchrun), LOCAL_RANK and NODE_RANK (muonlab itself, Lightning), SLURM_PROCID and
-    SLURM_NTASKS (srun, but in an interactive job, as Lightning has it). A run of one device is one process whatever
-    the environment says: a batch system's variables describe the job around it. Raises MuonlabError where torchrun or
-    srun started another number of processes than the run has devices.
+    SLURM_NTASKS (srun, except in an interactive job, as in Lightning). A run of one device is one process whatever
+    the environment says: a batch system's variables describe the job around it. Raises MuonlabError where the number of
+    processes that torchrun or srun started differs from the devices of the run.
     """
     read = _Numbers(environment)
     if "TORCHELASTIC_RUN_ID" in environment:
@@ -69,13 +69,13 @@ def find_place(devices: int, environment: Mapping[str, str] = os.environ) -> Pla
 
 
 def is_first(devices: int) -> bool:
-    """Whether this process keeps the record and speaks for the run."""
+    """Whether this process keeps the record and prints for the run."""
     place = find_place(devices)
     return place is None or place.rank == 0
 
 
 def leave_launcher() -> None:
-    """What a launcher said was about the command around this process, whose runs start their processes themselves."""
+    """Drop the launcher's variables: they describe the surrounding command, and its runs start their own processes."""
     for name in [*os.environ]:
         if name in _LAUNCHER or name.startswith(("SLURM_", "TORCHELASTIC_")):
             del os.environ[name]
@@ -99,7 +99,7 @@ def _check(fits: bool, what: str, devices: int) -> None:
 
 
 class _Numbers:
-    """Reads whole numbers from the environment; raises MuonlabError for what is none."""
+    """Reads integers from the environment; raises MuonlabError for other text."""
 
     def __init__(self, environment: Mapping[str, str]):
         self.environment = environment
@@ -111,4 +111,4 @@ class _Numbers:
         try:
             return int(text or "")
         except ValueError:
-            raise MuonlabError(f"{name}={text} in the environment is no whole number") from None
+            raise MuonlabError(f"${name} must be a whole number, not {shown(text)}") from None

@@ -1,7 +1,7 @@
-"""What a run records of a step comes from providers: each a name, a moment, a cadence and a function to columns.
+"""The recorded columns of a step come from providers: each is a name, a moment, a cadence and a function.
 
 A new column is one function with `@provider` in columns.py, spectra.py or a file that recording.py imports. No provider
-reads what another returned, so their order means nothing.
+reads what another returned, so their order does not matter.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Moment = Literal["start", "gradients", "end"]
 
 @dataclass
 class Columns:
-    """Values of one step. They are kept as references until the record is flushed, so nobody may write to them.
+    """Values of one step. They are kept as references until the record is flushed, so they must not be written to.
 
     scalars: by column, `quantity` or `quantity/part`.
     heads: (layers, heads), by one of the names in muonlab.record.columns.HEADS.
@@ -34,7 +34,7 @@ class Columns:
     loads: dict[int, Tensor] = field(default_factory=dict)
 
     def add(self, other: "Columns") -> None:
-        """Take over the values of another provider."""
+        """Add the values of another provider."""
         self.scalars |= other.scalars
         self.heads |= other.heads
         self.loads |= other.loads
@@ -46,7 +46,7 @@ class Step:
 
     number: from 0.
     recorded: whether this process writes the record; of several ranks the first does.
-    tokens, flops: those of a step, over all ranks.
+    tokens, flops: of one step, over all ranks.
     seconds: a clock of the training so far, earlier sessions included.
     weights_before: copies of the parameters from before the update, by name; empty unless a provider of this step
         compares them. Sharded as the parameters are.
@@ -69,7 +69,7 @@ class Step:
     columns: Columns = field(default_factory=Columns)
 
     def add_micro_batch(self, cross_entropy: Tensor, logits: LogitRange, exact: Tensor | None) -> None:
-        """Take in what the forward of one micro-batch gave."""
+        """Add the results of one micro-batch's forward."""
         self.losses.append(cross_entropy)
         if self.logits is None:
             self.logits, self.exact = logits, exact

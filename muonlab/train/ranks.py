@@ -2,8 +2,8 @@
 
     python -m muonlab.train.ranks CONFIG REPORT
 
-is one of them: it trains the run of the config file at the place that its environment says, and reports to the file
-descriptor REPORT, a line of JSON a step and one at the end. It is started by `train_on_ranks`, not by hand.
+is one of them: it trains the run of the config file at the place that its environment gives, and reports to the file
+descriptor REPORT, one line of JSON per step and one at the end. `train_on_ranks` starts it; users do not.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TypedDict
 
-# Read when torch loads OpenMP, so it must stand before any import of torch.
+# Read when torch loads OpenMP, so it must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from muonlab.command import STOPPING, Interruption, listen
@@ -59,12 +59,12 @@ class Report(TypedDict, total=False):
 
 
 class RankLost(EnvironmentFault):
-    """A process of the run was ended from outside, and the others with it."""
+    """A process of the run was killed from outside, and the others were stopped with it."""
 
 
 @dataclass
 class Rank:
-    """One process of a run, and what it has reported so far."""
+    """One process of a run, and its reports so far."""
 
     number: int
     process: subprocess.Popen
@@ -74,11 +74,11 @@ class Rank:
 
     @property
     def end(self) -> Report | None:
-        """What it said at its end: "outcome", "mistake", "fault" or "crash"; None where it said nothing."""
+        """Its last report: "outcome", "mistake", "fault" or "crash"; None if it ended without one."""
         return next((report for report in self.reports if "step" not in report), None)
 
     def read(self) -> list[Report]:
-        """What it has reported since the last time; nothing more comes once the pipe is closed."""
+        """Its reports since the last call; none once the pipe is closed."""
         try:
             text = os.read(self.pipe, 1 << 16)
         except BlockingIOError:
@@ -99,7 +99,7 @@ class Ranks:
         self._old: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def run(self) -> Outcome:
-        """Start them, wait for all and say how the run ended. Raises what `train` raises."""
+        """Start them, wait for all and return how the run ended. Raises what `train` raises."""
         with tempfile.TemporaryDirectory(prefix="muonlab-") as place:
             config = Path(place) / "config.json"
             config.write_text(json.dumps(self.config.as_dict()), encoding="utf-8")
@@ -153,7 +153,7 @@ class Ranks:
                     rank.process.send_signal(number)
 
     def _wait(self) -> None:
-        """Read what they report until all have ended; once one has, the others follow soon, or are made to."""
+        """Read reports until all have ended; once one has, the others must follow soon or are killed."""
         first_end = None
         escalation = [(PATIENCE, signal.SIGTERM), (PATIENCE + LAST, signal.SIGKILL)]
         with selectors.DefaultSelector() as selector:
@@ -178,11 +178,11 @@ class Ranks:
     def _outcome(self) -> Outcome:
         ends = [(rank, rank.end) for rank in self.ranks]
         killed = [rank for rank, end in ends if end is None]
-        said = [end for _, end in ends if end is not None]
-        for end in said:
+        last = [end for _, end in ends if end is not None]
+        for end in last:
             if "crash" in end:
                 raise RuntimeError(end["crash"])
-        for end in said:
+        for end in last:
             if "mistake" in end:
                 raise MuonlabError(end["mistake"])
         first = self.ranks[0].end
@@ -198,7 +198,7 @@ class Ranks:
             return Outcome(
                 folder, values["status"], values["cause"], values["trained"], signal=values["signal"]
             )
-        for end in said:
+        for end in last:
             if "fault" in end and not self.asked:
                 raise EnvironmentFault(end["fault"])
         name = signal.Signals(self.asked).name
@@ -206,11 +206,11 @@ class Ranks:
 
 
 def train_on_ranks(config: RunConfig, folder: Path, on_step: Callable[[int], None] | None) -> Outcome:
-    """`train` on as many processes of this machine as the run has devices.
+    """Call `train` in as many processes on this machine as the run has devices.
 
     Each runs this module, so that nothing depends on the command that was typed. A signal to this process goes to all
-    of them. They share an end: where one is killed the others stop, within PATIENCE + LAST seconds and without a word
-    of their own. Raises RankLost for that, and what `train` raises in one of them.
+    of them. They end together: if one is killed the others stop within PATIENCE + LAST seconds, without messages of
+    their own. Raises RankLost for that, and what `train` raises in one of them.
     """
     return Ranks(config, folder, on_step).run()
 
@@ -226,16 +226,16 @@ def _free_port() -> int:
 
 
 def _end_with_parent() -> None:
-    """Ask Linux for SIGTERM once the process that started this one is gone; elsewhere it goes on to its end."""
+    """Ask Linux for SIGTERM once the process that started this one is gone; elsewhere it runs to its end."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def main(config_file: str, report_to: int) -> None:
-    """Body of one rank. Every word but the first rank's progress and a crash's traceback is left to the parent."""
+    """Body of one rank. The parent prints everything except the first rank's progress and the traceback of a crash."""
 
     def report(**what: object) -> None:
-        with suppress(OSError):  # nobody listens any more
+        with suppress(OSError):  # the parent is gone
             os.write(report_to, json.dumps(what).encode() + b"\n")
 
     _end_with_parent()
@@ -258,7 +258,7 @@ def main(config_file: str, report_to: int) -> None:
         report(crash=f"{type(error).__name__}: {error}")
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not by Python's own end: threads of a process group whose other ranks are gone may wait for them.
+    # Not sys.exit: threads of a process group whose other ranks are gone may wait for them forever.
     os._exit(0)
 
 

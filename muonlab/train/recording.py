@@ -1,4 +1,4 @@
-"""The callback that writes a run's record: what happened at every step, with no host synchronisation in the step."""
+"""The callback that writes a run's record of every step, without host synchronisation within the step."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -17,12 +17,12 @@ from muonlab.train.providers import Moment, Step, due
 
 
 class Recording(L.Callback):
-    """Appends one row per step to the record and passes the rows on to MLflow behind every checkpoint.
+    """Appends one row per step to the record and sends the rows to MLflow after every checkpoint.
 
     Row `step` (from 0) holds the columns of the providers that are due (providers.py): among them the loss, gradient
     norm, learning rate and max logits of that step's forward and backward, and the clip factors applied after its
     update. `on_step` is called with the number of finished steps. `record` is None on every rank but the first; the
-    others only lend their losses and maxima.
+    others only contribute their losses and maxima.
     """
 
     def __init__(
@@ -35,12 +35,12 @@ class Recording(L.Callback):
         self.seconds_before = 0.0
         self.latest: dict[str, Tensor] = {}
         self.metrics: dict[str, float] = {}
-        self.sent = -1  # the last step that MLflow was given
+        self.sent = -1  # the last step sent to MLflow
         self._random_state: Tensor | None = None
 
     # ------------------------------------------------------------------ one step
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Start the clock; a resumed run gets its random state back after everything else drew from it."""
+        """Start the clock; a resumed run restores its random state last, after everything else has drawn from it."""
         assert isinstance(module, LanguageModel)
         if self._random_state is not None:
             torch.set_rng_state(self._random_state)
@@ -73,13 +73,13 @@ class Recording(L.Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, module: L.LightningModule, optimizer: object
     ) -> None:
-        """The gradients are whole, and not clipped yet."""
+        """The gradients are complete and not yet clipped."""
         self._measure("gradients")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """Close the row when the last micro-batch of the step is through."""
+        """Close the row after the last micro-batch of the step."""
         assert isinstance(module, LanguageModel)
         assert isinstance(outputs, Mapping)
         self.step.add_micro_batch(outputs["cross_entropy"], module.logits, module.exact)
@@ -105,7 +105,7 @@ class Recording(L.Callback):
 
     # ------------------------------------------------------------------ keeping it
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Final metrics, while the model still is on its device; the checkpoint of the last step keeps them."""
+        """Final metrics, while the model is still on its device; the checkpoint of the last step keeps them."""
         assert isinstance(module, LanguageModel)
         val_loss, probe_loss = module.validate().item(), module.probe().loss
         self.metrics = {
@@ -132,20 +132,20 @@ class Recording(L.Callback):
         """Rows written after the checkpoint are dropped: they will be computed again, to the same bits."""
         if self.record is not None:
             self.record.truncate(checkpoint["global_step"] - 1)
-            self.send()  # what a kill kept from MLflow; it skips what it has
+            self.send()  # rows that a kill kept from MLflow; it skips those it has
         kept = checkpoint["muonlab"]
         self.seconds_before, self._random_state = kept["seconds"], kept["random_state"]
         self.metrics = kept.get("metrics", {})
 
     def send(self) -> None:
-        """Pass the rows on disk on to MLflow: those that a checkpoint covers, which no resume computes again."""
+        """Send the rows on disk to MLflow: a checkpoint covers them, so no resume computes them again."""
         if self.record is not None and self.mlflow_run is not None:
             for rows in self.record.rows(after=self.sent):
                 self.mlflow_run.log_rows(rows)
                 self.sent = int(rows[-1]["step"])
 
     def finish(self, status: str, cause: str) -> None:
-        """End the record and the MLflow run, whatever happened."""
+        """End the record and the MLflow run with any status."""
         if self.record is None:
             return
         metrics = self.metrics if status == "finished" else {}

@@ -27,9 +27,9 @@ if TYPE_CHECKING:  # they import torch
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where the record lies, how the run ended (see RunRecord), why, and whether it was trained just now.
+    """The folder of the record, the status of the run (see STATUSES), its cause, and whether it was trained just now.
 
-    signal: the number of the one that interrupted it, else 0.
+    signal: the number of the signal that interrupted it; 0: none.
     """
 
     folder: Path
@@ -40,7 +40,7 @@ class Outcome:
 
 
 def with_corpus(config: RunConfig) -> RunConfig:
-    """The config with the digest of its text, which may take a pass over the text, or its download."""
+    """The config with the digest of its text, which may need a pass over the text or its download."""
     from muonlab.data import corpus_digest
 
     return config if config.corpus else replace(config, corpus=corpus_digest(config.data, config.paths.cache))
@@ -53,19 +53,19 @@ def run_folder(config: RunConfig) -> Path:
 
 
 def check_places(config: RunConfig) -> None:
-    """Raises MuonlabError where a run cannot be kept or shown, before anything heavy is imported."""
+    """Raises MuonlabError for a runs folder or MLflow address that cannot be used; imports nothing heavy."""
     check_folder(Path(config.paths.runs), "paths.runs")
     if config.tracking.name == "mlflow":
         check_uri(store_uri(config.tracking.uri, config.paths.runs), "$MLFLOW_TRACKING_URI")
 
 
 def train(config: RunConfig, on_step: Callable[[int], None] | None = None) -> Outcome:
-    """Train one run, or resume it where it was stopped, or do nothing if it is over (unless `force`).
+    """Train one run, resume it where it stopped, or do nothing if it is over (unless `force`).
 
-    A run on several devices is one process a device: those that a launcher has started, of which this is one, or else
-    some that are started here. `on_step` is called with the number of finished steps. Divergence, a size that this
-    machine's memory cannot hold, and interruption end in an Outcome. Raises MuonlabError for what the user got wrong,
-    before anything is recorded, and EnvironmentFault for what the machine around the run refused, which can be resumed.
+    A run on several devices is one process per device: those that a launcher has started, of which this is one, or else
+    processes started here. `on_step` is called with the number of finished steps. Divergence, a size that this
+    machine's memory cannot hold, and interruption end in an Outcome. Raises MuonlabError for a mistake of the user,
+    before anything is recorded, and EnvironmentFault for a failure of the machine, after which the run can be resumed.
     Other exceptions are recorded as `failed` and raised again.
     """
     check_places(config)
@@ -131,7 +131,7 @@ def _train(
     if corpus.short_digest != config.corpus:
         raise MuonlabError(
             f"the text of data={config.data.name} changed while its runs were waiting: its digest is"
-            f" {corpus.short_digest}, not {config.corpus}; rerun the command, and it will be another run"
+            f" {corpus.short_digest}, not {config.corpus}; rerun the command to train another run on the new text"
         )
     data = make_data(config.data, config.paths.cache, corpus)
     data.check_context(config.model.context)
@@ -184,7 +184,7 @@ def _train(
 
 
 def _earlier(config: RunConfig, folder: Path) -> Outcome | None:
-    """The outcome of a run that is over; what its store lacks, since that failed or the process was killed, is sent."""
+    """The outcome of a run that is over; rows that its store lacks, after a failure or a kill, are sent."""
     state = ended(folder, config.trainer.max_steps)
     if state is None:
         return None
@@ -209,12 +209,12 @@ def _open_record(
 def _report_damage(folder: Path, torn: list[Path], checkpoint: Path | None) -> None:
     if torn:
         names = ", ".join(str(path.relative_to(folder)) for path in torn)
-        way = f"it goes on from {checkpoint.name}" if checkpoint else "it begins anew"
-        tell(f"the record in {folder} was damaged: what could not be read is kept as {names}, and {way}")
+        way = f"it resumes from {checkpoint.name}" if checkpoint else "it starts again from step 0"
+        tell(f"the record in {folder} was damaged: unreadable files are kept as {names}, and {way}")
 
 
 def _set_aside(folder: Path) -> None:
-    """Nothing recorded is lost: the replaced run moves to <runs>/.replaced."""
+    """Move the replaced run to <runs>/.replaced, so that nothing recorded is lost."""
     lease = Lease.take(folder)
     try:
         aside = folder.parent / ".replaced" / f"{folder.name}-{datetime.now():%Y%m%d-%H%M%S-%f}"

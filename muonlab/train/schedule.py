@@ -55,7 +55,7 @@ def wsd(max_steps: int, settings: WSDSchedule) -> Schedule:
 def ramp(max_steps: int, settings: RampSchedule) -> Schedule:
     """Linear warm-up to `start`, then exponential growth: start^(1 - t) with t from 0 to 1 at the last step.
 
-    It finds the learning rate at which an optimizer fails within one run.
+    One run then shows the learning rate at which an optimizer fails.
     """
     warmup, start = settings.warmup, settings.start
     return lambda step: _warm(step, warmup) * start ** (1 - _progress(step, warmup, max_steps))

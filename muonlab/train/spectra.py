@@ -1,6 +1,6 @@
 """The columns of spectra and of the largest logit's anatomy, every `trainer.spectra_every` steps from step 0.
 
-They draw no random number and leave the model as they found it.
+They draw no random numbers and leave the model unchanged.
 """
 
 from collections import defaultdict
@@ -50,7 +50,7 @@ def spectra(step: Step) -> Columns:
 
 
 def _takes_part(step: Step) -> bool:
-    """Whole weights are measured by the first rank alone; of sharded ones every rank has a part to give."""
+    """The first rank alone measures whole weights; sharded ones need a part from every rank."""
     return step.recorded or step.module.device_mesh is not None
 
 
@@ -59,7 +59,7 @@ def probe_peak(module: LanguageModel) -> dict[str, Tensor]:
 
     probe_max_logit, argmax_query_norm, argmax_key_norm, argmax_cosine, query_rms, key_rms: see
         `muonlab.record.logit_peak.LogitPeak`.
-    argmax_layer, argmax_head: whose it is, since a jump may mean that another head took over.
+    argmax_layer, argmax_head: the layer and head that have it, since a jump may mean that another head took over.
     """
     peaks: list[LogitPeak] = []
     with module.model.watch_attention(lambda queries, keys: peaks.append(logit_peak(queries, keys))):

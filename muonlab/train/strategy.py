@@ -1,4 +1,4 @@
-"""How the processes of a run share it: Lightning's strategies, told by muonlab who they are."""
+"""How the processes of a run share it: Lightning's strategies, with places assigned by muonlab."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from muonlab.train.place import Place
 
 
 class Started(ClusterEnvironment):
-    """Processes that were started by muonlab or another launcher, each at its place."""
+    """Processes started by muonlab or another launcher, each at its place."""
 
     def __init__(self, place: Place):
         super().__init__()
@@ -39,7 +39,7 @@ class Started(ClusterEnvironment):
 
     @staticmethod
     def detect() -> bool:
-        """Never chosen by Lightning."""
+        """Lightning never selects it by itself."""
         return False
 
     def world_size(self) -> int:
@@ -131,6 +131,6 @@ def make_strategy(settings: TrainerSettings, place: Place) -> Shared:
     if settings.strategy != "fsdp2":
         return Shared(DDPStrategy(), nodes, precision, [Started(place)])
     strategy = FullyShardedStrategy(place.world)
-    if precision == "64-true":  # which Lightning takes for sharded models as a plugin alone
+    if precision == "64-true":  # which Lightning accepts for sharded models only as a plugin
         return Shared(strategy, nodes, None, [Started(place), DoublePrecision()])
     return Shared(strategy, nodes, precision, [Started(place)])

@@ -1,4 +1,4 @@
-"""Opens the MLflow run that shows a record, and completes one that was left behind."""
+"""Opens the MLflow run of a record, and completes MLflow runs that fell behind their records."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ def open_store(tracking: TrackingSettings, runs: Path) -> tuple[str, str] | None
 def open_study_run(
     tracking: TrackingSettings, runs: Path, name: str, folder: Path, params: Mapping[str, object]
 ) -> MlflowRun | None:
-    """The parent run of a study, the same one every time and for everybody that opens it."""
+    """The parent run of a study: the same one for every process and at every call."""
     store = open_store(tracking, runs)
     if store is None:
         return None
@@ -40,7 +40,7 @@ def open_study_run(
 
 
 def study_run_id(folder: Path) -> str | None:
-    """The MLflow run of the study in `folder`, as it was left; None where it has none, or its mlflow.json is torn."""
+    """The id of the MLflow run of the study in `folder`; None where it has none, or its mlflow.json is torn."""
     try:
         link = Link.read(folder)
     except EnvironmentFault:
@@ -53,7 +53,7 @@ def study_run_id(folder: Path) -> str | None:
 def open_mlflow(
     store: tuple[str, str], config: RunConfig, folder: Path, environment: Environment
 ) -> MlflowRun:
-    """The MLflow run of the record in `folder`, in the store that `open_store` gave, begun or gone on with.
+    """The MLflow run of the record in `folder`, in the store that `open_store` returned, created or continued.
 
     The tags repeat what nesting shows (study, trial, role, seed), since a table sorted by a metric has no nesting.
     Raises EnvironmentFault for a store that cannot be reached.
@@ -86,10 +86,10 @@ def open_mlflow(
 
 
 def reconcile_mlflow(config: RunConfig, folder: Path) -> bool:
-    """Complete the MLflow run of a record that nobody writes any more: its points, files and end, from the record.
+    """Complete the MLflow run of a record that no process writes any more: its points, files and end, from the record.
 
-    For a run whose store failed or was lost, or whose process was killed. Whether there was anything to do; where
-    mlflow.json says that MLflow is complete, that costs next to nothing. Raises MuonlabError as `open_store` does, and
+    For a run whose store failed or was lost, or whose process was killed. Returns whether anything was missing, which
+    costs next to nothing where mlflow.json says that MLflow is complete. Raises MuonlabError as `open_store` does, and
     for a record that cannot be read.
     """
     if config.tracking.name == "none" or not (folder / "config.yaml").exists() or shown_whole(config, folder):
@@ -108,7 +108,7 @@ def reconcile_mlflow(config: RunConfig, folder: Path) -> bool:
 
 
 def end_strays(tracking: TrackingSettings, runs: Path, study: str, known: Sequence[str | None]) -> list[str]:
-    """End the runs of a study that MLflow shows as running and that no folder has any more; their ids."""
+    """End the runs of a study that MLflow shows as running but no folder has any more, and return their ids."""
     store = open_store(tracking, runs)
     if store is None:
         return []
@@ -117,8 +117,8 @@ def end_strays(tracking: TrackingSettings, runs: Path, study: str, known: Sequen
         place = client.get_experiment_by_name(store[1])
         assert place is not None
         query = f"tags.study = '{study}' AND attributes.status = 'RUNNING'"
-        found = client.search_runs([place.experiment_id], query)
-        strays = [run.info.run_id for run in found if run.info.run_id not in known]
+        running = client.search_runs([place.experiment_id], query)
+        strays = [run.info.run_id for run in running if run.info.run_id not in known]
         for run_id in strays:
             client.set_terminated(run_id, "KILLED")
     return strays
@@ -138,8 +138,8 @@ def shown_whole(config: RunConfig, folder: Path) -> bool:
 
 
 def _settled_rows(folder: Path, after: int) -> Iterator[list[dict[str, float]]]:
-    """The rows after a step that will not be computed again: all of a record that was ended, and of one that was killed
-    those before its last checkpoint."""
+    """The rows after a step that will not be computed again: all rows of a record that has ended; of a killed run those
+    before its last checkpoint."""
     state = read_state(folder)
     killed = state is None or state["status"] == "running"
     steps = [path.stem.partition("-")[2] for path in (folder / "checkpoints").glob("step-*.ckpt")]

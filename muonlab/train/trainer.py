@@ -1,4 +1,4 @@
-"""The Lightning Trainer of a run: its devices, and what it is not to do."""
+"""The Lightning Trainer of a run: its devices, and the features of Lightning that are switched off."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ from muonlab.train.strategy import make_strategy
 def make_trainer(
     settings: TrainerSettings, place: Place, accelerator: str, folder: Path, callbacks: list[L.Callback]
 ) -> L.Trainer:
-    """The Trainer of the run in `folder`; checkpoints come from a callback of ours."""
+    """The Trainer of the run in `folder`; checkpoints come from our own callback."""
     _quiet()
     shared = make_strategy(settings, place)
     return L.Trainer(
@@ -45,7 +45,7 @@ def make_trainer(
 
 
 def choose_accelerator(settings: TrainerSettings) -> str:
-    """cpu or cuda; raises MuonlabError for devices that this machine lacks and for a precision that they lack."""
+    """cpu or cuda; raises MuonlabError for devices that this machine lacks and a precision that they do not support."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device = settings.device
     if device == "auto":
@@ -58,7 +58,7 @@ def choose_accelerator(settings: TrainerSettings) -> str:
         )
     if settings.precision == "fp16" and device == "cpu":
         raise MuonlabError(
-            "trainer.precision=fp16 needs a GPU, whose gradient scaler keeps small gradients; take bf16 on a CPU"
+            "trainer.precision=fp16 needs a GPU, where a gradient scaler preserves small gradients; use bf16 on a CPU"
         )
     if settings.compile and device == "cpu":
         _require_compiler()
@@ -66,8 +66,8 @@ def choose_accelerator(settings: TrainerSettings) -> str:
 
 
 def refuse_huge_batches(config: RunConfig, accelerator: str) -> None:
-    """Raises MuonlabError for a batch of which the machine's memory cannot hold the least that every model keeps: its
-    tokens and, on a CPU, a layer's input in two bytes a number."""
+    """Raises MuonlabError for a batch whose bare minimum exceeds the machine's memory: its tokens and, on a CPU, the
+    input of every layer at two bytes per number."""
     model, trainer = config.model, config.trainer
     width = getattr(model, "d_model", 1) * getattr(model, "num_layers", 1) if accelerator == "cpu" else 0
     for key in ("batch_size", "probe_batch_size"):
@@ -75,8 +75,8 @@ def refuse_huge_batches(config: RunConfig, accelerator: str) -> None:
         if needed > memory():
             raise MuonlabError(
                 f"trainer.{key}={getattr(trainer, key)} of model.context={model.context} needs more than"
-                f" {needed / 1e9:,.0f} GB, and the machine has {memory() / 1e9:,.0f} GB of memory; more sequences a"
-                " step fit with trainer.accumulate"
+                f" {needed / 1e9:,.0f} GB, and the machine has {memory() / 1e9:,.0f} GB of memory; for more"
+                " sequences per step raise trainer.accumulate"
             )
 
 
@@ -88,12 +88,12 @@ def _require_compiler() -> None:
         get_cpp_compiler()
     except InvalidCxxCompiler:
         raise MuonlabError(
-            "trainer.compile=true needs a C++ compiler on this CPU, and none was found; install g++ or name one in $CXX"
+            "trainer.compile=true needs a C++ compiler on a CPU, and there is none; install g++ or name one in $CXX"
         ) from None
 
 
 def _quiet() -> None:
-    """Lightning's hints about hardware, loaders and loggers that are chosen on purpose here."""
+    """Silence Lightning's hints about hardware, loaders and loggers, which are deliberate here."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")

@@ -86,7 +86,7 @@ def test_a_dataset_is_downloaded_for_its_digest_and_only_once(tmp_path, monkeypa
         corpus_digest(settings, tmp_path / "cache")
 
 
-def test_a_field_that_is_no_text_is_one_sentence(tmp_path, monkeypatch):
+def test_a_field_that_is_not_text_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", rows(text=3))
     with pytest.raises(MuonlabError, match=r"the field 'text' of dataset .* holds int, not text"):
         build_data("huggingface", dataset=str(tmp_path), cache=tmp_path / "cache")

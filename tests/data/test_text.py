@@ -99,14 +99,14 @@ def test_bad_paths_are_one_sentence(tmp_path):
     write_folder(folder, {"image.png": b"\x89PNG"})
     broken.mkdir()
     (broken / "gone.txt").symlink_to(tmp_path / "nowhere")
-    for path, said in (
+    for path, message in (
         (tmp_path / "missing.txt", "there is no file or folder .*missing.txt"),
         (empty, "there is no text in .*: it is empty"),
         (folder, "the folder .* holds no .txt files"),
         (broken, "cannot read .*gone.txt: No such file or directory"),
         (None, "needs a text file or a folder"),
     ):
-        with pytest.raises(MuonlabError, match=said):
+        with pytest.raises(MuonlabError, match=message):
             build_data("text", path=path, cache=tmp_path / "cache")
     one = tmp_path / "one.txt"
     one.write_bytes(b"x")

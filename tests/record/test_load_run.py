@@ -7,7 +7,7 @@ from muonlab.errors import MuonlabError
 from muonlab.record import load_run
 
 
-def test_a_folder_without_a_run_is_told_in_one_sentence(tmp_path):
+def test_a_folder_without_a_run_gives_one_sentence(tmp_path):
     with pytest.raises(MuonlabError, match=r"no run in .*nowhere: there is no such folder"):
         load_run(tmp_path / "nowhere")
     with pytest.raises(MuonlabError, match=r"no run in .*: it has no config\.yaml"):

@@ -71,7 +71,7 @@ def test_a_negative_largest_logit_keeps_its_sign_and_zeros_give_no_nan():
     assert [value.item() for value in logit_peak(0 * ones, ones)] == [0, 0, 2, 0, 0, 2, 0]
 
 
-def test_what_is_no_number_gives_none():
+def test_nan_gives_nan():
     q = torch.ones(2, 1, 3, 4)
     q[1, 0, 2, 1] = torch.nan
     peak = logit_peak(q, torch.ones(2, 1, 3, 4))

@@ -70,8 +70,8 @@ def test_a_trial_lies_below_its_study(store, begin):
     trial = begin(parent_run_id=study.run_id)
     tag = f"tags.mlflow.parentRunId = '{study.run_id}'"
     client = connect(store)
-    found = client.search_runs([client.get_experiment_by_name("lab").experiment_id], tag)
-    assert [run.info.run_id for run in found] == [trial.run_id]
+    tagged = client.search_runs([client.get_experiment_by_name("lab").experiment_id], tag)
+    assert [run.info.run_id for run in tagged] == [trial.run_id]
 
 
 def test_columns_stand_where_a_reader_looks_for_them():
@@ -145,7 +145,7 @@ def test_what_is_not_finite_is_flagged(store, begin):
         ("failed", "FAILED"),
     ],
 )
-def test_every_ending_is_told_in_both_languages(store, begin, status, theirs):
+def test_every_status_has_one_of_mlflows(store, begin, status, theirs):
     run = begin()
     run.log_rows([{"step": 9, "train_loss": 1.0}])
     run.finish(status, "a cause", {"val_loss": 2.5})
@@ -182,7 +182,7 @@ def test_the_data_is_an_input_of_the_run(store, begin):
     assert (entry.dataset.name, entry.dataset.digest) == ("shakespeare", "f" * 36)
 
 
-def test_a_resumed_run_goes_on_where_it_was(store, begin, record, append_steps):
+def test_a_resumed_run_continues_where_it_stopped(store, begin, record, append_steps):
     run = begin({"lr": 0.1}, folder=record.folder)
     append_steps(record, range(20))
     record.flush()
@@ -223,7 +223,7 @@ def test_a_resumed_run_shows_the_steps_that_an_undisturbed_one_shows(store, begi
         assert steps[0]
 
 
-def test_what_a_killed_run_had_not_told_is_told_from_the_record(store, begin, record, append_steps):
+def test_what_a_killed_run_had_not_sent_is_sent_from_the_record(store, begin, record, append_steps):
     run = begin(folder=record.folder)
     append_steps(record, range(5))
     record.flush()
@@ -326,7 +326,7 @@ def test_a_run_is_complete_once_the_store_has_all_of_it(begin, record, monkeypat
     assert not Link.read(record.folder).complete
 
 
-def test_a_store_that_is_gone_for_long_is_told_once_and_costs_no_memory(store, begin, monkeypatch):
+def test_a_store_that_is_gone_for_long_is_one_warning_and_costs_no_memory(store, begin, monkeypatch):
     monkeypatch.setattr(module, "MOST_PENDING", 50)
     run = begin()
     rows = [{"step": s, "train_loss": 1.0, "seconds": 0.5 * s} for s in range(100)]
@@ -335,7 +335,7 @@ def test_a_store_that_is_gone_for_long_is_told_once_and_costs_no_memory(store, b
         broken.setattr(run._client, "log_batch", refuse)
         for begun in range(0, 100, 10):
             run.log_rows(rows[begun : begun + 10])
-    assert [str(each.message).count("gone; the run goes on") for each in caught] == [1]
+    assert [str(each.message).count("gone; the run continues") for each in caught] == [1]
     assert len(run._pending) == 0
     run.finish("finished")
     assert not Link.read(run._folder).complete
@@ -374,13 +374,13 @@ def test_a_store_that_fails_does_not_end_the_training_and_catches_up(store, begi
     run.log_rows([{"step": 0, "train_loss": 1.0}])
     with monkeypatch.context() as broken:
         broken.setattr(run._client, "log_batch", refuse)
-        with pytest.warns(UserWarning, match=r"cannot use the MLflow store .*: gone; the run goes on"):
+        with pytest.warns(UserWarning, match=r"cannot use the MLflow store .*: gone; the run continues"):
             run.log_rows([{"step": 1, "train_loss": 1.0}])
     run.log_rows([{"step": 2, "train_loss": 1.0}])
     run.finish("finished")
     assert [step for step, _ in points(store, run, "train/loss")] == [0, 1, 2]
 
 
-def test_an_experiment_that_nobody_prepared_is_told(store, tmp_path):
+def test_an_experiment_that_was_not_prepared_is_an_error(store, tmp_path):
     with pytest.raises(MuonlabError, match="no MLflow experiment 'other'"):
         MlflowRun.start(store, "other", "name", {}, {}, tmp_path)

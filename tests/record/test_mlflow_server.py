@@ -76,9 +76,9 @@ def test_a_run_outlives_its_server_and_every_point_is_there_once(serve, tmp_path
         for begin in range(20, 60, 10):
             run.log_rows(ROWS[begin : begin + 10])
         run.finish("finished", metrics={"val_loss": 2.0})
-    said = [str(each.message) for each in caught if "MLflow store" in str(each.message)]
-    assert len(said) == 1
-    assert "refused" in said[0]
+    texts = [str(each.message) for each in caught if "MLflow store" in str(each.message)]
+    assert len(texts) == 1
+    assert "refused" in texts[0]
     assert not Link.read(tmp_path).complete
     with pytest.raises(EnvironmentFault, match="refused"):
         prepare_store(uri, "served", tmp_path)

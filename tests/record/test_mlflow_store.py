@@ -84,26 +84,26 @@ def test_forked_processes_log_beside_their_parent(store, tmp_path):
 
 
 @pytest.mark.parametrize("uri", ["./mlruns", "file:///somewhere", "mlruns", "redis://host"])
-def test_stores_that_mlflow_cannot_use_are_told_in_one_sentence(tmp_path, uri):
+def test_stores_that_mlflow_cannot_use_give_one_sentence(tmp_path, uri):
     with pytest.raises(
         MuonlabError, match=f"MLflow cannot track to '{uri}'; allowed are URIs beginning with sqlite"
     ):
         prepare_store(uri, "lab", tmp_path)
 
 
-def test_an_unreachable_server_is_told_in_one_sentence(tmp_path, monkeypatch):
+def test_an_unreachable_server_gives_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(MuonlabError, match=r"store http://me:\*\*\*@127.0.0.1:9: .*refused"):
         prepare_store("http://me:secret@127.0.0.1:9", "lab", tmp_path)
 
 
-def test_a_file_that_is_no_store_is_told_in_one_sentence(tmp_path):
+def test_a_file_that_is_not_a_store_gives_one_sentence(tmp_path):
     (tmp_path / "mlflow.db").write_text("Shall I compare thee to a summer's day?" * 50)
     with pytest.raises(MuonlabError, match="file is not a database"):
         prepare_store(store_uri(None, tmp_path), "lab", tmp_path)
 
 
-def test_a_deleted_experiment_is_told_in_one_sentence(store, tmp_path):
+def test_a_deleted_experiment_gives_one_sentence(store, tmp_path):
     client = connect(store)
     client.delete_experiment(client.get_experiment_by_name("lab").experiment_id)
     with pytest.raises(MuonlabError, match="experiment 'lab' was deleted"):
@@ -183,10 +183,10 @@ def test_a_database_that_an_older_kill_left_half_made_is_set_aside(tmp_path, fir
     uri = store_uri(None, tmp_path)
     prepare_store(uri, "lab", tmp_path / "artifacts")
     assert connect(uri).get_experiment_by_name("lab")
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     [aside] = tmp_path.glob("mlflow.db.half-made-*")
-    assert aside.name in said
-    assert said.count("\n") == 1
+    assert aside.name in printed
+    assert printed.count("\n") == 1
     prepare_store(uri, "lab", tmp_path / "artifacts")
     assert capsys.readouterr().err == ""
 

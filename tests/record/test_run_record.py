@@ -31,7 +31,7 @@ time.sleep(60)
 
 @pytest.fixture
 def writer(tmp_path):
-    """A process that has flushed four steps of five and goes on running."""
+    """A process that has flushed four steps of five and keeps running."""
     process = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path / "run")], stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"written\n"
     yield process
@@ -114,19 +114,19 @@ def test_a_second_record_in_the_folder_is_refused(record, config):
     assert [path.name for path in record.folder.parent.iterdir()] == ["run"]
 
 
-def test_folders_that_cannot_take_a_record_are_told_in_one_sentence(tmp_path, config):
+def test_folders_that_cannot_take_a_record_give_one_sentence(tmp_path, config):
     (tmp_path / "file").write_text("")
     with pytest.raises(MuonlabError, match=r"cannot write .*Not a directory"):
         RunRecord.create(tmp_path / "file" / "run", config, [], {})
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_text("")
-    with pytest.raises(MuonlabError, match="holds files that are no run"):
+    with pytest.raises(MuonlabError, match="holds files that are not a run"):
         RunRecord.create(tmp_path / "photos", config, [], {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "photos"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder_is_told_in_one_sentence(tmp_path, config):
+def test_a_read_only_folder_gives_one_sentence(tmp_path, config):
     tmp_path.chmod(0o500)
     with pytest.raises(MuonlabError, match=r"cannot write .*Permission denied"):
         RunRecord.create(tmp_path / "run", config, [], {})
@@ -138,7 +138,7 @@ def test_an_empty_folder_may_become_a_run(tmp_path, config):
     assert load_run(tmp_path / "run").status == "running"
 
 
-def test_a_killed_run_is_interrupted_and_goes_on(writer, tmp_path):
+def test_a_killed_run_is_interrupted_and_resumes(writer, tmp_path):
     folder = tmp_path / "run"
     assert load_run(folder).status == "running"
     with pytest.raises(MuonlabError, match=f"being written by process {writer.pid}"):

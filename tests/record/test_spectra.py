@@ -37,11 +37,11 @@ def stacks(draw):
 @given(stacks())
 def test_singular_values_are_those_of_an_svd(W):
     left, values, right = torch.linalg.svd(W, full_matrices=False)
-    found = spectrum(W)
+    measured = spectrum(W)
     torch.testing.assert_close(singular_values(W), values, rtol=1e-7, atol=1e-7)
-    torch.testing.assert_close(found.values, values, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(measured.values, values, rtol=1e-7, atol=1e-7)
     # The pair up to its sign: u_1 v_1' is determined.
-    pair = torch.einsum("km,kn->kmn", found.left, found.right)
+    pair = torch.einsum("km,kn->kmn", measured.left, measured.right)
     expected = torch.einsum("km,kn->kmn", left[:, :, 0], right[:, 0])
     if values.shape[-1] == 1 or (values[:, 0] - values[:, 1]).min() > 1e-2:
         torch.testing.assert_close(pair, expected, rtol=0, atol=1e-4)
@@ -99,15 +99,15 @@ def test_an_update_along_the_top_pair_has_overlap_one_and_one_along_another_none
 @given(stacks(), st.integers(1001, 2000), st.floats(1e-3, 1e3))
 def test_overlap_is_bounded_and_the_same_in_every_basis_and_at_every_size(W, seed, scale):
     update = normal(*W.shape, seed=seed)
-    found = measured_overlap(update, W)
-    assert (found.abs() <= 1 + 1e-9).all()
+    measured = measured_overlap(update, W)
+    assert (measured.abs() <= 1 + 1e-9).all()
     values = singular_values(W)
     if values.shape[-1] > 1 and (values[:, 0] - values[:, 1]).min() < 1e-3:
         return  # the top pair is not determined
     left, right = orthogonal(W.shape[-2], seed), orthogonal(W.shape[-1], seed)
     again = measured_overlap(scale * left @ update @ right, left @ W @ right / scale)
-    torch.testing.assert_close(again, found, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(measured_overlap(update.mT, W.mT), found, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(again, measured, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(measured_overlap(update.mT, W.mT), measured, rtol=1e-6, atol=1e-8)
 
 
 def test_overlap_is_the_growth_of_the_largest_singular_value_to_first_order():
@@ -144,19 +144,19 @@ def test_a_group_is_the_mean_over_its_matrices_however_they_are_stored():
         )
     ]
     assert len(singles) == 5
-    found = group_spectra(weights, updates)
-    assert set(found) == set(MEASURES)
-    assert all(value.ndim == 0 for value in found.values())
+    measured = group_spectra(weights, updates)
+    assert set(measured) == set(MEASURES)
+    assert all(value.ndim == 0 for value in measured.values())
     values = [torch.linalg.svdvals(w) for w, _ in singles]
     for name, measure in (("svd_entropy", svd_entropy), ("stable_rank", stable_rank)):
-        assert found[name].item() == pytest.approx(torch.stack([measure(v) for v in values]).mean().item())
-    assert found["sigma_max"].item() == pytest.approx(max(v[0].item() for v in values))
-    assert found["frobenius"].item() == pytest.approx(torch.cat([w.flatten() for w, _ in singles]).norm())
+        assert measured[name].item() == pytest.approx(torch.stack([measure(v) for v in values]).mean().item())
+    assert measured["sigma_max"].item() == pytest.approx(max(v[0].item() for v in values))
+    assert measured["frobenius"].item() == pytest.approx(torch.cat([w.flatten() for w, _ in singles]).norm())
     overlaps = torch.stack([measured_overlap(u, w) for w, u in singles])
-    assert found["overlap"].item() == pytest.approx(overlaps.mean().item())
+    assert measured["overlap"].item() == pytest.approx(overlaps.mean().item())
 
 
-def test_zeros_measure_zero_and_what_is_no_number_measures_none():
+def test_zeros_measure_zero_and_nan_measures_nan():
     W = normal(4, 3)
     unchanged = group_spectra([W], [torch.zeros_like(W)])
     assert unchanged["update_svd_entropy"] == unchanged["overlap"] == 0
@@ -164,8 +164,8 @@ def test_zeros_measure_zero_and_what_is_no_number_measures_none():
     for bad in (torch.nan, torch.inf):
         broken = W.clone()
         broken[1, 1] = bad
-        found = group_spectra([W, broken], [W, broken])  # as of a run that has just diverged
-        assert all(value.isnan() for name, value in found.items()), found
+        measured = group_spectra([W, broken], [W, broken])  # as of a run that has just diverged
+        assert all(value.isnan() for name, value in measured.items()), measured
         # One broken matrix of a stack leaves the others alone.
         values = singular_values(torch.stack([W, broken]))
         torch.testing.assert_close(values[0], torch.linalg.svdvals(W))

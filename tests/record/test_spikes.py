@@ -98,9 +98,9 @@ def test_six_sigma_by_hand():
 
 def test_rolling_2x_by_hand():
     x = [1.0, 3.0] * 50
-    found = detect_spikes([*x, 4.0, 4.2], "rolling_2x")
-    assert found["step"].tolist() == [101]  # 4 is twice the mean, not more; then the mean is 2.03
-    assert found["height"].tolist() == pytest.approx([4.2 / 2.03])
+    events = detect_spikes([*x, 4.0, 4.2], "rolling_2x")
+    assert events["step"].tolist() == [101]  # 4 is twice the mean, not more; then the mean is 2.03
+    assert events["height"].tolist() == pytest.approx([4.2 / 2.03])
 
 
 def test_zclip_by_hand():
@@ -122,8 +122,8 @@ def test_zclip_by_hand():
 def test_an_event_lasts_until_the_series_is_back_to_normal():
     x = np.array([1.0, 3.0] * 40)
     x[60:65] = [20.0, 30.0, 25.0, 4.1, 4.0]  # normal: 2 + 2 sigma = 4
-    found = detect_spikes(pd.Series(x, index=np.arange(100, 180)), "olmo2", window=50)
-    assert found.to_dict("records") == [
+    events = detect_spikes(pd.Series(x, index=np.arange(100, 180)), "olmo2", window=50)
+    assert events.to_dict("records") == [
         {"step": 160, "value": 20.0, "definition": "olmo2", "height": 18.0, "peak": 30.0, "duration": 4.0}
     ]
 
@@ -131,9 +131,9 @@ def test_an_event_lasts_until_the_series_is_back_to_normal():
 def test_a_spike_that_never_recovers_is_one_event_without_duration():
     x = np.array([1.0, 3.0] * 40)
     x[60:] = 50.0
-    found = detect_spikes(x, "olmo2", window=50)
-    assert len(found) == 1
-    assert math.isnan(found["duration"][0])
+    events = detect_spikes(x, "olmo2", window=50)
+    assert len(events) == 1
+    assert math.isnan(events["duration"][0])
 
 
 def test_two_spikes_are_two_events():
@@ -149,18 +149,18 @@ def test_nan_is_never_a_spike_and_infinity_always(definition):
     x = np.array([1.0, 3.0] * 80)
     x[140] = math.nan
     x[[150, 155]] = math.inf
-    found = detect_spikes(x, definition)
-    assert found["step"].tolist() == [150, 155]
-    assert found["height"].tolist() == found["peak"].tolist() == [math.inf, math.inf]
-    assert found["duration"].tolist() == [1.0, 1.0]
+    events = detect_spikes(x, definition)
+    assert events["step"].tolist() == [150, 155]
+    assert events["height"].tolist() == events["peak"].tolist() == [math.inf, math.inf]
+    assert events["duration"].tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("definition", DEFINITIONS.names())
 @pytest.mark.parametrize("x", [[], [1.0], [1.0] * 300, [math.nan] * 300, list(np.linspace(5, 2, 300))])
 def test_quiet_and_short_series_have_no_spikes(definition, x):
-    found = detect_spikes(x, definition)
-    assert found.empty
-    assert found.dtypes.astype(str).to_dict() == EVENT_COLUMNS
+    events = detect_spikes(x, definition)
+    assert events.empty
+    assert events.dtypes.astype(str).to_dict() == EVENT_COLUMNS
     score = spike_score(x, definition)
     assert score == 0 or math.isnan(score)
 
@@ -169,12 +169,12 @@ def test_a_rise_from_a_flat_line_is_infinitely_high():
     assert detect_spikes([2.0] * 60 + [2.1], "olmo2")["height"].tolist() == [math.inf]
 
 
-def test_what_cannot_be_scored_is_told_in_one_sentence():
+def test_what_cannot_be_scored_gives_one_sentence():
     with pytest.raises(MuonlabError, match="unknown spike definition 'olmo'; did you mean 'olmo2'"):
         detect_spikes([1.0], "olmo")
     with pytest.raises(MuonlabError, match="unknown spike definition setting 'sigma'; did you mean"):
         detect_spikes([1.0], "zclip", sigma=3)
-    with pytest.raises(MuonlabError, match=r"array of shape \(2, 2\)"):
+    with pytest.raises(MuonlabError, match=r"one-dimensional, not of shape \(2, 2\)"):
         spike_score([[1.0, 2.0], [3.0, 4.0]])
     with pytest.raises(MuonlabError, match="at least 2 steps, not 1"):
         detect_spikes([1.0, 2.0], "olmo2", window=1)

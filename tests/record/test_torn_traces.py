@@ -80,7 +80,7 @@ def test_a_torn_part_is_kept_aside_and_the_trace_is_rebuilt_from_before_it(
         ({"step": [0], "layer": pa.array([None], pa.int64()), "head": [0]}, "rows without a place"),
     ],
 )
-def test_a_file_of_other_columns_is_no_trace(folder, columns, why):
+def test_a_file_with_other_columns_is_not_a_trace(folder, columns, why):
     path = folder / "max_logits-0002.parquet"
     pq.write_table(pa.table(columns), path)
     with pytest.raises(TornTrace, match=why):

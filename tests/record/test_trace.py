@@ -94,7 +94,7 @@ def test_heads_are_tidy_and_may_miss_quantities(tmp_path):
 
 
 def test_each_row_says_whether_its_maxima_are_exact(tmp_path):
-    """Exact unless something else was said, by this writer or by one that knew no bounds; what came later adds."""
+    """Exact unless recorded otherwise, by this writer or by one older than the bounds; later columns are added."""
     writer = TraceWriter(tmp_path)
     logits = torch.ones(1, 2)
     writer.append(0, {}, {"max_logit": logits})
@@ -290,10 +290,10 @@ def test_a_run_that_ends_while_it_is_read_is_read_again(tmp_path, append_steps, 
     list_files = stream.trace_files
 
     def listed_before_the_merge(folder, name):
-        found = list_files(folder, name)
+        listed = list_files(folder, name)
         monkeypatch.setattr(stream, "trace_files", list_files)
         writer.merge()
-        return found
+        return listed
 
     monkeypatch.setattr(stream, "trace_files", listed_before_the_merge)
     assert_identical(frames(tmp_path), before)

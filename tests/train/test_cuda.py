@@ -36,8 +36,8 @@ def test_a_gpu_run_in_fp32_follows_the_cpus(tiny, tmp_path, name):
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "bf16-true"])
 def test_a_gpu_run_in_16_bits_stays_near(tiny, tmp_path, precision):
     reference, _ = losses(tiny, tmp_path, "cpu")
-    found, _ = losses(tiny, tmp_path, "cuda", f"trainer.precision={precision}")
-    np.testing.assert_allclose(found, reference, rtol=0.05, atol=0.05)
+    computed, _ = losses(tiny, tmp_path, "cuda", f"trainer.precision={precision}")
+    np.testing.assert_allclose(computed, reference, rtol=0.05, atol=0.05)
 
 
 MIXTURE = ["model=moe_xs", "model.num_layers=3", "model.num_experts=8", "model.expert_hidden=16"]

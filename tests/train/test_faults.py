@@ -214,7 +214,7 @@ def cut_at_a_line(path):
         "traces/max_logits-0001.parquet",
     ],
 )
-def test_a_torn_file_is_set_aside_and_the_run_goes_on(whole, tmp_path, monkeypatch, capsys, name, tear):
+def test_a_torn_file_is_set_aside_and_the_run_resumes(whole, tmp_path, monkeypatch, capsys, name, tear):
     folder, ask = whole
     config = ask(tmp_path)
     torn = stopped(config, monkeypatch) / name
@@ -223,9 +223,9 @@ def test_a_torn_file_is_set_aside_and_the_run_goes_on(whole, tmp_path, monkeypat
     assert train(config).status == "finished"
     assert_equal(folder, run_folder(config))
     assert torn.with_name(f"{torn.name}.torn").read_bytes() == content
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "was damaged: what could not be read is kept as" in said
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert "was damaged: unreadable files are kept as" in printed
     sessions = json.loads((run_folder(config) / "status.json").read_text())["sessions"]
     assert name.startswith("checkpoints") or sessions[-1]["torn"] == [
         torn.with_name(f"{torn.name}.torn").name
@@ -264,10 +264,10 @@ def test_where_every_checkpoint_is_torn_the_run_begins_anew(whole, tmp_path, mon
         cut(path)
     assert train(config).status == "finished"
     assert_equal(folder, place)
-    assert "it begins anew" in capsys.readouterr().err
+    assert "it starts again from step 0" in capsys.readouterr().err
 
 
-def test_a_run_killed_before_it_removed_its_oldest_checkpoint_does_so_when_it_goes_on(whole, tmp_path):
+def test_a_run_killed_before_it_removed_its_oldest_checkpoint_does_so_when_it_resumes(whole, tmp_path):
     """In its end, where no step is left that would save another."""
     folder, ask = whole
     config = ask(tmp_path)
@@ -279,7 +279,7 @@ def test_a_run_killed_before_it_removed_its_oldest_checkpoint_does_so_when_it_go
     assert_equal(folder, place)
 
 
-def test_what_is_no_checkpoint_is_not_taken_for_one(whole, tmp_path):
+def test_a_file_that_is_not_a_checkpoint_is_not_taken_for_one(whole, tmp_path):
     real = torch.load(whole[0] / "checkpoints" / "step-00000008.ckpt", weights_only=True)
     for value in ({"weights": torch.ones(2)}, [1], {**real, "muonlab": None}, {**real, "global_step": 9}):
         torch.save(value, checkpoint_path(tmp_path, 8))
@@ -362,10 +362,10 @@ def test_a_run_that_was_taken_over_writes_nothing_more(whole, tmp_path):
     assert_equal(folder, place)
 
 
-def test_a_folder_that_cannot_be_written_when_a_run_ends_or_goes_on_costs_nothing(
+def test_a_folder_that_cannot_be_written_when_a_run_ends_or_resumes_costs_nothing(
     whole, tmp_path, monkeypatch
 ):
-    """Whatever the system refuses outside a step is one sentence, and the next command goes on."""
+    """Whatever the system refuses outside a step is one sentence, and the next command resumes."""
     folder, ask = whole
     config = ask(tmp_path)
 

@@ -80,7 +80,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_killed_run_goes_on_to_the_same_bits(mixture, tmp_path, accumulate, monkeypatch):
+def test_a_killed_run_resumes_to_the_same_bits(mixture, tmp_path, accumulate, monkeypatch):
     from muonlab.train.recording import Recording
 
     def kill(step):

@@ -45,8 +45,8 @@ def ranks_of(parent):
 
 
 @linux
-def test_a_killed_rank_ends_all_in_one_sentence_and_the_run_goes_on(tiny, tmp_path, one, capfd, monkeypatch):
-    """Rank 1 is killed, then the parent is told that the terminal is gone, then rank 0 is killed."""
+def test_a_killed_rank_ends_all_in_one_sentence_and_the_run_resumes(tiny, tmp_path, one, capfd, monkeypatch):
+    """Rank 1 is killed, then the parent gets the signal of a closed terminal, then rank 0 is killed."""
     config = tiny(*FP64, *SHARDED)
     gate = tmp_path / "gate"
     monkeypatch.setattr(sys, "executable", interpreter(gate, tmp_path))
@@ -90,7 +90,7 @@ def command(tiny_overrides, tmp_path, *more):
 
 
 @linux
-def test_under_torchrun_a_killed_rank_ends_all_and_the_run_goes_on(tiny, tiny_overrides, tmp_path, one):
+def test_under_torchrun_a_killed_rank_ends_all_and_the_run_resumes(tiny, tiny_overrides, tmp_path, one):
     gate = tmp_path / "gate"
     gate.write_text("12")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -127,10 +127,10 @@ def test_under_srun_the_task_of_number_0_is_the_first_and_the_run_is_one(tiny, t
         )
         for rank in range(2)
     ]
-    said = [task.communicate(timeout=120)[0] for task in tasks]
+    printed = [task.communicate(timeout=120)[0] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0]
     folder = run_folder(tiny(*FP64))
-    assert said == [f"finished\nrun: {folder}\n", ""]
+    assert printed == [f"finished\nrun: {folder}\n", ""]
     same(load_run(folder), one)
 
 
@@ -203,7 +203,7 @@ def test_a_process_finds_its_place_in_the_environment(environment, place):
             {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "4"},
             "torchrun started 4 processes on this machine",
         ),
-        ({"LOCAL_RANK": "first"}, "LOCAL_RANK=first in the environment is no whole number"),
+        ({"LOCAL_RANK": "first"}, "\\$LOCAL_RANK must be a whole number, not 'first'"),
     ],
 )
 def test_another_number_of_processes_than_devices_is_one_sentence(environment, message):

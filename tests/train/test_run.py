@@ -128,7 +128,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     "settings", [[], ["trainer.accumulate=2"], ["schedule=cosine", "trainer.grad_clip=0.5"]]
 )
-def test_a_killed_run_goes_on_to_the_same_bits(tiny, tmp_path, settings, monkeypatch):
+def test_a_killed_run_resumes_to_the_same_bits(tiny, tmp_path, settings, monkeypatch):
     from muonlab.train.recording import Recording
 
     def kill(step):
@@ -203,7 +203,7 @@ def test_micro_batches_add_up_to_their_step(tiny):
 
 
 @pytest.mark.parametrize(("maximum", "column"), [("signed", "value"), ("absolute", "value_abs")])
-def test_the_clip_acts_on_the_maximum_that_it_was_told_to(tiny, maximum, column):
+def test_the_clip_acts_on_the_maximum_of_its_setting(tiny, maximum, column):
     heads = load_run(train(tiny(f"optimizer.maximum={maximum}", "optimizer.tau=0.3")).folder).max_logits
     expected = (0.3 / heads[column].clip(lower=0.3)).to_numpy()
     np.testing.assert_allclose(heads["gamma"], expected, rtol=1e-6)

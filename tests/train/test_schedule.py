@@ -51,6 +51,6 @@ def test_wsd_decays_linearly_over_its_share():
         ("wsd", {"decay": 0.0}, r"schedule\.decay must be a number above 0 and at most 1"),
     ],
 )
-def test_wrong_settings_are_told(name, settings, message):
+def test_wrong_settings_are_errors(name, settings, message):
     with pytest.raises(MuonlabError, match=message):
         build_schedule(name, 100, **settings)

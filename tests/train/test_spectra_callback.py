@@ -69,7 +69,7 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing of ours may handle it."""
 
 
-def test_a_killed_run_goes_on_to_the_same_spectra(tiny, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_to_the_same_spectra(tiny, tmp_path, monkeypatch):
     def kill(step):
         if step == 7:
             raise Killed

@@ -111,7 +111,7 @@ def test_a_record_without_a_run_in_mlflow_gets_one(trained):
     assert shown(config, folder)[1] == list(range(12))
 
 
-def test_a_run_of_the_last_version_goes_on_in_the_same_mlflow_run(trained):
+def test_a_run_of_the_last_version_continues_in_the_same_mlflow_run(trained):
     config, folder = trained
     run_id = Link.read(folder).run_id
     (folder / "mlflow.json").write_text(json.dumps({"run_id": run_id}))

@@ -45,7 +45,7 @@ def run_rank(rank, world, port, config, on_step):
         "MASTER_PORT": port,
     }
     os.environ.update({name: str(value) for name, value in place.items()})
-    os.cpu_count = lambda: 4  # of a machine with so many cores
+    os.cpu_count = lambda: 4  # of a machine with four cores
     raise SystemExit(train(config, on_step(rank) if on_step else None).signal)
 
 
@@ -117,7 +117,7 @@ def test_several_processes_follow_one(one, tiny, strategy, world):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_a_signal_to_one_rank_stops_all_after_one_step_and_one_process_goes_on(one, tiny, strategy):
+def test_a_signal_to_one_rank_stops_all_after_one_step_and_one_process_resumes(one, tiny, strategy):
     """Rank 1 alone gets SIGTERM; the checkpoint is whole, loads with weights_only and at another number of ranks."""
     model, expected = one
 
@@ -133,7 +133,7 @@ def test_a_signal_to_one_rank_stops_all_after_one_step_and_one_process_goes_on(o
     same_run(load_run(train(tiny(*overrides(model))).folder), expected)
 
 
-def test_a_run_of_one_process_goes_on_in_four_that_shard_it(one, tiny):
+def test_a_run_of_one_process_resumes_in_four_that_shard_it(one, tiny):
     model, expected = one
     alone = tiny(*overrides(model))
     train(alone, lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 5 else None)
