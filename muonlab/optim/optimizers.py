@@ -78,6 +78,8 @@ class Muon(CombinedOptimizer):
 
     clip: a `QKClip` that acts after every update (`MuonClip` makes one), or None.
 
+    momentum_kind, scale_rule and weight_decay_kind also take stages of one's own (`muonlab.optim.rules`).
+
     Every scheduler of torch works; those that cycle the momentum (`OneCycleLR`, `CyclicLR`) cycle the first
     beta of adamw groups with it, and take a list with one max_lr per group.
 
