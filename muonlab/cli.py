@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -23,7 +22,7 @@ from muonlab.command import SentenceParser, tell
 from muonlab.errors import MuonlabError, shown, unknown_name
 from muonlab.settings.check import vanishing_number
 
-Config = dict[str, Any]  # composed, resolved and not yet checked
+Config = dict[str, object]  # composed, resolved and not yet checked
 Job = Callable[[Config, list[str]], int]
 
 

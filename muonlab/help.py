@@ -1,13 +1,13 @@
 """The page that --help shows: groups, options, and every setting with the comment that stands beside it in conf/."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from muonlab.cli import compose_config, plain, project_folder
+from muonlab.cli import Config, compose_config, plain, project_folder
 
 Place = tuple[str, ...]
 
@@ -43,7 +43,7 @@ def file_comments(path: Path) -> dict[Place, str]:
     return comments
 
 
-def _collect(node: Any, lines: list[str], place: Place, comments: dict[Place, str]) -> None:
+def _collect(node: yaml.Node | None, lines: list[str], place: Place, comments: dict[Place, str]) -> None:
     if not isinstance(node, yaml.MappingNode):
         return
     for key, value in node.value:
@@ -56,10 +56,10 @@ def _collect(node: Any, lines: list[str], place: Place, comments: dict[Place, st
                 comments[path] = comment.strip()
 
 
-def _commented(config: dict[str, Any], comments: dict[Place, str]) -> list[str]:
+def _commented(config: Config, comments: dict[Place, str]) -> list[str]:
     rows: list[tuple[str, str]] = []
 
-    def add(section: dict[str, Any], place: Place) -> None:
+    def add(section: Mapping[str, object], place: Place) -> None:
         indent = "  " * len(place)
         for key, value in section.items():
             path = (*place, str(key))

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any, Generic, TypeVar
 
 from muonlab.errors import MuonlabError, unknown_name
-from muonlab.settings.check import Keywords, build, defaults, settings_class
+from muonlab.settings.check import Keywords, Named, build, defaults, settings_class
 
 Built = TypeVar("Built")
 Builder = TypeVar("Builder", bound=Callable[..., Any])
@@ -60,15 +60,15 @@ class Registry(Generic[Built]):
             raise unknown_name(self.kind, name, self._builders)
         return self._sections[name]
 
-    def settings(self, name: str) -> dict[str, Any]:
+    def settings(self, name: str) -> dict[str, object]:
         """The settings of one entry with their defaults."""
         return {key: value for key, value in defaults(self.section(name)).items() if key != "name"}
 
-    def build(self, name: str, values: Mapping[str, object], *context: Any) -> Built:
+    def build(self, name: str, values: Mapping[str, object], *context: object) -> Built:
         """Check plain values and build; `context` is what the builder takes before its settings."""
         return self.make(build(self.section(name), values, self.kind), *context)
 
-    def make(self, settings: Any, *context: Any) -> Built:
+    def make(self, settings: Named, *context: object) -> Built:
         """Build from a checked section; its `name` says what."""
         self._import_entries()
         builder = self._builders[settings.name]

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from muonlab.cli import Config, hydra_command, parse_overrides
 from muonlab.command import run_command
@@ -66,7 +65,7 @@ def make_study(design: Design, config: Config, overrides: list[str]) -> Study:
     name = check(Name | None, config.get("study"), "study")
     studies = check(PathText, paths.get("studies"), "paths.studies")
     check_folder(Path(studies), "paths.studies")
-    conditions = {key: _searching(section, given) for key, section in design.conditions.items()}
+    conditions = {key: _searching(section, given, search.seed) for key, section in design.conditions.items()}
     study = Study(
         name=name or "",
         design=replace(design, conditions=conditions, seeds=search.replicate_seeds),
@@ -111,19 +110,24 @@ def sweep(study: Study) -> int:
     return 0
 
 
-def _searching(section: Condition, search: Mapping[str, Any]) -> Condition:
+def _searching(section: Condition, search: Mapping[str, object], seed: int) -> Condition:
     if section.search is None:
         return section
-    return replace(section, search=search, seeds=(search["seed"],))
+    return replace(section, search=search, seeds=(seed,))
 
 
 def _with_tau(design: Design, tau: float) -> Design:
     """The line of the clip threshold in the figures of traces, where all clipped arms share it."""
-    figures = [{**f, "tau": tau} if f["kind"] == "spike_vs_stable" else f for f in design.figures]
+    figures = [
+        replace(figure, settings={**figure.settings, "tau": tau})
+        if figure.kind == "spike_vs_stable"
+        else figure
+        for figure in design.figures
+    ]
     return replace(design, figures=figures)
 
 
-def _mapping(config: Config, key: str) -> Mapping[str, Any]:
+def _mapping(config: Config, key: str) -> Mapping[str, object]:
     if not isinstance(values := config.get(key), Mapping):
         raise MuonlabError(f"{key} must be a mapping of settings, not {shown(values)}")
     return values

@@ -11,7 +11,7 @@ from muonlab.data.text import open_text
 from muonlab.data.token_data import TokenData
 from muonlab.data.tokenizer import make_tokenizer
 from muonlab.registry import Registry
-from muonlab.settings.check import build
+from muonlab.settings.check import Named, build
 
 # An entry opens a corpus: it takes the cache's folder and its settings, and gives a Corpus.
 DATA: Registry[Corpus] = Registry("data")
@@ -34,7 +34,7 @@ def build_data(name: str = "shakespeare", cache: CachePath = None, **settings: o
     return make_data(build(DATA.section(name), values, "data"), cache)
 
 
-def open_corpus(settings: object, cache: CachePath = None) -> Corpus:
+def open_corpus(settings: Named, cache: CachePath = None) -> Corpus:
     """The corpus of a checked section, with its digest and without its tokens.
 
     Costs no more than reading the text once; a dataset of the hub is downloaded first, unless it is in the cache.
@@ -43,12 +43,12 @@ def open_corpus(settings: object, cache: CachePath = None) -> Corpus:
     return DATA.make(settings, cache)
 
 
-def corpus_digest(settings: object, cache: CachePath = None) -> str:
+def corpus_digest(settings: Named, cache: CachePath = None) -> str:
     """16 hex digits that distinguish the text of a checked section from any other, whatever its path and tokenizer."""
     return open_corpus(settings, cache).short_digest
 
 
-def make_data(settings: object, cache: CachePath = None, corpus: Corpus | None = None) -> TokenData:
+def make_data(settings: Named, cache: CachePath = None, corpus: Corpus | None = None) -> TokenData:
     """The tokens of a checked section, from the cache or tokenized into it.
 
     `corpus` is the result of `open_corpus` for these settings, so that no text is read twice; None opens it. Raises

@@ -1,5 +1,6 @@
 """Count a model without building it: `python -m muonlab.models NAME [setting=value ...]`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from hydra.core.override_parser.types import OverrideType
@@ -8,7 +9,7 @@ from muonlab.cli import compose_config, options_of, parse_overrides, plain
 from muonlab.command import argument_parser, run_command
 from muonlab.errors import MuonlabError, unknown_name
 from muonlab.models.counts import Count, model_counts, total
-from muonlab.settings.check import build
+from muonlab.settings.check import build, check
 from muonlab.settings.model import MODEL_SETTINGS, with_vocabulary
 
 
@@ -32,8 +33,9 @@ def main(arguments: list[str] | None = None) -> None:
         if override.type is not OverrideType.CHANGE or override.is_sweep_override():
             raise MuonlabError(f"settings are written name=value, not '{override.input_line}'")
     overrides = [f"model={options.name}", *(f"++model.{setting}" for setting in options.settings)]
-    values = plain(compose_config("train", overrides))["model"]
-    section = MODEL_SETTINGS.get(values["name"]) or _registered(values["name"])
+    values = check(Mapping[str, object], plain(compose_config("train", overrides))["model"], "model")
+    name = check(str, values.get("name"), "model.name")
+    section = MODEL_SETTINGS.get(name) or _registered(name)
     settings = with_vocabulary(build(section, values, "model"))
     print(format_counts(model_counts(settings)))
     print(

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar, Union, get_args, 
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import ConfigDict, Strict, StringConstraints, TypeAdapter, ValidationError
+from typing_extensions import TypeForm
 
 from muonlab.errors import MuonlabError, shown, unknown_name
 
@@ -34,6 +35,7 @@ Share = Annotated[float, Ge(0), Le(1)]
 Average = Annotated[float, Ge(0), Lt(1)]  # weight of the past in a running average
 
 Section = TypeVar("Section")
+Checked = TypeVar("Checked")
 _BOUNDS = {
     Ge: ("ge", "at least"),
     Gt: ("gt", "above"),
@@ -101,20 +103,21 @@ def build(section: type[Section], values: Mapping[str, object], where: str) -> S
     return section(**checked)
 
 
-def check(annotation: Any, value: object, place: str) -> Any:
+def check(annotation: TypeForm[Checked], value: object, place: str) -> Checked:
     """`value` as `annotation` has it, or MuonlabError with what was given and what is allowed."""
     kind, *bounds = get_args(annotation) if get_origin(annotation) is Annotated else [annotation]
     if isinstance(kind, type) and is_dataclass(kind):
         if isinstance(value, kind):
-            return value
+            return value  # type: ignore[return-value]  # of the annotation's own type
         if isinstance(value, Mapping):
-            return build(kind, value, place)
+            return build(kind, value, place)  # type: ignore[return-value]  # an instance of the annotation
         raise MuonlabError(f"{place} must be {describe(annotation)}, not {shown(value)}")
     if get_origin(kind) is Mapping and isinstance(value, Mapping):
         if not value and any(isinstance(bound, MinLen) for bound in bounds):
             raise MuonlabError(f"{place} must not be empty")
         entries = get_args(kind)[1]
-        return {str(name): check(entries, entry, f"{place}.{name}") for name, entry in value.items()}
+        checked = {str(name): check(entries, entry, f"{place}.{name}") for name, entry in value.items()}
+        return checked  # type: ignore[return-value]  # a mapping, as the annotation says
     try:
         return _adapter(annotation).validate_python(value)
     except ValidationError:
@@ -131,12 +134,12 @@ class Keywords:
 
     name: str
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, object]:
         """The builder's keyword arguments."""
         return {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.name != "name"}  # type: ignore[arg-type]
 
 
-def settings_class(builder: Callable[..., Any], name: str) -> type:
+def settings_class(builder: Callable[..., object], name: str) -> type:
     """The dataclass of a builder's settings: the one that its parameter `settings` is annotated with, or else one made
     from its keyword parameters that have a default or stand behind `*`, with `name` as a field of its own.
 
@@ -169,18 +172,18 @@ def settings_class(builder: Callable[..., Any], name: str) -> type:
     return make_dataclass(f"{_name(builder)}_settings", entries, bases=(Keywords,), kw_only=True, frozen=True)
 
 
-def defaults(section: type) -> dict[str, Any]:
+def defaults(section: type) -> dict[str, object]:
     """The settings of a section that have a default, with it."""
-    found = {}
+    values = {}
     for spec in fields(section):
         if spec.default is not MISSING:
-            found[spec.name] = spec.default
+            values[spec.name] = spec.default
         elif spec.default_factory is not MISSING:
-            found[spec.name] = spec.default_factory()
-    return found
+            values[spec.name] = spec.default_factory()
+    return values
 
 
-def describe(annotation: Any) -> str:
+def describe(annotation: TypeForm[object]) -> str:
     """What values an annotation allows, in words that fit behind "must be"."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
@@ -201,7 +204,13 @@ def describe(annotation: Any) -> str:
         return f"a list, each entry {describe(arguments[0])}"
     if is_dataclass(annotation):
         return f"a mapping with {', '.join(f.name for f in fields(annotation))}"
-    words = {bool: "true or false", str: "text", types.NoneType: "null", Any: "anything"}
+    words: dict[object, str] = {
+        bool: "true or false",
+        str: "text",
+        types.NoneType: "null",
+        Any: "anything",
+        object: "anything",
+    }
     return words.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
@@ -286,5 +295,5 @@ def _plain(value: object) -> bool:
     return isinstance(value, bool | int | float | str)
 
 
-def _name(builder: Callable[..., Any]) -> str:
+def _name(builder: Callable[..., object]) -> str:
     return getattr(builder, "__name__", type(builder).__name__)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Le, MinLen
 
@@ -10,7 +10,7 @@ from muonlab.errors import MuonlabError
 from muonlab.settings.address import refuse_password
 from muonlab.settings.check import Count, Seed
 
-Setting = dict[str, Any]  # what a search tries: {key of the optimizer: value}
+Setting = dict[str, object]  # what a search tries: {key of the optimizer: value}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class SpaceSettings:
     """published: the setting that is tried first, {key: value}. space: what is searched, {key: range}, a range being
     in Hydra's syntax: `tag(log, interval(3e-4, 3e-2))`, `choice(a, b)` or `range(1, 9)`."""
 
-    published: Mapping[str, Any] = field(default_factory=dict)
+    published: Mapping[str, object] = field(default_factory=dict)
     space: Annotated[Mapping[str, str], MinLen(1)]
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import DupFd
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from muonlab.command import STOPPING, leave_quietly, listen, times_asked
 from muonlab.errors import EnvironmentFault, MuonlabError, told_at
@@ -30,6 +30,13 @@ class Result:
     status: str
     cause: str = ""
     folder: Path | None = None
+
+
+class Detachable(Protocol):
+    """A file descriptor on its way to another process."""
+
+    def detach(self) -> int:
+        """The descriptor, in the process that calls it."""
 
 
 class Steps:
@@ -57,15 +64,15 @@ class Steps:
         """Let the parent's end go, once the process was started."""
         os.close(self._fd)
 
-    def __getstate__(self) -> Any:
+    def __getstate__(self) -> object:
         return DupFd(self._fd)
 
-    def __setstate__(self, descriptor: Any) -> None:
+    def __setstate__(self, descriptor: Detachable) -> None:
         self._fd = descriptor.detach()
         self._map = mmap.mmap(self._fd, 8)
 
 
-def carry_out(values: Mapping[str, Any], place: int, steps: Steps, pipe: Connection, log: Path) -> None:
+def carry_out(values: Mapping[str, object], place: int, steps: Steps, pipe: Connection, log: Path) -> None:
     """The body of a run's process: train the settings in `values`, and send a Result."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", buffering=1) as stream:
@@ -142,7 +149,7 @@ def _hear() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
-def try_out(runs: Mapping[str, Mapping[str, Any]], pipe: Connection) -> None:
+def try_out(runs: Mapping[str, Mapping[str, object]], pipe: Connection) -> None:
     """The body of a process that builds what runs would train, {name: settings}: it sends the first mistake."""
     try:
         _hear()

@@ -1,16 +1,16 @@
 """An experiment's file: what it may say, checked before anything runs, and the same question at another scale."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import yaml
 from annotated_types import MinLen
 
 from muonlab.cli import compose_config, plain, project_folder
-from muonlab.errors import MuonlabError, unknown_name
+from muonlab.errors import MuonlabError, shown, unknown_name
 from muonlab.settings.check import Seed, Text, build, check, defaults
 from muonlab.settings.search import SearchSettings
 from muonlab.study.reading import read_yaml
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 Overrides = Sequence[str]
 Seeds = Annotated[Sequence[Seed], MinLen(1)]
 LevelValue = float | str | None
-Varied = Mapping[str, Sequence[Any]]  # {key: values}, or {"key,key": rows of values}
-Named = Mapping[Any, Overrides]  # {level: overrides}
+Varied = Mapping[str, Sequence[object]]  # {key: values}, or {"key,key": rows of values}
+Named = Mapping[object, Overrides]  # {level: overrides}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +45,12 @@ class Condition:
     """
 
     about: str = ""
-    arms: Mapping[str, Any] = field(default_factory=dict)
+    arms: Mapping[str, object] = field(default_factory=dict)
     common: Overrides = ()
     seeds: Seeds | None = None
     vary: Varied | None = None
     levels: Named | None = None
-    search: str | Mapping[str, Any] | None = None
+    search: str | Mapping[str, object] | None = None
     tuned_on: str | None = None
     windows: Sequence[tuple[int, int]] | None = None
     heads: bool = False
@@ -63,7 +63,32 @@ class Scale:
     common: Overrides = ()
     seeds: Seeds | None = None
     minutes: float | None = None
-    conditions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    conditions: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure that the design asks for.
+
+    conditions, arms: the runs that it draws; none: all. settings: everything else, which its kind checks when it is
+    drawn (analysis.figures).
+    """
+
+    name: str
+    kind: str
+    conditions: Sequence[str] = ()
+    arms: Sequence[str] = ()
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+    def as_mapping(self) -> dict[str, object]:
+        """As a file asks for it."""
+        values = {"name": self.name, "kind": self.kind, "conditions": self.conditions, "arms": self.arms}
+        return {key: value for key, value in values.items() if value} | dict(self.settings)
+
+    def draws(self, conditions: Collection[str], arm: str) -> bool:
+        """Whether it shows this arm under all of these conditions."""
+        shown = not self.conditions or set(conditions) <= set(self.conditions)
+        return shown and (not self.arms or arm in self.arms)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,16 +105,16 @@ class Design:
     seeds: Seeds
     common: Overrides = ()
     conditions: Annotated[Mapping[str, Condition], MinLen(1)]
-    claims: Sequence[Mapping[str, Any]] = ()
-    harmless: Sequence[Mapping[str, Any]] = ()
-    figures: Sequence[Mapping[str, Any]] = ()
+    claims: Sequence[Mapping[str, object]] = ()
+    harmless: Sequence[Mapping[str, object]] = ()
+    figures: Sequence[Figure] = ()
     scales: Mapping[str, Scale] = field(default_factory=dict)
     scale: str = "cpu"
     scale_common: Overrides = ()
 
-    def as_mapping(self) -> dict[str, Any]:
+    def as_mapping(self) -> dict[str, object]:
         """What `make_design` reads, without what is left at its default."""
-        return _said(self)
+        return {key: _said(value) for key, value in _changed(self).items()}
 
     @property
     def tuning_conditions(self) -> set[str]:
@@ -128,19 +153,26 @@ class Design:
         return [read_claim(values, conditions, self.tuning_conditions) for values in (*self.claims, *pairs)]
 
 
-def _said(section: Any) -> Any:
+def _said(section: object) -> object:
     if isinstance(section, Mapping):
         return {key: _said(value) for key, value in section.items()}
     if isinstance(section, list | tuple):
         return [_said(value) for value in section]
-    if not is_dataclass(section):
-        return section
+    if isinstance(section, Figure):
+        return _said(section.as_mapping())
+    if isinstance(section, Condition | Scale):
+        return {key: _said(value) for key, value in _changed(section).items()}
+    return section
+
+
+def _changed(section: "Design | Condition | Scale") -> dict[str, object]:
+    """The fields that differ from their defaults."""
     usual = defaults(type(section))
     values = {spec.name: getattr(section, spec.name) for spec in fields(section)}
-    return {key: _said(value) for key, value in values.items() if key not in usual or value != usual[key]}
+    return {key: value for key, value in values.items() if key not in usual or value != usual[key]}
 
 
-def _arm(name: object, given: Any) -> Arm:
+def _arm(name: object, given: object) -> Arm:
     if isinstance(given, Mapping):
         return build(Arm, given, f"arm {name}")
     return build(Arm, {"overrides": given}, f"arm {name}")
@@ -153,8 +185,8 @@ def searches(design: Design, condition: str) -> SearchSettings:
 
 
 @cache
-def _named_search(name: str) -> Mapping[str, Any]:
-    return plain(compose_config("sweep", [f"search={name}"]))["search"]
+def _named_search(name: str) -> Mapping[str, object]:
+    return check(Mapping[str, object], plain(compose_config("sweep", [f"search={name}"]))["search"], "search")
 
 
 # ---------------------------------------------------------------------- reading
@@ -179,7 +211,7 @@ def read_design(path: Path) -> Design:
         raise MuonlabError(f"{path.name} is not YAML: {' '.join(str(error).split())}") from error
 
 
-def make_design(values: Mapping[str, Any], where: str = "the experiment") -> Design:
+def make_design(values: object, where: str = "the experiment") -> Design:
     """A design from plain values.
 
     Raises MuonlabError, naming what is near, for an unknown or missing key and for a design that cannot be run.
@@ -187,7 +219,7 @@ def make_design(values: Mapping[str, Any], where: str = "the experiment") -> Des
     if not isinstance(values, Mapping):
         raise MuonlabError(f"{where} must hold a mapping of settings")
     try:
-        design = build(Design, values, "")
+        design = build(Design, _with_figures(values), "")
     except MuonlabError as error:
         raise MuonlabError(f"{where}: {error}") from error
     for scale, section in design.scales.items():
@@ -209,6 +241,27 @@ def make_design(values: Mapping[str, Any], where: str = "the experiment") -> Des
     return design
 
 
+def _with_figures(values: Mapping[str, object]) -> Mapping[str, object]:
+    if not isinstance(given := values.get("figures"), Sequence) or isinstance(given, str):
+        return values
+    return {**values, "figures": [_figure(each) for each in given]}
+
+
+def _figure(given: object) -> Figure:
+    if isinstance(given, Figure):
+        return given
+    if not isinstance(given, Mapping):
+        raise MuonlabError(f"a figure must be a mapping of settings, not {shown(given)}")
+    name = check(Text, given.get("name"), "a figure's name")
+    lists = {
+        key: check(Sequence[str], given[key], f"{key} of figure {name}")
+        for key in ("conditions", "arms")
+        if key in given
+    }
+    settings = {str(key): value for key, value in given.items() if key not in ("name", "kind", *lists)}
+    return Figure(name, check(Text, given.get("kind"), f"kind of figure {name}"), **lists, settings=settings)
+
+
 def at_scale(design: Design, scale: str) -> Design:
     """The same question at `scale`: its `seeds` and `minutes`, what its `conditions` say otherwise key by key, and as
     `scale_common` the overrides of every run.
@@ -220,7 +273,7 @@ def at_scale(design: Design, scale: str) -> Design:
         raise unknown_name("scale", scale, scales)
     chosen = scales[scale]
     conditions = {
-        name: replace(section, **_typed(name, chosen.conditions.get(name, {})))
+        name: _with(section, name, chosen.conditions.get(name, {}))
         for name, section in design.conditions.items()
     }
     return replace(
@@ -234,14 +287,16 @@ def at_scale(design: Design, scale: str) -> Design:
     )
 
 
-def _typed(name: str, changed: Mapping[str, Any]) -> dict[str, Any]:
-    section = build(Condition, changed, f"condition {name}")
-    return {key: getattr(section, key) for key in changed}
+def _with(section: Condition, name: str, changed: Mapping[str, object]) -> Condition:
+    """The condition with what a scale changes in it."""
+    typed = build(Condition, changed, f"condition {name}")
+    kept = {key: value for key, value in vars(section).items() if key not in changed}
+    return Condition(**kept | {key: getattr(typed, key) for key in changed})
 
 
 # ---------------------------------------------------------------------- checks
 def _check_questions(design: Design, where: str) -> None:
-    figures = {check(Text, figure.get("name"), f"a figure's name in {where}") for figure in design.figures}
+    figures = [figure.name for figure in design.figures]
     try:
         claims = design.all_claims()
     except MuonlabError as error:
@@ -250,8 +305,7 @@ def _check_questions(design: Design, where: str) -> None:
         if claim.figure and claim.figure not in figures:
             raise unknown_name(f"figure of '{claim.claim}' in {where}", claim.figure, figures)
     for figure in design.figures:
-        kind = f"condition of figure {figure.get('name')} in {where}"
-        _known(check(Sequence[str], figure.get("conditions", ()), kind), design.conditions, kind)
+        _known(figure.conditions, design.conditions, f"condition of figure {figure.name} in {where}")
 
 
 def _check_search(design: Design, name: str, section: Condition, where: str) -> None:
@@ -286,7 +340,7 @@ def _check_tuning(design: Design, name: str, section: Condition, where: str) -> 
         )
 
 
-def _known(names: Iterable[Any], known: Iterable[str], kind: str) -> None:
+def _known(names: Iterable[object], known: Iterable[str], kind: str) -> None:
     known = list(known)
     for name in names:
         if name not in known:

@@ -1,11 +1,10 @@
 """What finished runs say: tables, tests of runs and answers to claims, in the folder of their results."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import yaml
@@ -17,7 +16,7 @@ from analysis.frames import Frames, collect, stack
 from analysis.run_tests import apply_tests, summarise
 from analysis.tables import as_text, outcome_table, save_table
 from muonlab.record import collect_environment, load_run
-from muonlab.study.design import Design
+from muonlab.study.design import Design, Figure
 from muonlab.study.study import Study
 from muonlab.study.tuning import Best, Trained
 
@@ -107,15 +106,14 @@ def gather(design: Design, trained: Trained) -> tuple[Frames, pd.DataFrame]:
     return stack(parts), pd.concat(outcomes, ignore_index=True)
 
 
-def figure_of(claim: Claim, figures: Sequence[Mapping[str, Any]]) -> str:
+def figure_of(claim: Claim, figures: Sequence[Figure]) -> str:
     """The figure that shows a claim: the one it names, or the first that draws its condition and arm; "" for none."""
     if claim.figure:
         return claim.figure
     conditions = set(claim.side.conditions)
     for figure in figures:
-        drawn = set(figure.get("conditions", conditions))
-        if conditions <= drawn and claim.side.arm in figure.get("arms", [claim.side.arm]):
-            return figure["name"]
+        if figure.draws(conditions, claim.side.arm):
+            return figure.name
     return ""
 
 
@@ -139,7 +137,7 @@ def answers_text(design: Design, judgement: Judgement, tuned: list[Best]) -> str
     return "\n".join(lines)
 
 
-def provenance(trained: Trained, command: str) -> dict[str, Any]:
+def provenance(trained: Trained, command: str) -> dict[str, object]:
     """How to repeat it; the commit that judges; and the commits and the hardware that trained the runs."""
     judge = replace(collect_environment(), command=command).values()
     runs = [load_run(folder).environment for _, folder in trained]

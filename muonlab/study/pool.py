@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
-from typing import Any
 
 from muonlab.command import STOPPING, times_asked
 from muonlab.errors import MuonlabError
@@ -60,18 +60,24 @@ class Job:
     label: str
     claim: Claim | None = None
     steps: Steps = field(default_factory=Steps, repr=False)
-    process: Any = field(default=None, repr=False)
+    process: BaseProcess = field(init=False, repr=False)
     pipe: Connection | None = field(default=None, repr=False)
     began: int | None = field(default=None, repr=False)
     result: Result | None = field(default=None, repr=False)
     place: int = 0
 
     @property
+    def pid(self) -> int:
+        """Of its process, which was started."""
+        assert self.process.pid is not None
+        return self.process.pid
+
+    @property
     def lives(self) -> bool:
         """Whether its process runs. With its fork server dead no exit code comes, and the system is asked."""
         code = self.process.exitcode
         orphan = code == NO_EXIT_CODE and self.began is not None
-        return code is None or (orphan and process_start(self.process.pid) == self.began)
+        return code is None or (orphan and process_start(self.pid) == self.began)
 
     def receive(self) -> None:
         """Take the run's own word on how it ended, if it has come."""
@@ -81,7 +87,7 @@ class Job:
             self.pipe.close()
             self.pipe = None
 
-    def waitable(self) -> list[Any]:
+    def waitable(self) -> list[Connection | int]:
         """What becomes ready when the run has something to say or, after that, ends."""
         if self.pipe is not None:
             return [self.pipe]
@@ -191,7 +197,7 @@ class Pool:
             )
             with signals_wait():  # a process that nobody knows of would train on
                 job.process.start()
-                job.began = process_start(job.process.pid)
+                job.began = process_start(job.pid)
                 self.running.append(job)
         except (OSError, EOFError):
             self._warm = False
@@ -229,6 +235,7 @@ class Pool:
         if job.result is not None:
             return job.result
         code = job.process.exitcode
+        assert code is not None  # it ended
         if code == NO_EXIT_CODE:
             self._warm = False
             return Result("environment", "the process was killed, and so was the one that it was forked from")
@@ -263,7 +270,7 @@ class Pool:
         for job in self.running:
             if job.lives:
                 with suppress(ProcessLookupError):
-                    os.kill(job.process.pid, number)
+                    os.kill(job.pid, number)
 
 
 def _nothing() -> None:

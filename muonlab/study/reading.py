@@ -28,7 +28,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_yaml(text: str) -> Any:
+def read_yaml(text: str) -> object:
     """The plain values in a text. Raises yaml.YAMLError for what is no YAML, or names a key twice."""
     return yaml.load(text, _Loader)
 

@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any
 
 from muonlab.cli import parse_overrides
 from muonlab.errors import MuonlabError, told_at
@@ -194,7 +193,7 @@ def _check_space(config: RunConfig, given: SpaceSettings, place: str) -> None:
                 _at(config, {**given.published, key: value})
 
 
-def _at(config: RunConfig, setting: Setting | Mapping[str, Any]) -> RunConfig:
+def _at(config: RunConfig, setting: Mapping[str, object]) -> RunConfig:
     """The run with these settings of its optimizer."""
     values = config.as_dict()["optimizer"] | dict(setting)
     return replace(config, optimizer=read_section("optimizer", values))
@@ -204,7 +203,7 @@ def _overrides(setting: Setting) -> tuple[str, ...]:
     return tuple(f"optimizer.{key}={_text(value)}" for key, value in setting.items())
 
 
-def _level(varied: list[str], row: Any) -> Level:
+def _level(varied: list[str], row: object) -> Level:
     values = row if len(varied) > 1 else [row]
     if not isinstance(values, list) or len(values) != len(varied):
         raise MuonlabError(f"`vary` of {','.join(varied)} needs {len(varied)} values a level, not {row}")
@@ -212,12 +211,13 @@ def _level(varied: list[str], row: Any) -> Level:
     return Level(_value(values[0]), given)
 
 
-def _value(value: Any) -> float | str:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number else "none" if value is None else _text(value)
+def _value(value: object) -> float | str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    return "none" if value is None else _text(value)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     # Hydra's grammar for lists, null, true and numbers is JSON's.
     return value if isinstance(value, str) else json.dumps(value)
 

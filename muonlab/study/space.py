@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, QuotedString, RangeSweep
@@ -13,6 +12,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.trial import BaseTrial
 
 from muonlab.errors import MuonlabError
 from muonlab.settings.check import vanishing_number
@@ -66,7 +66,7 @@ def _range(name: str, text: str, sweep: RangeSweep) -> BaseDistribution:
     return IntDistribution(low, low + step * ((stop - 1 - low) // step), step=step)
 
 
-def at(distribution: BaseDistribution, u: float) -> Any:
+def at(distribution: BaseDistribution, u: float) -> object:
     """The value at the quantile u in [0, 1) of a distribution.
 
     Log scale: low (high / low)^u. Integers and choices: equal shares of [0, 1).
@@ -95,7 +95,7 @@ def quasi_random(distributions: Mapping[str, BaseDistribution], count: int, seed
     return [{n: at(d, u) for (n, d), u in zip(distributions.items(), p, strict=True)} for p in points]
 
 
-def extremes(distribution: BaseDistribution) -> list[Any]:
+def extremes(distribution: BaseDistribution) -> list[object]:
     """The ends of a range, or all choices."""
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
@@ -103,14 +103,14 @@ def extremes(distribution: BaseDistribution) -> list[Any]:
     return [distribution.low, distribution.high]
 
 
-def containing(distribution: BaseDistribution, value: Any) -> BaseDistribution:
+def containing(distribution: BaseDistribution, value: object) -> BaseDistribution:
     """The same distribution, wide enough for `value`: a published setting may lie outside what is searched.
 
     Raises MuonlabError for a value that no such distribution can hold.
     """
     if isinstance(distribution, CategoricalDistribution):
         known = value in distribution.choices
-        return distribution if known else CategoricalDistribution([*distribution.choices, value])
+        return distribution if known else CategoricalDistribution([*distribution.choices, value])  # type: ignore[list-item]
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise MuonlabError(f"a published setting must be a finite number like those searched, not {value!r}")
     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -126,26 +126,35 @@ def containing(distribution: BaseDistribution, value: Any) -> BaseDistribution:
     return FloatDistribution(low, high, log=distribution.log)
 
 
-def suggest(trial: Any, name: str, distribution: BaseDistribution) -> None:
+def suggest(trial: BaseTrial, name: str, distribution: BaseDistribution) -> None:
     """Have an Optuna trial draw one setting from its sampler."""
     if isinstance(distribution, CategoricalDistribution):
         trial.suggest_categorical(name, distribution.choices)
         return
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    draw = trial.suggest_int if isinstance(distribution, IntDistribution) else trial.suggest_float
-    step = {} if distribution.log else {"step": distribution.step}
-    draw(name, distribution.low, distribution.high, log=distribution.log, **step)
+    if isinstance(distribution, IntDistribution):
+        step = 1 if distribution.log else distribution.step
+        trial.suggest_int(name, distribution.low, distribution.high, step=step, log=distribution.log)
+        return
+    assert isinstance(distribution, FloatDistribution)
+    trial.suggest_float(
+        name,
+        distribution.low,
+        distribution.high,
+        step=None if distribution.log else distribution.step,
+        log=distribution.log,
+    )
 
 
-def edge(value: Any, low: Any, high: Any, log: bool, share: float = 0.05) -> str:
+def edge(value: object, low: object, high: object, log: bool, share: float = 0.05) -> str:
     """ "lowest" or "highest" where `value` lies in the outer `share` of the range that was tried, else "".
 
     `log`: shares are those of the logarithm. "" for a range of one value and for what is no number.
     """
     numbers = [v for v in (value, low, high) if isinstance(v, int | float) and not isinstance(v, bool)]
-    if len(numbers) < 3 or not low < high:
+    if len(numbers) < 3:
         return ""
-    if log:
-        value, low, high = (math.log(v) for v in numbers)
-    position = (value - low) / (high - low)
+    place, start, end = (math.log(v) for v in numbers) if log else numbers
+    if not start < end:
+        return ""
+    position = (place - start) / (end - start)
     return "lowest" if position <= share else "highest" if position >= 1 - share else ""

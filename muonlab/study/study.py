@@ -4,20 +4,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from muonlab.cli import compose_config, plain
-from muonlab.errors import MuonlabError
+from muonlab.errors import MuonlabError, told_at
 from muonlab.record.files import remove_leftovers, write_atomic
 from muonlab.record.identity import HARDWARE
 from muonlab.settings.address import public_address, with_password
+from muonlab.settings.check import Named, check
 from muonlab.study.design import Design, make_design, searches
 from muonlab.study.slots import Level, Slot, keys, slots
 from muonlab.train.config import RunConfig, read_config
 
 FILE = "study.yaml"
+Definition = Mapping[str, Mapping[str, object]]  # {section: {setting: value}}
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Study:
                 f"{self.folder} is a study of muonlab 0.1, which this version cannot resume; choose another name with"
                 " study=NAME, or move the folder away (its runs can still be read)"
             )
-        values = {
+        values: dict[str, object] = {
             "name": self.name,
             "command": self.command,
             "overrides": list(self.overrides),
@@ -89,12 +90,13 @@ class Study:
         if self.searches:
             values["definition"] = definition = self.definition()
             if (self.folder / FILE).exists():
-                _refuse_other(self.name, _read(self.folder / FILE).get("definition", {}), definition)
+                before = _read(self.folder / FILE).get("definition", {})
+                _refuse_other(self.name, check(Definition, before, "definition"), definition)
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         write_atomic(self.folder / FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         remove_leftovers(self.folder)
 
-    def definition(self) -> dict[str, Any]:
+    def definition(self) -> Definition:
         """What makes a search this one: all that its runs share but for hardware, and every space."""
         shared = self.base().as_dict()
         trainer = {key: value for key, value in shared["trainer"].items() if key not in HARDWARE}
@@ -116,15 +118,21 @@ def load_study(folder: Path) -> Study:
         older = " (it was made by muonlab 0.1)" if (folder / "sweep.yaml").exists() else ""
         raise MuonlabError(f"no study in {folder}: it has no {FILE}{older}")
     values = _read(folder / FILE)
-    try:
-        design, overrides = values["design"], tuple(values["overrides"])
-        name, command, storage = values["name"], values["command"], values["storage"]
-    except KeyError as error:
-        raise MuonlabError(f"{folder / FILE} lacks {error}; start the study's command again") from error
-    return Study(name, make_design(design, FILE), overrides, folder, command, with_password(storage))
+    for key in ("name", "command", "overrides", "storage", "design"):
+        if key not in values:
+            raise MuonlabError(f"{folder / FILE} lacks '{key}'; rerun the study's own command")
+    with told_at(str(folder / FILE)):
+        return Study(
+            name=check(str, values["name"], "name"),
+            design=make_design(values["design"], FILE),
+            overrides=check(tuple[str, ...], values["overrides"], "overrides"),
+            folder=folder,
+            command=check(str, values["command"], "command"),
+            storage=with_password(check(str | None, values["storage"], "storage")),
+        )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, object]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -136,24 +144,24 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
-def _refuse_other(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _refuse_other(name: str, before: Definition, now: Definition) -> None:
     for key in {**before, **now}:
-        old, new = before.get(key), now.get(key)
+        old, new = before.get(key, {}), now.get(key, {})
         if old != new:
-            changed = [k for k in {**(old or {}), **(new or {})} if (old or {}).get(k) != (new or {}).get(k)]
+            changed = [k for k in {**old, **new} if old.get(k) != new.get(k)]
             raise MuonlabError(
                 f"study {name} was created with a different {key} ({', '.join(changed)}); choose another study name"
             )
 
 
 @cache
-def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
+def _composed(overrides: tuple[str, ...]) -> dict[str, object]:
     # The same settings at another seed are the same composition, which takes a tenth of a second.
     return plain(compose_config("train", list(overrides)))
 
 
 @cache
-def _corpus(settings: Any, cache_folder: str | None) -> str:
+def _corpus(settings: Named, cache_folder: str | None) -> str:
     from muonlab.data import corpus_digest
 
     return corpus_digest(settings, cache_folder)

@@ -100,7 +100,10 @@ def test_every_experiment_composes_and_its_figures_can_be_drawn(name):
     assert {slot.condition for slot in found} == untuned
     assert len({slot.name for slot in found}) == len(found)
     for figure in made.figures:
-        read_figure(figure, {name: each.windows for name, each in made.conditions.items() if each.windows})
+        read_figure(
+            figure.as_mapping(),
+            {name: each.windows for name, each in made.conditions.items() if each.windows},
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)

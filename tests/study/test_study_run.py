@@ -28,6 +28,7 @@ from muonlab.record.mlflow_link import Link
 from muonlab.record.owner import Owner, machine
 from muonlab.record.store import connect, store_uri
 from muonlab.study import pool
+from muonlab.study.design import Figure
 from muonlab.study.judging import ANSWER_COLUMNS, answers_text, figure_of, judge
 from muonlab.study.pool import Pool
 from muonlab.study.queue import Queue
@@ -179,8 +180,8 @@ def test_every_study_is_saved_before_the_first_run(study, tmp_path, monkeypatch)
 
 def test_a_claim_is_shown_by_the_figure_it_names_or_the_first_that_draws_it():
     figures = [
-        {"name": "a", "conditions": ["x"], "arms": ["adamw"]},
-        {"name": "b", "conditions": ["x", "y"]},
+        Figure("a", "traces", conditions=["x"], arms=["adamw"]),
+        Figure("b", "traces", conditions=["x", "y"]),
     ]
 
     def shown(**sides):
