@@ -1,16 +1,16 @@
-# Every target sets up what it needs and skips what is done; `make help` lists them.
+# Every target sets up what it needs and skips what is already done; `make help` lists the targets.
 #
-# NAME=VALUE on the command line is passed on as a Hydra override, unchanged: blanks, quotes and brackets included.
+# NAME=VALUE on the command line is passed on unchanged as a Hydra override, including spaces, quotes and brackets.
 #     make sweep model=nanogpt_s search.trials=12 'optimizer.lr_scale={query: 0.1}'
-# make reads anything else as a target or a flag, so deletions and flags are passed in ARGS, which the shell splits:
+# make takes anything else for a target or a flag, so deletions and flags go into ARGS, which the shell splits:
 #     make sweep ARGS='~search.optimizers.adamw'
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-# MAKEOVERRIDES lists the settings, last first, with a backslash before each blank and backslash and with $ doubled.
-# Two characters that nobody types stand in for blanks and backslashes until each setting is in quotes for the shell.
+# MAKEOVERRIDES lists the settings, last first, with a backslash before each space and backslash and with $ doubled.
+# Two characters that nobody types replace spaces and backslashes until each setting is quoted for the shell.
 nothing :=
 blank := $(nothing) $(nothing)
 reverse = $(if $(1),$(call reverse,$(wordlist 2,$(words $(1)),$(1))) $(firstword $(1)))
@@ -19,7 +19,7 @@ settings := $(call reverse,$(filter-out PYTHON=% VENV=% RUN=% ARGS=%,$(given)))
 quote = '$(subst ⧵,\,$(subst ␣, ,$(subst ','\'',$(1))))'
 OVERRIDES = $(foreach setting,$(settings),$(call quote,$(setting))) $(ARGS)
 
-# Waiting threads sleep: two trials whose threads spin run an order of magnitude slower.
+# Waiting threads sleep: two runs whose threads spin are an order of magnitude slower.
 export OMP_WAIT_POLICY := PASSIVE
 export PYTHONUNBUFFERED := 1
 
@@ -47,21 +47,21 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-setup: $(VENV)/installed  ## virtual environment in .venv with the locked versions
+setup: $(VENV)/installed  ## a virtual environment in .venv with the locked versions
 
 data: setup  ## fetch, verify and tokenize the default corpus
 	@$(RUN) -m muonlab.data shakespeare $(OVERRIDES)
 
-smoke: setup  ## everything once, tiny (under 2 minutes)
+smoke: setup  ## everything once, at a tiny size (under 2 minutes)
 	@$(RUN) -m muonlab.sweep study=smoke trainer=smoke search=smoke paths.runs=runs/smoke $(OVERRIDES)
 
-sweep: setup  ## search AdamW, Muon and MuonClip at equal budget, compare them, draw the figures
+sweep: setup  ## search AdamW, Muon and MuonClip at equal budget, compare them, draw figures
 	@$(RUN) -m muonlab.sweep $(OVERRIDES)
 
 ablation: setup  ## the loss-spike ablation: explosion, collapse, cure, and the switch, with answers
 	@$(RUN) -m muonlab.experiment ablation $(OVERRIDES)
 
-evidence: setup  ## every experiment at cpu scale (hours; stop at any time, the same command goes on)
+evidence: setup  ## every experiment at cpu scale (hours; stop at any time and rerun to resume)
 	@$(RUN) -m muonlab.experiment all $(OVERRIDES)
 
 figures: setup  ## redraw every figure of results/ from its stored tables
@@ -77,10 +77,10 @@ ui: setup  ## browse all runs in MLflow at http://127.0.0.1:5000
 test: setup  ## the test suite
 	@$(RUN) -m pytest -n 2 $(ARGS)
 
-regression: setup  ## the losses to the bit, the committed answers and the figures to the byte (minutes)
+regression: setup  ## bitwise losses, committed answers and byte-identical figures (minutes)
 	@$(RUN) -m pytest tests/regression $(ARGS)
 
-chaos: setup  ## 500 faults injected into studies of 24 tiny runs, which must come out as if there were none (an hour)
+chaos: setup  ## 500 faults injected into studies of 24 tiny runs, which must end as if there were none (an hour)
 	@PYTHONPATH=tests $(RUN) -m chaos $(ARGS)
 
 lint: setup  ## ruff and mypy
@@ -89,7 +89,7 @@ lint: setup  ## ruff and mypy
 bench-step: setup  ## cost of recording, of exact max logits, of compiling and of the allocator
 	@$(RUN) benchmarks/bench_step.py $(ARGS)
 
-# Layered over .venv, so that only what is compared with is installed again.
+# Layered over .venv, so that only the packages compared with are installed.
 .cache/parity/installed: benchmarks/parity-requirements.txt $(VENV)/installed
 	@$(RUN) -m venv .cache/parity
 	@$(RUN) -c "import glob, sysconfig; open(glob.glob('.cache/parity/lib/python*/site-packages')[0] + '/main.pth', 'w') \

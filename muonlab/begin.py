@@ -1,7 +1,7 @@
-"""Imported before anything else by the commands that take long: what must hold while the rest is imported.
+"""Long-running commands import this first: what must hold while everything else is imported.
 
-Threads sleep while they wait, which torch's OpenMP reads when it is loaded. And a signal is one sentence, as it is
-later, when `run_command` hears it: until then nothing was begun.
+Threads sleep while they wait; torch's OpenMP reads that setting when it is loaded. A signal ends the command with the
+same sentence as later, when `run_command` handles signals; nothing has begun yet.
 """
 
 import os
@@ -23,6 +23,6 @@ for _number in (
     signal.SIGINT,
     signal.SIGTERM,
     signal.SIGHUP,
-):  # command.STOPPING, whose import takes its time
+):  # command.STOPPING, which takes too long to import
     if signal.getsignal(_number) is not signal.SIG_IGN:
         signal.signal(_number, _leave)

@@ -1,4 +1,4 @@
-"""Hydra's command line over conf/: composing, sweeps, and what Hydra refuses in one sentence."""
+"""Hydra's command line over conf/: composition, sweeps, and one-sentence errors for whatever Hydra refuses."""
 
 import re
 import warnings
@@ -22,7 +22,7 @@ from muonlab.command import SentenceParser, tell
 from muonlab.errors import MuonlabError, shown, unknown_name
 from muonlab.settings.check import vanishing_number
 
-Config = dict[str, object]  # composed, resolved and not yet checked
+Config = dict[str, object]  # composed and resolved, but not yet checked
 Job = Callable[[Config, list[str]], int]
 
 
@@ -48,7 +48,7 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
     with initialize_config_dir(str(project_folder("conf")), version_base="1.3"):
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings("error", "provider=hydra.searchpath")  # a folder that is not there
+                warnings.filterwarnings("error", "provider=hydra.searchpath")  # a folder that does not exist
                 config = compose(config_name, overrides)
             _refuse_unresolvable(config, OmegaConf.to_container(config, resolve=False))
             OmegaConf.resolve(config)
@@ -57,7 +57,7 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
             raise
         except (
             Exception
-        ) as error:  # of Hydra, OmegaConf, ANTLR and YAML, and bare ones: all are about the overrides
+        ) as error:  # Hydra's, OmegaConf's, ANTLR's, YAML's and bare ones: all are about the overrides
             raise _explain(config_name, overrides, error) from error
 
 
@@ -80,7 +80,7 @@ def _refuse_unresolvable(config: DictConfig, values: object, place: str = "") ->
 
 
 def plain(config: DictConfig) -> Config:
-    """A resolved dict of a composed config; a value that is still missing raises MuonlabError."""
+    """A composed config as a resolved dict. Raises MuonlabError for a value that is still missing."""
     try:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
     except Exception as error:
@@ -88,29 +88,30 @@ def plain(config: DictConfig) -> Config:
 
 
 def parse_overrides(overrides: list[str]) -> list[Override]:
-    """The overrides by Hydra's own grammar. Raises MuonlabError for what it does not read."""
+    """The overrides, parsed by Hydra's own grammar. Raises MuonlabError for one that it cannot parse."""
     parser = OverridesParser.create()
     parsed = []
     for text in overrides:
         try:
             parsed.append(parser.parse_override(text))
-        except Exception as error:  # of Hydra, of ANTLR, or bare: too many brackets, or digits
-            reason = " ".join(str(error).splitlines()[0].split())
+        except Exception as error:  # Hydra's, ANTLR's, or a bare one for too many brackets or digits
+            reason = " ".join(str(error).splitlines()[0].split()) if "=" in text else "it has no '='"
             raise MuonlabError(
-                f"{shown(text)} is no override: {reason}; write group=option, key=value, +key=value or ~key, and quote"
-                " values with blanks or commas"
+                f"{shown(text)} is not an override ({reason}); write group=option, key=value, +key=value or ~key, and"
+                " quote values that contain spaces or commas"
             ) from error
         if not parsed[-1].key_or_group:
-            raise MuonlabError(f"{shown(text)} is no override: it names no key")
+            raise MuonlabError(f"{shown(text)} is not an override, since it names no key")
         if not parsed[-1].is_delete() and (number := vanishing_number(parsed[-1].get_value_string())):
             raise MuonlabError(
-                f"{shown(text)} holds {number:.40}, which is too small for a number and would become 0"
+                f"{shown(text)} contains {number:.40}, which is too small for a floating-point number and would"
+                " become 0"
             )
     return parsed
 
 
 def _explain(config_name: str, overrides: list[str], error: Exception) -> MuonlabError:
-    """Hydra's message, in one sentence and with the names that were near."""
+    """Hydra's message as one sentence, with the near names."""
     texts: list[str] = []
     cause: BaseException | None = error
     while cause is not None:
@@ -133,7 +134,7 @@ def _explain(config_name: str, overrides: list[str], error: Exception) -> Muonla
         [several, *_] = [o for o in parse_overrides(overrides) if o.is_sweep_override()]
         quoted = f"{several.get_key_element()}='{several.get_value_string()}'"
         return MuonlabError(
-            f"'{several.input_line}' holds several values: add -m to run each of them, or, if it is one text, write"
+            f"'{several.input_line}' has several values: add -m to run each of them, or, if it is a single text, write"
             f' "{quoted}"'
         )
     if key := re.search(r"Key '([^']+)' is not in struct[\s\S]*?full_key: ([\w.\[\]/-]+)", text):
@@ -148,14 +149,14 @@ def _explain(config_name: str, overrides: list[str], error: Exception) -> Muonla
 
 
 def _first_sentence(text: str) -> str:
-    """What OmegaConf says, with the key that it names below."""
-    said, *places = re.split(r"\s+(?:full_key: |object_type=)", text)
+    """OmegaConf's sentence, with the key that it names further down."""
+    sentence, *places = re.split(r"\s+(?:full_key: |object_type=)", text)
     place = (
         f"{places[0].split()[0]}: "
-        if places and places[0].split() and places[0].split()[0] not in said
+        if places and places[0].split() and places[0].split()[0] not in sentence
         else ""
     )
-    return place + " ".join(said.split())
+    return place + " ".join(sentence.split())
 
 
 def _siblings(config_name: str, overrides: list[str], parent: str) -> list[str]:
@@ -177,26 +178,26 @@ def _siblings(config_name: str, overrides: list[str], parent: str) -> list[str]:
 
 # ---------------------------------------------------------------------- commands
 def hydra_command(config_name: str, job: Job, base: Sequence[str] = ()) -> int:
-    """Run `job` on conf/<config_name>.yaml with the overrides of the command line; the largest of its exit codes.
+    """Run `job` on conf/<config_name>.yaml with the overrides of the command line; the largest exit code of its jobs.
 
     `job` takes the composed config and the overrides that made it. `base`: overrides before those of the command line.
 
     `-m` runs every combination of the sweeps that Hydra's basic sweeper reads; a job that is wrongly configured is
-    reported and does not stop the others. `--help` shows every setting with its comment; other flags are Hydra's.
+    reported and does not stop the others. `--help` shows every setting with its comment; all other flags are Hydra's.
     """
     flags = get_args_parser()
     flags.__class__ = SentenceParser  # its errors are sentences
-    given = flags.parse_args()
-    _refuse_foreign(given)
-    overrides: list[str] = given.overrides
-    if given.help:
+    arguments = flags.parse_args()
+    _refuse_foreign(arguments)
+    overrides: list[str] = arguments.overrides
+    if arguments.help:
         from muonlab.help import help_page
 
         print(help_page(config_name, [*base, *overrides]))
         return 0
-    if given.hydra_help or given.info or given.cfg or given.shell_completion:
+    if arguments.hydra_help or arguments.info or arguments.cfg or arguments.shell_completion:
         return _hydras_own(config_name, [*base, *overrides])
-    jobs = split_sweeps(overrides) if given.multirun else [overrides]
+    jobs = split_sweeps(overrides) if arguments.multirun else [overrides]
     if len(jobs) == 1:
         return _run_job(job, config_name, base, jobs[0])
     codes, sentences = [], []
@@ -213,29 +214,29 @@ def hydra_command(config_name: str, job: Job, base: Sequence[str] = ()) -> int:
     return max(codes)
 
 
-def _refuse_foreign(given: Namespace) -> None:
-    """Raises MuonlabError for flags and settings of Hydra that would change nothing here, or not what they say."""
+def _refuse_foreign(arguments: Namespace) -> None:
+    """Raises MuonlabError for Hydra flags and settings that would do nothing here, or something other than they say."""
     for flag in ("config_name", "config_path", "config_dir", "experimental_rerun"):
-        if getattr(given, flag) is not None:
+        if getattr(arguments, flag) is not None:
             raise MuonlabError(
-                f"--{flag.replace('_', '-')} is not supported: this command reads conf/ and what its overrides change;"
+                f"--{flag.replace('_', '-')} is not supported: this command reads conf/ and applies the overrides;"
                 " --help lists what there is"
             )
-    if (given.resolve or given.package) and not given.cfg:
-        raise MuonlabError("--resolve and --package say how --cfg shows the config; add --cfg job")
-    if given.multirun and (given.cfg or given.info):
-        raise MuonlabError("--cfg and --info show one config; leave --multirun out")
-    for override in parse_overrides(given.overrides):
+    if (arguments.resolve or arguments.package) and not arguments.cfg:
+        raise MuonlabError("--resolve and --package change what --cfg shows; add --cfg job")
+    if arguments.multirun and (arguments.cfg or arguments.info):
+        raise MuonlabError("--cfg and --info show a single config; leave out --multirun")
+    for override in parse_overrides(arguments.overrides):
         key = override.key_or_group
         if re.match(r"hydra[./]", key) and key != "hydra.searchpath":
             raise MuonlabError(
-                f"'{override.input_line}' would change Hydra itself, which only composes the config here: runs are kept"
-                " in paths.runs, and those of -m run one after the other"
+                f"'{override.input_line}' configures Hydra itself, which only composes the config here: runs are kept"
+                " in paths.runs, and -m runs one job after another"
             )
 
 
 def split_sweeps(overrides: list[str]) -> list[list[str]]:
-    """The overrides of every job of a multirun, by Hydra's basic sweeper. Raises MuonlabError for what it refuses."""
+    """The overrides of each job of a multirun, by Hydra's basic sweeper. Raises MuonlabError for what it refuses."""
     with initialize_config_dir(str(project_folder("conf")), version_base="1.3"):
         try:
             parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
@@ -243,20 +244,21 @@ def split_sweeps(overrides: list[str]) -> list[list[str]]:
         except HydraException as error:
             raise MuonlabError(" ".join(str(error).splitlines()[0].split())) from error
     if not jobs:
-        raise MuonlabError("-m has nothing to run: one of the sweeps has no value")
+        raise MuonlabError("-m has nothing to run: one of the sweeps has no values")
     return [list(job) for job in jobs]
 
 
 def _hydras_own(config_name: str, overrides: list[str]) -> int:
     import hydra
 
-    compose_config(config_name, overrides)  # so that Hydra's own long messages are never seen
+    # Reports a mistake in one sentence, before Hydra prints its own long message.
+    compose_config(config_name, overrides)
     command = hydra.main(config_path=str(project_folder("conf")), config_name=config_name, version_base="1.3")
-    code, page = 0, StringIO()  # Hydra takes a reader that leaves for a fault of its own
+    code, page = 0, StringIO()  # Hydra mistakes a reader that left for an error of its own
     try:
         with redirect_stdout(page):
             command(lambda config: None)()
-    except SystemExit as error:  # with 1, after a sentence, for a package that the config lacks
+    except SystemExit as error:  # code 1, after a sentence, for a package that the config lacks
         code = 2 if error.code else 0
     print(page.getvalue(), end="")
     return code

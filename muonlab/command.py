@@ -1,4 +1,4 @@
-"""How every command reads its flags and ends: exit codes, signals, and a user's mistake in one sentence."""
+"""How every command reads its flags and how it ends: exit codes, signals, and mistakes reported in one sentence."""
 
 import io
 import os
@@ -14,7 +14,7 @@ from typing import IO, NoReturn
 
 from muonlab.errors import EnvironmentFault, MuonlabError, system_fault
 
-# The signals that ask a command to stop, and the seconds that it has for it once it was asked twice.
+# The signals that ask a command to stop, and the seconds it has left to do so once it was asked twice.
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 10.0
 UNREAD = 128 + signal.SIGPIPE  # the exit code of a command whose reader left
@@ -33,10 +33,10 @@ _asked: list[int] = []
 
 
 def listen() -> None:
-    """From now on the first signal of STOPPING raises Interruption in the main thread; further ones are counted.
+    """From now on the first signal of STOPPING raises Interruption in the main thread; later ones are only counted.
 
-    So what stops in order is not torn out of it by an impatient second Ctrl-C; but GRACE seconds after that the process
-    ends, whatever it is at. A signal that is ignored, as SIGHUP under `nohup`, stays so.
+    An impatient second Ctrl-C therefore does not disturb an orderly stop, but GRACE seconds after it the process ends,
+    whatever it is doing. A signal that is already ignored, such as SIGHUP under `nohup`, stays ignored.
     """
     for number in STOPPING:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -44,12 +44,12 @@ def listen() -> None:
 
 
 def times_asked() -> int:
-    """How often this process was asked to stop since it listens."""
+    """How often this process has been asked to stop since `listen` was called."""
     return len(_asked)
 
 
 def leave_quietly(code: int) -> None:
-    """Let a signal that comes while Python ends do no more than end it, with `code`."""
+    """From now on a signal just ends the process with `code`: Python is exiting."""
     for number in STOPPING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda *_: os._exit(code))
@@ -71,7 +71,7 @@ def _end_now(code: int) -> NoReturn:
 
 
 class SentenceParser(ArgumentParser):
-    """Reports a wrong flag as one sentence, without the usage before it."""
+    """Reports a wrong flag in one sentence, without printing the usage."""
 
     def error(self, message: str) -> NoReturn:
         """Raises MuonlabError."""
@@ -83,17 +83,17 @@ class SentenceParser(ArgumentParser):
 
 
 def argument_parser(command: str, about: str) -> ArgumentParser:
-    """The parser of `python -m <command>`, for one that takes no Hydra config; `about` is its first line of help."""
-    return SentenceParser(prog=f"python -m {command}", description=about)
+    """The parser of a command `python -m <command>` without a Hydra config; `about` is the first line of its help."""
+    return SentenceParser(prog=f"python -m {command}", description=about[:1].upper() + about[1:])
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a command's body and exit: 0 or what it returns; 2 with one sentence for a MuonlabError; 130 for Ctrl-C,
-    143 for SIGTERM and 129 for SIGHUP, with the sentence that the same command resumes.
+    143 for SIGTERM and 129 for SIGHUP, with a sentence on how to resume.
 
-    A reader that closes its pipe early (`| head -1`) ends the command in silence and with 141, as SIGPIPE ends other
-    programs; letters that the terminal cannot show are replaced; and what the system refuses, such as a file on a full
-    disk, is one sentence and 2.
+    A reader that closes its pipe early (`| head -1`) ends the command silently with 141, as SIGPIPE ends other
+    programs. Characters that the terminal cannot show are replaced. An error of the operating system, such as a full
+    disk, is reported in one sentence, with 2.
     """
     if sys.stdout is None:  # its descriptor is closed (`>&-`)
         sys.stdout = io.StringIO()
@@ -125,19 +125,19 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except Exception:
         if not _asked:
             raise
-        code = _stopped()  # a library's cleaning up failed, since the signal came in the middle of its work
+        code = _stopped()  # a library's cleanup failed because the signal interrupted it
     leave_quietly(code)
     sys.exit(code)
 
 
 def _stopped() -> int:
-    """Say so; the exit code."""
+    """Report the stop; returns the exit code."""
     tell(STOPPED)
     return 128 + (_asked[0] if _asked else signal.SIGINT)
 
 
 def tell(sentence: str) -> None:
-    """Say a sentence to the user, on one line, if anybody can read it."""
+    """Print a sentence to standard error on one line, if it can be written."""
     with suppress(OSError):
         print("muonlab:", " ".join(sentence.split()), file=sys.stderr)
 
@@ -154,7 +154,7 @@ def _reader_left(error: BaseException | None) -> bool:
 
 
 def _close_output() -> None:
-    """Let Python find nothing to write when it ends, where its output cannot be written."""
+    """Where output cannot be written, leave nothing that Python would try to write when it exits."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

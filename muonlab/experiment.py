@@ -1,4 +1,5 @@
-"""python -m muonlab.experiment NAME [scale=gpu] [overrides]: run or resume experiments/NAME.yaml, judge, draw."""
+"""python -m muonlab.experiment NAME [scale=gpu] [overrides]: run or resume an experiment, judge its claims, draw
+figures."""
 
 import muonlab.begin  # noqa: F401
 
@@ -19,33 +20,53 @@ from muonlab.study.study import Study, overrides_for_runs
 def main() -> int:
     """Exit code: 0 done, 2 a mistake in the command or failed runs, 130 interrupted."""
     parser = argument_parser("muonlab.experiment", __doc__.partition(": ")[2])
-    parser.add_argument("name", help="a file of experiments/, without .yaml; `all` for every one")
     parser.add_argument(
-        "overrides", nargs="*", help="scale=NAME, and Hydra overrides of every run, e.g. trainer.device=cuda"
+        "name", help="an experiment: the name of a file in experiments/ without .yaml; or `all`"
     )
-    parser.add_argument("--workers", type=int, help="runs at once (default: as many as GPUs, or else cores)")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="where NAME/ is written")
     parser.add_argument(
-        "--studies", type=Path, default=Path("studies"), help="where NAME/ keeps queue and logs"
+        "overrides", nargs="*", help="scale=NAME and Hydra overrides for every run, e.g. trainer.device=cuda"
     )
-    given = parser.parse_intermixed_args()
-    workers = check(Count | None, given.workers, "--workers")
-    if given.name != "all":
-        run_experiment(make_study(given.name, given.overrides, given.studies, workers), given.results)
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="runs at a time on this machine (default: its GPUs, or else its cores)",
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("results"),
+        metavar="FOLDER",
+        help="NAME/ in it gets the results (default: results)",
+    )
+    parser.add_argument(
+        "--studies",
+        type=Path,
+        default=Path("studies"),
+        metavar="FOLDER",
+        help="NAME/ in it keeps queue and logs (default: studies)",
+    )
+    arguments = parser.parse_intermixed_args()
+    workers = check(Count | None, arguments.workers, "--workers")
+    if arguments.name != "all":
+        run_experiment(
+            make_study(arguments.name, arguments.overrides, arguments.studies, workers), arguments.results
+        )
         return 0
     names = experiment_names()
     failed: list[str] = []
     print(
-        f"saving {len(names)} studies; python -m muonlab.worker {given.studies} helps with them", flush=True
+        f"saving {len(names)} studies; python -m muonlab.worker {arguments.studies} helps with them",
+        flush=True,
     )
     for step in (
         begin_experiment,
         run_experiment,
-    ):  # all begin before any is run, so that workers see every one
+    ):  # every study is saved before any runs, so that workers see them all
         for name in names:
             try:
                 if name not in failed:
-                    step(make_study(name, given.overrides, given.studies, workers), given.results)
+                    step(make_study(name, arguments.overrides, arguments.studies, workers), arguments.results)
             except MuonlabError as error:
                 tell(f"{name}: {error}")
                 failed.append(name)
@@ -55,7 +76,7 @@ def main() -> int:
 
 
 def make_study(experiment: str, overrides: list[str], studies: Path, workers: int | None) -> Study:
-    """The study of one experiment at the scale that the overrides name."""
+    """The study of one experiment, at the scale that the overrides name."""
     scale = "cpu"
     for override in overrides:
         if override.startswith("scale="):

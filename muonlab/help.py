@@ -1,4 +1,4 @@
-"""The page that --help shows: groups, options, and every setting with the comment that stands beside it in conf/."""
+"""The page that --help shows: groups, options, and every setting with its comment in conf/."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ Place = tuple[str, ...]
 
 
 def help_page(config_name: str, overrides: list[str]) -> str:
-    """The page for conf/<config_name>.yaml with what the overrides choose. Raises what `compose_config` raises."""
+    """The page for conf/<config_name>.yaml with these overrides. Raises what `compose_config` raises."""
     config = plain(compose_config(config_name, overrides))
     with initialize_config_dir(str(project_folder("conf")), version_base="1.3"):
         hydra = compose(config_name, overrides, return_hydra_config=True).hydra
@@ -26,14 +26,14 @@ def help_page(config_name: str, overrides: list[str]) -> str:
         lines.append(f"  {group}: {', '.join(options)}")
     comments = file_comments(project_folder("conf") / f"{config_name}.yaml")
     for group in groups:
-        found = file_comments(project_folder("conf") / group / f"{choices[group]}.yaml")
-        comments |= {(group, *path): comment for path, comment in found.items()}
-    lines += ["", "The config with what you have chosen:", *_commented(config, comments), "", footer]
+        of_group = file_comments(project_folder("conf") / group / f"{choices[group]}.yaml")
+        comments |= {(group, *path): comment for path, comment in of_group.items()}
+    lines += ["", "The config with your overrides:", *_commented(config, comments), "", footer]
     return "\n".join(lines)
 
 
 def file_comments(path: Path) -> dict[Place, str]:
-    """The comment on the line of every setting of a YAML file, and of those that it inherits by `defaults`."""
+    """The comment beside each setting of a YAML file, settings inherited through `defaults` included."""
     text = path.read_text(encoding="utf-8")
     comments: dict[Place, str] = {}
     for default in (yaml.safe_load(text) or {}).get("defaults", ()):

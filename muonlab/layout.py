@@ -1,8 +1,8 @@
-"""What a model declares about its parameters, and all that an optimizer may know of a model.
+"""What a model declares about its parameters, which is all that an optimizer may know of it.
 
 Two facts per model: the *role* of every parameter (which decides who optimizes it and how it is seen as a
 matrix), and the *attention layout* of every attention layer: which rows of which weight make head h's query
-and key. QK-Clip is one rule over that declaration, so MHA, MQA, GQA, partial rotary and MLA need no cases.
+and key. QK-Clip is one rule over that declaration, so MHA, MQA, GQA, partial rotary and MLA need no special cases.
 """
 
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class ParameterRole:
 class HeadRows:
     """The rows of one weight or bias that belong to each head.
 
-    Head i owns `rows` consecutive entries along `dim`, beginning at `offset + i * stride`. `stride` 0 means
+    Head i owns `rows` consecutive entries along `dim`, starting at `offset + i * stride`. `stride` 0 means
     `rows`: heads lie side by side. A fused QKV weight is described by offsets, an interleaved one by the stride, a
     weight kept as (in, out) by dim=1. Raises MuonlabError for blocks that overlap or leave the weight.
     """

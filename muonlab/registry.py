@@ -15,9 +15,9 @@ Builder = TypeVar("Builder", bound=Callable[..., Any])
 class Registry(Generic[Built]):
     """Maps names to builders, and builds from checked settings.
 
-    A builder takes what the caller gives first, such as the model, and then either one argument `settings`, annotated
-    with its dataclass, or keyword settings with annotations. `kind` is what the entries are called in errors
-    ("optimizer"). `package` is one whose modules register entries; they are imported at the first look-up.
+    A builder first takes what the caller supplies, such as the model, and then either one argument `settings`,
+    annotated with its dataclass, or annotated keyword settings. `kind` is what errors call the entries ("optimizer").
+    `package`: a package whose modules register entries; they are imported at the first look-up.
     """
 
     def __init__(self, kind: str, package: str = ""):
@@ -54,7 +54,7 @@ class Registry(Generic[Built]):
         return sorted(self._builders)
 
     def section(self, name: str) -> type:
-        """The dataclass of one entry's settings; an unknown name raises MuonlabError with the near ones."""
+        """The dataclass of one entry's settings. Raises MuonlabError, with the near names, for an unknown one."""
         self._import_entries()
         if name not in self._builders:
             raise unknown_name(self.kind, name, self._builders)
@@ -65,11 +65,11 @@ class Registry(Generic[Built]):
         return {key: value for key, value in defaults(self.section(name)).items() if key != "name"}
 
     def build(self, name: str, values: Mapping[str, object], *context: object) -> Built:
-        """Check plain values and build; `context` is what the builder takes before its settings."""
+        """Check plain values and build; `context`: the builder's arguments before its settings."""
         return self.make(build(self.section(name), values, self.kind), *context)
 
     def make(self, settings: Named, *context: object) -> Built:
-        """Build from a checked section; its `name` says what."""
+        """Build from a checked section, whose `name` selects the builder."""
         self._import_entries()
         builder = self._builders[settings.name]
         if isinstance(settings, Keywords):

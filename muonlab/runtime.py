@@ -1,10 +1,10 @@
-"""How a process uses this machine: threads that sleep while they wait, memory that is kept."""
+"""How a process uses this machine: threads sleep while they wait, and freed memory is kept."""
 
 import ctypes
 import os
 import sys
 
-# From glibc's malloc.h; a larger mmap threshold than 32 MiB is refused.
+# From glibc's malloc.h, which refuses an mmap threshold above 32 MiB.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MMAP_THRESHOLD_MAX = 32 << 20
 
@@ -13,8 +13,8 @@ def keep_freed_memory() -> bool:
     """Make glibc keep freed buffers instead of returning them to the kernel after every operation.
 
     By default buffers above 128 KiB to 32 MiB are mapped afresh for every use, and a small model pays for the page
-    faults in every step (`make bench-step` shows how much here). Returns False where there is no glibc; nothing else
-    changes then.
+    faults in every step (`make bench-step` measures how much). Returns False, and does nothing, where there is no
+    glibc.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -42,8 +42,8 @@ def memory() -> int:
 def settle(num_threads: int) -> None:
     """Call once per process, before the first tensor operation.
 
-    OpenMP threads sleep while they wait: two processes whose threads spin run an order of magnitude slower. The policy
-    is read when torch loads OpenMP, so commands set it before they import torch; here it is set for children.
+    OpenMP threads sleep while they wait, since two processes whose threads spin run an order of magnitude slower. torch
+    reads the policy when it loads OpenMP, so commands set it before they import torch; here it is set for children.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed_memory()

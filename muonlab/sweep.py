@@ -1,4 +1,4 @@
-"""python -m muonlab.sweep: search, repeat the best over fresh seeds, compare; rerun it to resume or for its report."""
+"""python -m muonlab.sweep: search, repeat the best settings on fresh seeds, compare; rerun to resume or report."""
 
 import muonlab.begin  # noqa: F401
 
@@ -30,14 +30,14 @@ def main() -> int:
     sys.argv[1:] = with_quoted_ranges(sys.argv[1:])
     design = read_experiment("sweep")
     return hydra_command(
-        "sweep", lambda config, given: sweep(make_study(design, config, given)), design.common
+        "sweep", lambda config, overrides: sweep(make_study(design, config, overrides)), design.common
     )
 
 
 def with_quoted_ranges(arguments: list[str]) -> list[str]:
-    """The arguments with the ranges of search spaces as text, so that interval(1e-3, 1e-1) needs no quotes of its own.
+    """The arguments with the ranges of search spaces as text, so that interval(1e-3, 1e-1) needs no inner quotes.
 
-    To Hydra, too, such a range stands for several values; but it is one value of this command.
+    Hydra would read such a range as a sweep over several values; for this command it is one value.
     """
     return [_with_quoted_range(argument) for argument in arguments]
 
@@ -45,7 +45,7 @@ def with_quoted_ranges(arguments: list[str]) -> list[str]:
 def _with_quoted_range(argument: str) -> str:
     try:
         override = parse_overrides([argument])[0]
-    except MuonlabError:  # a flag, or a mistake that is reported when all is composed
+    except MuonlabError:  # a flag, or a mistake that composing reports
         return argument
     searched = override.key_or_group.startswith("search.optimizers.") and ".space." in override.key_or_group
     if not searched or not override.is_sweep_override():
@@ -55,17 +55,17 @@ def _with_quoted_range(argument: str) -> str:
 
 
 def make_study(design: Design, config: Config, overrides: list[str]) -> Study:
-    """The study of experiments/sweep.yaml with the search of a composed conf/sweep.yaml.
+    """The study of experiments/sweep.yaml with the search section of a composed conf/sweep.yaml.
 
-    Raises MuonlabError for an unknown optimizer or setting, spaces of different size, seeds that are used twice, and
+    Raises MuonlabError for an unknown optimizer or setting, spaces of different sizes, a seed that is used twice, and
     any setting that a run would refuse.
     """
-    given, paths = _mapping(config, "search"), _mapping(config, "paths")
-    search = build(SearchSettings, given, "search")
+    values, paths = _mapping(config, "search"), _mapping(config, "paths")
+    search = build(SearchSettings, values, "search")
     name = check(Name | None, config.get("study"), "study")
     studies = check(PathText, paths.get("studies"), "paths.studies")
     check_folder(Path(studies), "paths.studies")
-    conditions = {key: _searching(section, given, search.seed) for key, section in design.conditions.items()}
+    conditions = {key: _searching(section, values, search.seed) for key, section in design.conditions.items()}
     study = Study(
         name=name or "",
         design=replace(design, conditions=conditions, seeds=search.replicate_seeds),
@@ -87,7 +87,7 @@ def make_study(design: Design, config: Config, overrides: list[str]) -> Study:
 
 
 def sweep(study: Study) -> int:
-    """Carry out what is left of a study and report; a finished study only prints its report. The exit code."""
+    """Run what is left of a study and report; a finished study only prints its report. Returns the exit code."""
     from muonlab.study.judging import judge
     from muonlab.study.report import comparison_text, fairness, finished_report
     from muonlab.study.run import close_study, draw_figures, train_study, ui_command
@@ -103,7 +103,7 @@ def sweep(study: Study) -> int:
     written += draw_figures(study.design, study.folder)
     text += "\n\nwritten:\n" + "\n".join(f"  {path}" for path in written) + "\n"
     if command := ui_command(study):
-        text += f"\nlook at every run: make ui, or {command}\n"
+        text += f"\nbrowse the runs: make ui, or {command}\n"
     (study.folder / REPORT).write_text(text, encoding="utf-8")
     print(text, end="")
     close_study(study, study.folder)
@@ -117,7 +117,7 @@ def _searching(section: Condition, search: Mapping[str, object], seed: int) -> C
 
 
 def _with_tau(design: Design, tau: float) -> Design:
-    """The line of the clip threshold in the figures of traces, where all clipped arms share it."""
+    """Draw the clip threshold in the figures of traces, where all clipped arms share it."""
     figures = [
         replace(figure, settings={**figure.settings, "tau": tau})
         if figure.kind == "spike_vs_stable"

@@ -1,8 +1,8 @@
-"""python -m muonlab.worker FOLDER [FOLDER ...] [--workers N]: help with studies that other commands began.
+"""python -m muonlab.worker FOLDER [FOLDER ...] [--workers N]: help with studies that other commands started.
 
-Start it on as many machines as share the study's storage and the folders with the study and its runs. It takes open
-slots until none is left; the command that began the study judges and reports. A folder of studies stands for each study
-in it, one after the other, and those that are begun meanwhile: `muonlab.worker studies` helps with `make evidence`.
+Start it on any number of machines that share the study's storage and the folders of the study and its runs. It takes
+open slots until none is left; the command that started the study judges and reports. A folder of studies means every
+study in it, one after another, those started meanwhile included: `muonlab.worker studies` helps with `make evidence`.
 """
 
 import muonlab.begin  # noqa: F401
@@ -18,16 +18,25 @@ from muonlab.study.study import FILE, load_study
 
 
 def main() -> int:
-    """Exit code: 0 no open slot is left, 2 a mistake in the command, 3 slots are missing, 130 interrupted."""
+    """Exit code: 0 no open slot is left, 2 a mistake in the command, 3 some slots have no finished run, 130
+    interrupted."""
     parser = argument_parser("muonlab.worker", __doc__.splitlines()[0].partition(": ")[2])
     parser.add_argument(
-        "folders", type=Path, nargs="+", help="a study's folder, such as studies/ablation, or one of several"
+        "folders",
+        type=Path,
+        nargs="+",
+        help="a study's folder, such as studies/ablation, or a folder of studies",
     )
-    parser.add_argument("--workers", type=int, help="runs at once (default: as many as GPUs, or else cores)")
-    given = parser.parse_args()
-    workers = check(Count | None, given.workers, "--workers")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="runs at a time on this machine (default: its GPUs, or else its cores)",
+    )
+    arguments = parser.parse_args()
+    workers = check(Count | None, arguments.workers, "--workers")
     missing: dict[Path, int] = {}
-    while new := [folder for folder in study_folders(given.folders) if folder not in missing]:
+    while new := [folder for folder in study_folders(arguments.folders) if folder not in missing]:
         study = replace(load_study(new[0]), workers=workers)
 
         from muonlab.study.run import help_with
@@ -38,7 +47,7 @@ def main() -> int:
 
 
 def study_folders(folders: Iterable[Path]) -> list[Path]:
-    """The studies in these folders: each itself, or those directly in it; itself too where there is none."""
+    """The studies that these folders are or directly hold; a folder that is and holds none is returned as it is."""
     studies = []
     for folder in folders:
         inside = [] if (folder / FILE).exists() else sorted(path.parent for path in folder.glob(f"*/{FILE}"))

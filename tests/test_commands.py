@@ -33,7 +33,7 @@ def test_a_run_ends_with_its_folder_and_divergence_with_a_sentence(tmp_path, tin
     ("module", "arguments", "message"),
     [
         ("muonlab.train", ["optimizer=moun"], "did you mean 'muon'"),
-        ("muonlab.train", ["optimizer.tau=-1"], "optimizer.tau must be a number above 0 and finite, not -1"),
+        ("muonlab.train", ["optimizer.tau=-1"], "optimizer.tau must be a finite number above 0, not -1"),
         ("muonlab.train", ["--hlp"], "--help lists what there is"),
         ("muonlab.train", ["paths.runs=/proc/nowhere", "data=synthetic", "tracking=none"], "/proc/nowhere"),
         ("muonlab.train", ["tracking.uri=ftp://x", "data=synthetic"], "ftp://x"),
@@ -70,7 +70,7 @@ def test_a_multirun_runs_every_combination_and_outlives_a_mistake(tmp_path, tiny
     assert done.returncode == 2
     assert done.stdout.count("run: ") == 2
     assert done.stderr.splitlines() == [
-        "muonlab: optimizer.tau must be a number above 0 and finite, not -1",
+        "muonlab: optimizer.tau must be a finite number above 0, not -1",
         "muonlab: 2 of 4 jobs could not be run",
     ]
 

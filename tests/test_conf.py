@@ -95,7 +95,7 @@ def test_every_prepared_experiment_composes_and_yields_to_overrides(name):
         (["sed=3"], "did you mean 'seed'"),
         (["~optimizer.taw"], "did you mean 'optimizer.tau'"),
         (["data=null"], "data must be the name of one of its options, not null; known: english"),
-        (["optimizer.lr=[1"], "'optimizer.lr=[1' is no override"),
+        (["optimizer.lr=[1"], "'optimizer.lr=[1' is not an override"),
         (["=3"], "it names no key"),
     ],
 )
@@ -121,7 +121,7 @@ def test_a_misspelt_name_is_reported_with_the_near_ones(overrides, message):
         ("seed=-1", "seed must be a whole number of at least 0, not -1"),
         ("seed=abc", "seed must be a whole number"),
         ("seed=true", "seed must be a whole number of at least 0, not true"),
-        ("optimizer.lr=fast", "optimizer.lr must be a number of at least 0 and finite, not 'fast'"),
+        ("optimizer.lr=fast", "optimizer.lr must be a finite number of at least 0, not 'fast'"),
         ("schedule.warmup=701", "schedule.warmup=701 must be from 0 to the run's 700 steps"),
         ("optimizer.windows=[[5,2]]", "a window is [first step, last step)"),
         ("optimizer.ns_schedule=jordn", "did you mean 'jordan'"),

@@ -62,7 +62,7 @@ def test_another_broken_pipe_is_a_fault(capfd):
     with pytest.raises(SystemExit) as end:
         run_command(main)
     assert end.value.code == 2
-    assert capfd.readouterr().err == "muonlab: the system refuses a file: Broken pipe\n"
+    assert capfd.readouterr().err == "muonlab: the system refused a file: Broken pipe\n"
 
 
 def test_letters_that_the_output_cannot_show_are_replaced(tmp_path):
@@ -87,7 +87,7 @@ def test_a_full_disk_behind_the_output_is_one_sentence(tmp_path):
         process = start("models", "nanogpt_s", cwd=tmp_path, stdout=full)
         err = process.communicate(timeout=60)[1]
     assert process.returncode == 2
-    assert err == "muonlab: the system refuses a file: No space left on device\n"
+    assert err == "muonlab: the system refused a file: No space left on device\n"
 
 
 def test_a_closed_output_is_nobody_to_write_to(tmp_path):
@@ -120,9 +120,9 @@ def test_a_file_that_becomes_too_large_is_one_sentence_and_the_run_goes_on_later
     [
         (
             OSError(28, "No space left on device", "runs/a"),
-            "the system refuses runs/a: No space left on device",
+            "the system refused runs/a: No space left on device",
         ),
-        (ConnectionError("the server\nis gone"), "the system refuses a file: the server is gone"),
+        (ConnectionError("the server\nis gone"), "the system refused a file: the server is gone"),
     ],
 )
 def test_what_the_system_refuses_is_one_sentence(error, said, capsys):

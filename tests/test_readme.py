@@ -427,7 +427,7 @@ def test_what_a_page_adds_works_where_the_page_puts_it(tmp_path, tiny_overrides)
     [config] = (tmp_path / "runs").glob("slowmuon-lr1e-2-s1-*/config.yaml")
     assert yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["name"] == "parallel"
     assert refused.returncode == 2
-    assert "optimizer.lr must be a number of at least 0 and finite, not 'fast'" in refused.stderr
+    assert "optimizer.lr must be a finite number of at least 0, not 'fast'" in refused.stderr
 
 
 def test_every_snippet_is_tested():

@@ -38,17 +38,23 @@ class Section:
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"lr": "fast"}, "s.lr must be a number of at least 0 and finite, not 'fast'"),
-        ({"lr": float("nan")}, "s.lr must be a number of at least 0 and finite, not nan"),
-        ({"lr": float("inf")}, "s.lr must be a number of at least 0 and finite, not inf"),
-        ({"lr": True}, "s.lr must be a number of at least 0 and finite, not true"),
-        ({"lr": None}, "s.lr must be a number of at least 0 and finite, not null"),
-        ({"lr": [0.1]}, "s.lr must be a number of at least 0 and finite, not [0.1]"),
+        ({"lr": "fast"}, "s.lr must be a finite number of at least 0, not 'fast'"),
+        ({"lr": float("nan")}, "s.lr must be a finite number of at least 0, not nan"),
+        ({"lr": float("inf")}, "s.lr must be a finite number of at least 0, not inf"),
+        ({"lr": True}, "s.lr must be a finite number of at least 0, not true"),
+        ({"lr": None}, "s.lr must be a finite number of at least 0, not null"),
+        ({"lr": [0.1]}, "s.lr must be a finite number of at least 0, not [0.1]"),
         ({"layers": 2.5}, "s.layers must be a whole number of at least 1, not 2.5"),
         ({"layers": 0}, "s.layers must be a whole number of at least 1, not 0"),
         ({"layers": "4"}, "s.layers must be a whole number of at least 1, not '4'"),
-        ({"betas": [0.9]}, "s.betas must be a list of 2, each a number of at least 0 and below 1, not [0.9]"),
-        ({"betas": [0.9, 1.0]}, "s.betas must be a list of 2, each a number of at least 0 and below 1"),
+        (
+            {"betas": [0.9]},
+            "s.betas must be a list of 2 entries, each a number of at least 0 and below 1, not [0.9]",
+        ),
+        (
+            {"betas": [0.9, 1.0]},
+            "s.betas must be a list of 2 entries, each a number of at least 0 and below 1",
+        ),
         ({"kind": "othr"}, "unknown s.kind 'othr'; did you mean 'other'? known: one, other"),
         ({"kind": 3}, "s.kind must be 'one' or 'other', not 3"),
         ({"level": "hgh"}, "unknown s.level 'hgh'; did you mean 'high'? known: high, low"),
@@ -59,7 +65,7 @@ class Section:
         ({"on": "perhaps"}, "s.on must be true or false, not 'perhaps'"),
         ({"title": 2024}, "s.title must be text, not empty, not 2024"),
         ({"title": ""}, "s.title must be text, not empty, not ''"),
-        ({"inner": {"rate": 0}}, "s.inner.rate must be a number above 0 and finite, not 0"),
+        ({"inner": {"rate": 0}}, "s.inner.rate must be a finite number above 0, not 0"),
         ({"inner": {}}, "s.inner.rate is missing"),
         ({"several": {"a": {"rte": 1}}}, "unknown s.several.a setting 'rte'; did you mean 'rate'"),
         ({"layrs": 3}, "unknown s setting 'layrs'; did you mean 'layers'"),
@@ -101,7 +107,7 @@ def test_an_own_builder_gets_its_checks_from_its_signature():
     assert registry.settings("mine") == {"lr": 0.1, "kind": "a", "steps": 5, "free": None}
     assert registry.build("mine", {"lr": 1, "free": "anything"}, "m") == ("m", 1.0, "a", 5, "anything")
     for values, sentence in (
-        ({"lr": "fast"}, "optimizer.lr must be a number of at least 0 and finite, not 'fast'"),
+        ({"lr": "fast"}, "optimizer.lr must be a finite number of at least 0, not 'fast'"),
         ({"kind": "c"}, "unknown optimizer.kind 'c'"),
         ({"steps": 2.5}, "optimizer.steps must be a whole number, not 2.5"),
         ({"stps": 2}, "unknown optimizer setting 'stps'; did you mean 'steps'"),

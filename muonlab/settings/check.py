@@ -1,7 +1,7 @@
-"""Settings that a user gives: their types and ranges are read from annotations, and a wrong one is one sentence.
+"""Check a user's settings: types and ranges come from annotations, and a mistake is reported in one sentence.
 
-A section is a dataclass, or the keyword parameters of somebody's builder; `build` makes the one from plain values, and
-`settings_class` turns the other into such a dataclass. Ranges are written as `Annotated[float, Ge(0)]` or by the names
+A section is a dataclass, which `build` makes from plain values, or the keyword parameters of a user's builder, which
+`settings_class` turns into such a dataclass. Ranges are written as `Annotated[float, Ge(0)]` or by the names
 below, choices as `Literal`. Nothing here imports torch, so a mistake is reported in a fraction of a second.
 """
 
@@ -23,16 +23,16 @@ from typing_extensions import TypeForm
 from muonlab.errors import MuonlabError, shown, unknown_name
 
 Count = Annotated[int, Ge(1)]  # at least one
-Steps = Annotated[int, Ge(0)]  # a number of steps; what 0 means is said where it is used
+Steps = Annotated[int, Ge(0)]  # a number of steps; the meaning of 0 is documented where it is used
 Seed = Annotated[int, Ge(0), Lt(1 << 63)]
 Text = Annotated[str, MinLen(1)]
-# Of a folder in another folder, and within names in databases: not "../x", "a/b", "." or 300 letters.
+# The name of a folder inside another, also used in databases: not "../x", "a/b", "." or 300 letters.
 Name = Annotated[str, StringConstraints(pattern=r"^\w[\w ,.+=@-]{0,59}$")]
 PathText = Annotated[str, StringConstraints(pattern=r"^[^\x00]+$")]
 NonNegative = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 Share = Annotated[float, Ge(0), Le(1)]
-Average = Annotated[float, Ge(0), Lt(1)]  # weight of the past in a running average
+Average = Annotated[float, Ge(0), Lt(1)]  # the weight of the past in a running average
 
 Section = TypeVar("Section")
 Checked = TypeVar("Checked")
@@ -43,9 +43,7 @@ _BOUNDS = {
     Lt: ("lt", "below"),
 }
 _PATTERNS = {
-    get_args(Name)[
-        1
-    ]: "a name of up to 60 letters, digits, blanks and ,.+=@_- that begins with a letter or digit",
+    get_args(Name)[1]: "a name of up to 60 letters, digits, spaces and ,.+=@_- (a letter or digit first)",
     get_args(PathText)[1]: "the path of a file or folder",
 }
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
@@ -53,21 +51,21 @@ _DIGITS = r"\d(?:_?\d)*"
 _NUMBER = re.compile(
     rf"(?:^|[\[({{,:])\s*([-+]?(?:{_DIGITS}\.?(?:{_DIGITS})?|\.{_DIGITS})(?:[eE][-+]?{_DIGITS})?)\s*(?=$|[\])}},])"
 )
-_UNSEEN = 1 << 60  # a limit that only keeps a number within what its format can hold is not worth a word
+_UNSEEN = 1 << 60  # a limit this large only keeps a number within its format and is not mentioned
 
 
 class Named(Protocol):
-    """The checked settings of a model, optimizer, schedule or corpus, built in or somebody's own."""
+    """The checked settings of a model, optimizer, schedule or corpus, built in or a user's own."""
 
     @property
     def name(self) -> str:
-        """What they are settings of, as its registry calls it."""
+        """The registry's name for what they configure."""
 
     def __hash__(self) -> int: ...
 
 
 class NamedModel(Named, Protocol):
-    """Those of a model."""
+    """The checked settings of a model."""
 
     @property
     def context(self) -> int:
@@ -84,9 +82,9 @@ def vanishing_number(text: str) -> str:
 def build(section: type[Section], values: Mapping[str, object], where: str) -> Section:
     """An instance of the dataclass `section` from plain values; `where` names it in errors ("optimizer").
 
-    Whole numbers pass for numbers, lists for tuples and mappings for dataclasses; true is no number, text is no number,
-    NaN and infinities are refused. Raises MuonlabError in one sentence for an unknown or missing name and for a value
-    of a wrong type, range or shape; whatever `__post_init__` raises passes through.
+    Whole numbers are accepted as numbers, lists as tuples and mappings as dataclasses; true and text are not numbers,
+    and NaN and infinities are refused. Raises MuonlabError in one sentence for an unknown or missing name and for a
+    value of a wrong type, range or shape, and whatever `__post_init__` raises.
     """
     hints = _hints(section)  # type: ignore[arg-type]  # a class is hashable
     known = {f.name: f for f in fields(section) if f.init}  # type: ignore[arg-type]
@@ -104,7 +102,7 @@ def build(section: type[Section], values: Mapping[str, object], where: str) -> S
 
 
 def check(annotation: TypeForm[Checked], value: object, place: str) -> Checked:
-    """`value` as `annotation` has it, or MuonlabError with what was given and what is allowed."""
+    """`value` as the type `annotation`. Raises MuonlabError with what was given and what is allowed."""
     kind, *bounds = get_args(annotation) if get_origin(annotation) is Annotated else [annotation]
     if isinstance(kind, type) and is_dataclass(kind):
         if isinstance(value, kind):
@@ -130,7 +128,7 @@ def check(annotation: TypeForm[Checked], value: object, place: str) -> Checked:
 
 
 class Keywords:
-    """What `settings_class` makes of keyword parameters derives from this, to be passed on as keywords."""
+    """Base of the classes that `settings_class` makes: settings that are passed on as keywords."""
 
     name: str
 
@@ -140,10 +138,11 @@ class Keywords:
 
 
 def settings_class(builder: Callable[..., object], name: str) -> type:
-    """The dataclass of a builder's settings: the one that its parameter `settings` is annotated with, or else one made
-    from its keyword parameters that have a default or stand behind `*`, with `name` as a field of its own.
+    """The dataclass of a builder's settings.
 
-    Raises MuonlabError for a builder that takes **settings, whose names nobody could check.
+    It is the annotation of the builder's parameter `settings`, or else is made from its keyword parameters that have a
+    default or follow `*`, plus a field `name`. Raises MuonlabError for a builder that takes **settings, since their
+    names cannot be checked.
     """
     # A class' own hints are those of its attributes, and may be its parent's.
     call = builder.__init__ if inspect.isclass(builder) else builder
@@ -159,7 +158,7 @@ def settings_class(builder: Callable[..., object], name: str) -> type:
     for parameter in inspect.signature(builder).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
             raise MuonlabError(
-                f"{_name(builder)} takes **{parameter.name}, so its settings cannot be checked; give each one a name"
+                f"{_name(builder)} takes **{parameter.name}, so its settings cannot be checked; name each of them"
             )
         if parameter.default is parameter.empty and parameter.kind is not parameter.KEYWORD_ONLY:
             continue
@@ -173,7 +172,7 @@ def settings_class(builder: Callable[..., object], name: str) -> type:
 
 
 def defaults(section: type) -> dict[str, object]:
-    """The settings of a section that have a default, with it."""
+    """{name: default} of the settings of a section that have a default."""
     values = {}
     for spec in fields(section):
         if spec.default is not MISSING:
@@ -184,7 +183,7 @@ def defaults(section: type) -> dict[str, object]:
 
 
 def describe(annotation: TypeForm[object]) -> str:
-    """What values an annotation allows, in words that fit behind "must be"."""
+    """The values that an annotation allows, in words that fit after "must be"."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _describe_range(arguments[0], arguments[1:])
@@ -197,7 +196,7 @@ def describe(annotation: TypeForm[object]) -> str:
     if origin is tuple and arguments and arguments[-1] is not Ellipsis:
         alike = len(set(arguments)) == 1
         entries = f"each {describe(arguments[0])}" if alike else ", then ".join(map(describe, arguments))
-        return f"a list of {len(arguments)}, {entries}"
+        return f"a list of {len(arguments)} entries, {entries}"
     if inspect.isclass(origin) and issubclass(origin, Mapping):
         return f"a mapping of names to values, each {describe(arguments[1])}"
     if inspect.isclass(origin) and issubclass(origin, Sequence):
@@ -226,12 +225,11 @@ def _describe_range(kind: Any, bounds: tuple[Any, ...]) -> str:
         if type(bound) in _BOUNDS:
             attribute, words = _BOUNDS[type(bound)]
             if abs(limit := getattr(bound, attribute)) < _UNSEEN:
-                limits.append(f"{words} {limit:g}")
-    if kind is float and not any(isinstance(bound, Le | Lt) for bound in bounds):
-        limits.append("finite")
-    noun = "a whole number" if kind is int else "a number"
-    if limits in ([], ["finite"]):
-        return noun
+                limits.append(f"{words} {limit:,}" if isinstance(limit, int) else f"{words} {limit:g}")
+    if not limits:
+        return "a whole number" if kind is int else "a number"
+    open_above = not any(isinstance(bound, Le | Lt) for bound in bounds)
+    noun = "a whole number" if kind is int else "a finite number" if open_above else "a number"
     return f"{noun} {'of ' if limits[0].startswith('at ') else ''}{' and '.join(limits)}"
 
 
@@ -247,7 +245,7 @@ def _hints(section: type) -> dict[str, Any]:
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
     try:
         return _kept_adapter(annotation)
-    except TypeError:  # bounds of somebody's own that have no hash
+    except TypeError:  # a user's own bounds that cannot be hashed
         return _new_adapter(annotation)
 
 
@@ -261,7 +259,7 @@ _kept_adapter = cache(_new_adapter)  # making one takes as long as a dozen check
 
 
 def _strict(annotation: Any) -> Any:
-    """int, float and str without pydantic's conversions ("4" or true to a number), wherever they stand."""
+    """int, float and str without pydantic's conversions ("4" or true to a number), at any depth."""
     if annotation in (int, float, str):
         return Annotated[annotation, Strict()]
     origin, arguments = get_origin(annotation), get_args(annotation)
@@ -285,10 +283,10 @@ def _choices(annotation: Any) -> list[str]:
 
 
 def _hint(annotation: Any, value: object) -> str:
-    """How a whole number that was written with decimals, 1e5, is written without."""
+    """A hint on how to write a whole number that was given as 1e5."""
     if not isinstance(value, float) or not value.is_integer() or "whole number" not in describe(annotation):
         return ""
-    return f"; written with a point or an exponent it is no whole number: write {int(value)}"
+    return f"; a number with a decimal point or an exponent is not a whole number: write {int(value)}"
 
 
 def _plain(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""What each corpus is given."""
+"""The settings of each corpus."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -37,8 +37,8 @@ class EnglishSettings(TokenizerSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class TextSettings(TokenizerSettings):
-    """The text at `path`: a file, whatever its name, or every *.txt below a folder, sorted by path. The last
-    `val_fraction` is held out."""
+    """The text at `path`: a file with any name, or every *.txt below a folder, sorted by path. The last
+    `val_fraction` of it is held out."""
 
     name: Literal["text"] = "text"
     path: str | None = None
@@ -54,8 +54,8 @@ class TextSettings(TokenizerSettings):
 @dataclass(frozen=True, kw_only=True)
 class SyntheticSettings:
     """A Markov chain of known entropy: `vocab_size` symbols, each depending on the last `order`; the rows of its
-    transition matrix are Dirichlet draws of `concentration`, towards 0 certain, large uniform. `seed` draws chain and
-    text, independently of the run's seed."""
+    transition matrix are Dirichlet draws with `concentration`: near 0 almost deterministic, large nearly uniform.
+    `seed` draws chain and text, independently of the run's seed."""
 
     name: Literal["synthetic"] = "synthetic"
     vocab_size: Annotated[int, Ge(2), Le(256)] = 32
@@ -69,7 +69,7 @@ class SyntheticSettings:
         if self.order > MAX_STATES.bit_length() or self.vocab_size**self.order > MAX_STATES:
             raise MuonlabError(
                 f"data.order={self.order} of data.vocab_size={self.vocab_size} makes more than {MAX_STATES} states"
-                " vocab_size^order; lower one of them"
+                " (vocab_size^order); lower one of them"
             )
 
 

@@ -1,4 +1,4 @@
-"""What each model family is made of: sizes and choices, checked before torch is imported."""
+"""The settings of each model family: sizes and choices, checked before torch is imported."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, TypeVar
@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt, Le
 from muonlab.errors import MuonlabError
 from muonlab.settings.check import NonNegative, Positive, Share
 
-LARGEST = 10**9  # of a size; what is beyond is a slip of the pen
+LARGEST = 10**9  # of a size; anything larger is a typing error
 Size = Annotated[int, Ge(1), Le(LARGEST)]
 Layers = Annotated[int, Ge(1), Le(10_000)]
 SizeOrNone = Annotated[int, Ge(0), Le(LARGEST)]  # 0: there is none
@@ -20,9 +20,9 @@ Balance = Literal["bias", "loss", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderSettings:
-    """What every decoder is given.
+    """The settings of every decoder.
 
-    vocab_size: tokens known; None is as many as the data has. context: longest sequence, in tokens. d_model: width.
+    vocab_size: number of tokens; None: as many as the data has. context: longest sequence, in tokens. d_model: width.
     num_layers: blocks. num_heads: query heads; head_dim is d_model / num_heads. qk_norm: RMSNorm with gains on queries
     and keys. attention_soft_cap: c of c tanh(s/c) on the attention logits; 0: none. tied_head: the head is the
     embedding matrix. z_loss: weight of mean(logsumexp(logits)^2) (PaLM, arXiv 2204.02311, section 5); 0: none.
@@ -47,9 +47,9 @@ class DecoderSettings:
 
     @property
     def vocabulary(self) -> int:
-        """Tokens known; raises MuonlabError where neither the settings nor the data have said it."""
+        """Number of tokens. Raises MuonlabError if neither the settings nor the data have set it."""
         if self.vocab_size is None:
-            raise MuonlabError("model.vocab_size is not known yet: it is the data's unless it is set")
+            raise MuonlabError("model.vocab_size is not known yet; unless it is set, the data determine it")
         return self.vocab_size
 
     def _check_heads(self, rotary_fraction: float) -> None:
@@ -97,7 +97,7 @@ class NanoGPTSettings(DecoderSettings):
             )
         if self.mlp_hidden < 1:
             raise MuonlabError(
-                f"model.mlp_ratio={self.mlp_ratio} of model.d_model={self.d_model} leaves the MLP no hidden unit"
+                f"model.mlp_ratio={self.mlp_ratio} of model.d_model={self.d_model} leaves the MLP without hidden units"
             )
 
 
@@ -108,9 +108,9 @@ class MoESettings(DecoderSettings):
     attention: "mla" (multi-head latent attention: q_lora_rank, kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim and
     v_head_dim, as in LatentAttention) or "mha" (head_dim d_model / num_heads; qk_norm is for it alone).
     num_dense_layers: first layers with an MLP of dense_hidden units instead of experts. All are swiglu.
-    num_experts: routed experts a layer, of expert_hidden units each. experts_per_token: active ones.
-    sparsity: experts over active experts; sets num_experts to sparsity * experts_per_token and so leaves the active
-    parameters as they are, but for the router's; None takes num_experts.
+    num_experts: routed experts per layer, of expert_hidden units each. experts_per_token: active ones.
+    sparsity: experts over active experts; sets num_experts to sparsity * experts_per_token and so keeps the active
+    parameters, except the router's, fixed; None: num_experts is used.
     num_shared_experts: experts that every token uses, as one MLP; 0: none.
     routed_scaling, balance, balance_speed, balance_loss: as in Router; a speed or weight of 0 balances nothing.
     """
@@ -137,7 +137,7 @@ class MoESettings(DecoderSettings):
 
     @property
     def routed_experts(self) -> int:
-        """Routed experts a layer."""
+        """Routed experts per layer."""
         if self.sparsity is None:
             return self.num_experts
         return int(self.sparsity * self.experts_per_token)
@@ -174,7 +174,7 @@ Decoder = TypeVar("Decoder", bound=DecoderSettings)
 
 
 def with_vocabulary(settings: Decoder, vocab_size: int = 256) -> Decoder:
-    """The settings with a vocabulary of `vocab_size` tokens, those of bytes, unless they have one of their own."""
+    """The settings with a vocabulary of `vocab_size` tokens (default: bytes), unless they set their own."""
     return settings if settings.vocab_size is not None else replace(settings, vocab_size=vocab_size)
 
 
@@ -182,7 +182,7 @@ MODEL_SETTINGS: dict[str, type[DecoderSettings]] = {"nanogpt": NanoGPTSettings, 
 
 
 def rotary_dim(head_dim: int, fraction: float) -> int:
-    """Entries of a head that are rotated, fraction * head_dim; MuonlabError if that is odd or not an integer."""
+    """Entries of a head that are rotated, fraction * head_dim. Raises MuonlabError if that is not an even integer."""
     rotated = fraction * head_dim
     if rotated % 2:
         raise MuonlabError(

@@ -1,5 +1,5 @@
-"""What each optimizer of the registry is given, checked before torch is imported; `Muon`, `AdamW` and `QKClip` explain
-each setting."""
+"""The settings of each registered optimizer, checked before torch is imported; `Muon`, `AdamW` and `QKClip` document
+each one."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,8 @@ Routes = Mapping[str, Text]
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSettings:
-    """QK-Clip's settings, beside those of the optimizer that it follows; `clip_momentum` is QKClip's `momentum`."""
+    """QK-Clip's settings, in addition to those of the optimizer that it follows; `clip_momentum` is QKClip's
+    `momentum`."""
 
     tau: Positive = 100.0
     alpha: Share = 0.5
@@ -54,11 +55,11 @@ class ClipSettings:
         for first, last in self.windows or ():
             if not first < (math.inf if last is None else last):
                 raise MuonlabError(
-                    f"optimizer.windows holds {[first, last]}; a window is [first step, last step) with first < last"
+                    f"optimizer.windows contains {[first, last]}; a window is [first step, last step) with first < last"
                 )
 
     def clip_arguments(self) -> dict[str, Any]:
-        """The arguments of `QKClip`, but for the layouts."""
+        """The arguments of `QKClip`, except the layouts."""
         return {name.removeprefix("clip_"): value for name, value in _values(self, ClipSettings).items()}
 
 
@@ -83,13 +84,13 @@ class AdamWSettings(AdamWGroup):
     lr_scale: Factors | None = None
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments of `AdamW`, but for parameters and clip."""
+        """The arguments of `AdamW`, except parameters and clip."""
         return _values(self, AdamWGroup)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoutingSettings:
-    """Who updates which parameter, and as which matrices.
+    """Which rule updates which parameter, and as which matrices.
 
     routes: {role or parameter-name pattern: rule} overrides the default, for instance {"head": "muon"} or
         {"query": "adamw", "key": "adamw"}; a rule is "muon", "adamw" or one that is registered (muonlab.optim.rules).
@@ -106,9 +107,9 @@ class RoutingSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class MuonGroup:
-    """The settings of one parameter group under Muon, but for how it is seen as matrices.
+    """The settings of one parameter group under Muon, except how its parameters are viewed as matrices.
 
-    momentum_kind, scale_rule and weight_decay_kind name stages (muonlab.optim.muon_rule), somebody's own included.
+    momentum_kind, scale_rule and weight_decay_kind name stages (muonlab.optim.muon_rule), a user's own included.
     """
 
     lr: NonNegative = 0.01
@@ -158,11 +159,11 @@ class MuonSettings(MuonGroup, RoutingSettings):
         return stages + [("routes", rule) for rule in (self.routes or {}).values()]
 
     def routing(self) -> dict[str, Any]:
-        """The arguments of `parameter_groups`, but for model and rule."""
+        """The arguments of `parameter_groups`, except model and rule."""
         return _values(self, RoutingSettings)
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments of `Muon`, but for parameters and clip."""
+        """The arguments of `Muon`, except parameters and clip."""
         without = {"name", *_values(self, RoutingSettings)}
         return {k: v for k, v in _values(self, MuonSettings).items() if k not in without}
 

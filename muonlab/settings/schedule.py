@@ -1,4 +1,4 @@
-"""What each learning-rate schedule is given; a schedule is a factor of every group's learning rate over the steps."""
+"""The settings of each learning-rate schedule; a schedule is a factor on every group's learning rate at each step."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal

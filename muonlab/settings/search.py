@@ -1,4 +1,4 @@
-"""What a search is given: how much, by which sampler, and from which space each optimizer draws."""
+"""The settings of a search: its effort, its sampler, and the space from which each optimizer's settings are drawn."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,13 +10,13 @@ from muonlab.errors import MuonlabError
 from muonlab.settings.address import refuse_password
 from muonlab.settings.check import Count, Seed
 
-Setting = dict[str, object]  # what a search tries: {key of the optimizer: value}
+Setting = dict[str, object]  # one trial's: {key of the optimizer: value}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceSettings:
-    """published: the setting that is tried first, {key: value}. space: what is searched, {key: range}, a range being
-    in Hydra's syntax: `tag(log, interval(3e-4, 3e-2))`, `choice(a, b)` or `range(1, 9)`."""
+    """published: the setting that is tried first, {key: value}. space: the searched ranges, {key: range}, in Hydra's
+    syntax: `tag(log, interval(3e-4, 3e-2))`, `choice(a, b)` or `range(1, 9)`."""
 
     published: Mapping[str, object] = field(default_factory=dict)
     space: Annotated[Mapping[str, str], MinLen(1)]
@@ -32,10 +32,10 @@ class SpaceSettings:
 class SearchSettings:
     """The effort of a search, the same for every optimizer.
 
-    trials: settings of each optimizer, the published one included. sampler: `quasi_random` fixes the settings
-    beforehand; the others are Optuna's and adapt. seed: of the sampler, and of every search run; it never judges.
-    replicate_seeds: fresh seeds on which the best setting of each is repeated and judged. workers: runs at once on this
-    machine; None is as many as GPUs or else processor cores. storage: an Optuna URL that other machines can reach,
+    trials: settings of each optimizer, the published one included. sampler: `quasi_random` fixes the settings in
+    advance; the others are Optuna's and adapt. seed: that of the sampler and of every search run; never used to judge.
+    replicate_seeds: fresh seeds on which the best setting of each is repeated and judged. workers: runs at a time on
+    this machine; None: as many as it has GPUs, or else cores. storage: an Optuna URL that other machines can reach,
     without a password; None is $MUONLAB_STORAGE, or else a journal file in the study's folder.
     """
 
@@ -54,7 +54,7 @@ class SearchSettings:
             raise MuonlabError(f"search.replicate_seeds repeats a seed: {list(self.replicate_seeds)}")
         if self.seed in self.replicate_seeds:
             raise MuonlabError(
-                f"search.seed={self.seed} is among search.replicate_seeds; a search seed never enters a claim"
+                f"search.seed={self.seed} is among search.replicate_seeds; a search's seed must not judge its result"
             )
         sizes = {name: len(section.space) for name, section in self.optimizers.items()}
         if len(set(sizes.values())) > 1:
@@ -62,5 +62,5 @@ class SearchSettings:
 
     @property
     def adaptive(self) -> bool:
-        """Whether a setting depends on how those before it ended."""
+        """Whether a setting depends on the results of earlier ones."""
         return self.sampler != "quasi_random"

@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 from muonlab.cli import project_folder
-from muonlab.command import run_command
+from muonlab.command import argument_parser, run_command
 from muonlab.errors import MuonlabError
 from muonlab.study.design import Design, read_experiment
 
@@ -12,7 +12,7 @@ BEGIN, END = "<!-- catalogue: python -m muonlab.study.catalogue -->", "<!-- end 
 
 
 def experiment_names() -> list[str]:
-    """The experiments of experiments/, those that take the fewest minutes first."""
+    """The names of all experiments, quickest first."""
     return list(_experiments())
 
 
@@ -40,7 +40,7 @@ def catalogue() -> str:
 
 
 def with_catalogue(text: str) -> str:
-    """A page with the table renewed between its two markers. Raises MuonlabError where it lacks them."""
+    """The page with a new table between its two markers. Raises MuonlabError for a page without them."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -50,6 +50,7 @@ def with_catalogue(text: str) -> str:
 
 def main() -> None:
     """Renew the table in experiments/README.md."""
+    argument_parser("muonlab.study.catalogue", __doc__.partition(": ")[2]).parse_args()
     path = Path(project_folder("experiments")) / "README.md"
     path.write_text(with_catalogue(path.read_text(encoding="utf-8")), encoding="utf-8")
     print(path)

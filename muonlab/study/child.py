@@ -1,4 +1,4 @@
-"""The process of one run: it is forked, given its GPU and its log, trains, and says how it went."""
+"""The process of one run: it is forked, gets its GPU and its log, trains, and reports how the run ended."""
 
 import mmap
 import os
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from muonlab.command import STOPPING, leave_quietly, listen, times_asked
-from muonlab.errors import EnvironmentFault, MuonlabError, told_at
+from muonlab.errors import EnvironmentFault, MuonlabError, located
 from muonlab.runtime import settle
 from muonlab.train.config import RunConfig, read_config
 from muonlab.train.place import leave_launcher
@@ -25,7 +25,7 @@ from muonlab.train.place import leave_launcher
 @dataclass(frozen=True)
 class Result:
     """How one run ended: a RunRecord status, "environment" where the machine, the disk or a store refused something
-    (EnvironmentFault), or "killed" where its process ended without a word; cause and folder."""
+    (EnvironmentFault), or "killed" where its process ended without a report; its cause and folder."""
 
     status: str
     cause: str = ""
@@ -40,9 +40,9 @@ class Detachable(Protocol):
 
 
 class Steps:
-    """The number of finished steps, which a run's process writes and its parent reads.
+    """The number of finished steps: a run's process writes it and its parent reads it.
 
-    It is eight bytes of a file that has no name, so that no kill leaves it behind.
+    It lives in eight bytes of a nameless file, so that a kill leaves nothing behind.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class Steps:
         self._map[:] = struct.pack("q", steps)
 
     def close(self) -> None:
-        """Let the parent's end go, once the process was started."""
+        """Close the parent's descriptor, once the process was started."""
         os.close(self._fd)
 
     def __getstate__(self) -> object:
@@ -89,12 +89,12 @@ def carry_out(values: Mapping[str, object], place: int, steps: Steps, pipe: Conn
     result = _attempt(config, on_step)
     leave_quietly(0)
     print(f"{result.status}: {result.cause}" if result.cause else result.status)  # the log's last line
-    with suppress(OSError):  # nobody listens: the parent was killed, and its successor reads the record
+    with suppress(OSError):  # the parent was killed; its successor reads the record
         pipe.send(result)
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none where that is set and empty."""
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none if that is set but empty."""
     import torch
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -106,7 +106,7 @@ def visible_gpus() -> list[str]:
 
 
 def own_gpus(place: int, devices: int, gpus: Sequence[str]) -> Sequence[str]:
-    """Those of the run in `place` (from 0), `devices` for each; runs share them where there are more runs than that."""
+    """The GPUs of the run in `place` (from 0), `devices` per run; with more runs than GPUs allow, runs share them."""
     first = place % max(1, len(gpus) // devices) * devices
     return gpus[first : first + devices]
 
@@ -122,10 +122,10 @@ def _attempt(config: RunConfig, on_step: Callable[[int], None]) -> Result:
         return Result("environment", str(error))
     except MuonlabError as error:
         return Result("failed", str(error))
-    except KeyboardInterrupt:  # before the first step, where nothing is lost yet
+    except KeyboardInterrupt:  # before the first step, so nothing is lost
         return Result("interrupted", "stopped before the first step")
     except BaseException as error:
-        if times_asked():  # a library was torn out of its work
+        if times_asked():  # a signal interrupted a library in its work
             return Result("interrupted", "stopped before the first step")
         cause = f"{type(error).__name__}: {error}"
         if _of_the_system(error):
@@ -135,7 +135,7 @@ def _attempt(config: RunConfig, on_step: Callable[[int], None]) -> Result:
 
 
 def _of_the_system(error: BaseException | None) -> bool:
-    """Whether the system refused something: torch's RuntimeError on a full disk has an OSError behind it."""
+    """Whether the system refused something: torch's RuntimeError for a full disk is caused by an OSError."""
     while error is not None:
         if isinstance(error, OSError):
             return True
@@ -144,25 +144,25 @@ def _of_the_system(error: BaseException | None) -> bool:
 
 
 def _hear() -> None:
-    """Signals wait from the fork on (see pool.server) until the run can be stopped in order."""
+    """Signals are held back from the fork (see pool.server) until here, where the run can stop in an orderly way."""
     listen()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 def try_out(runs: Mapping[str, Mapping[str, object]], pipe: Connection) -> None:
-    """The body of a process that builds what runs would train, {name: settings}: it sends the first mistake."""
+    """The body of a process that builds what the runs {name: settings} would train, and sends the first mistake."""
     try:
         _hear()
         from muonlab.train.check import check_run
 
         settle(1)
         for name, values in runs.items():
-            with told_at(name):
+            with located(name):
                 check_run(read_config(values))
     except EnvironmentFault:
-        pass  # no mistake: runs wait for what the machine refuses
+        pass  # not a mistake: runs wait until the machine allows it
     except MuonlabError as error:
         pipe.send(str(error))
     except (KeyboardInterrupt, Exception):
-        pass  # the parent is asked to stop as well; and of what breaks for other reasons a run's log says more
+        pass  # the parent is asked to stop too, and for a bug a run's log says more
     leave_quietly(0)

@@ -1,4 +1,4 @@
-"""An experiment's file: what it may say, checked before anything runs, and the same question at another scale."""
+"""An experiment's file: its format, checked before anything runs, and the same question at another scale."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -13,7 +13,7 @@ from muonlab.cli import compose_config, plain, project_folder
 from muonlab.errors import MuonlabError, shown, unknown_name
 from muonlab.settings.check import Seed, Text, build, check, defaults
 from muonlab.settings.search import SearchSettings
-from muonlab.study.reading import read_yaml
+from muonlab.study.reading import fault, read_yaml
 
 if TYPE_CHECKING:
     from analysis.claims import Claim
@@ -27,7 +27,7 @@ Named = Mapping[object, Overrides]  # {level: overrides}
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """overrides: of the arm's runs, beyond those of their condition; vary, levels: levels of its own."""
+    """overrides: those of the arm's runs, besides their condition's. vary, levels: levels of the arm's own."""
 
     overrides: Overrides = ()
     vary: Varied | None = None
@@ -36,12 +36,12 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """What all its arms share: overrides (`common`), seeds (none: the experiment's), and one of
+    """What its arms share: overrides (`common`), seeds (none: the experiment's), and one of the following.
 
-    vary, levels: every arm at every level. search: an Optuna search in place of levels, {sampler, trials, optimizers
-    with their spaces, ...} or the name of one in conf/search; without arms, one arm for each of its optimizers.
-    tuned_on: the search or the condition with levels whose best level every arm takes. windows: the steps in which the
-    clip acts. heads: every head's trace is kept.
+    vary, levels: every arm runs at every level. search: an Optuna search in place of levels, {sampler, trials,
+    optimizers with their spaces, ...} or the name of one in conf/search; without arms, one arm for each of its
+    optimizers. tuned_on: the condition, with a search or levels, whose best level every arm takes. windows: the steps
+    in which the clip acts. heads: keep every head's trace.
     """
 
     about: str = ""
@@ -93,7 +93,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """One file of experiments/: said before any run, then what is run and how it is judged and drawn."""
+    """One file of experiments/: what is stated before any run, what is run, and how it is judged and drawn."""
 
     question: Text
     prediction: Text
@@ -113,8 +113,8 @@ class Design:
     scale_common: Overrides = ()
 
     def as_mapping(self) -> dict[str, object]:
-        """What `make_design` reads, without what is left at its default."""
-        return {key: _said(value) for key, value in _changed(self).items()}
+        """Plain values that `make_design` reads, without those at their defaults."""
+        return {key: _plain(value) for key, value in _changed(self).items()}
 
     @property
     def tuning_conditions(self) -> set[str]:
@@ -122,46 +122,46 @@ class Design:
         return {section.tuned_on for section in self.conditions.values() if section.tuned_on}
 
     def seeds_of(self, condition: str) -> list[int]:
-        """The seeds of a condition: its own, or else the experiment's."""
+        """The seeds of a condition: its own, or the experiment's."""
         return list(self.conditions[condition].seeds or self.seeds)
 
     def arms_of(self, condition: str) -> dict[str, Arm]:
-        """The arms of a condition; a search without arms has one for each of its optimizers, and so has what is tuned
-        on it."""
+        """The arms of a condition; a search without arms has one for each of its optimizers, and so has any condition
+        tuned on it."""
         section = self.conditions[condition]
         if section.arms:
-            return {str(name): _arm(name, given) for name, given in section.arms.items()}
+            return {str(name): _arm(name, values) for name, values in section.arms.items()}
         if section.search is not None:
             searched = searches(self, condition).optimizers
             return {name: Arm(overrides=(f"optimizer={name}",)) for name in searched}
         return self.arms_of(section.tuned_on) if section.tuned_on else {}
 
     def all_claims(self) -> "list[Claim]":
-        """The claims, checked, in the order of their answers: `claims`, then one for each pair of `harmless`."""
+        """The checked claims in the order of their answers: `claims`, then one for each pair of `harmless`."""
         pairs = []
         for pair in self.harmless:
             claim = f"The clip is harmless at a {pair.get('condition')} learning rate"
-            said = {"claim": claim, "source": "K2 App. D", "harmless": pair.get("baseline")}
-            pairs.append(said | {key: value for key, value in pair.items() if key != "baseline"})
+            words = {"claim": claim, "source": "K2 App. D", "harmless": pair.get("baseline")}
+            pairs.append(words | {key: value for key, value in pair.items() if key != "baseline"})
         if not self.claims and not pairs:
             return []
         from analysis.claims import (
-            read_claim,  # imports pandas, which a mistake in a search need not wait for
+            read_claim,  # imports pandas; mistakes in a search are reported without it
         )
 
         conditions = {name: self.arms_of(name) for name in self.conditions}
         return [read_claim(values, conditions, self.tuning_conditions) for values in (*self.claims, *pairs)]
 
 
-def _said(section: object) -> object:
+def _plain(section: object) -> object:
     if isinstance(section, Mapping):
-        return {key: _said(value) for key, value in section.items()}
+        return {key: _plain(value) for key, value in section.items()}
     if isinstance(section, list | tuple):
-        return [_said(value) for value in section]
+        return [_plain(value) for value in section]
     if isinstance(section, Figure):
-        return _said(section.as_mapping())
+        return _plain(section.as_mapping())
     if isinstance(section, Condition | Scale):
-        return {key: _said(value) for key, value in _changed(section).items()}
+        return {key: _plain(value) for key, value in _changed(section).items()}
     return section
 
 
@@ -172,16 +172,16 @@ def _changed(section: "Design | Condition | Scale") -> dict[str, object]:
     return {key: value for key, value in values.items() if key not in usual or value != usual[key]}
 
 
-def _arm(name: object, given: object) -> Arm:
-    if isinstance(given, Mapping):
-        return build(Arm, given, f"arm {name}")
-    return build(Arm, {"overrides": given}, f"arm {name}")
+def _arm(name: object, values: object) -> Arm:
+    settings = values if isinstance(values, Mapping) else {"overrides": values}
+    return build(Arm, settings, f"arm {name}")
 
 
 def searches(design: Design, condition: str) -> SearchSettings:
     """The search of a condition that has one."""
-    given = design.conditions[condition].search
-    return build(SearchSettings, (_named_search(given) if isinstance(given, str) else given) or {}, "search")
+    search = design.conditions[condition].search
+    values = _named_search(search) if isinstance(search, str) else search
+    return build(SearchSettings, values or {}, "search")
 
 
 @cache
@@ -204,11 +204,11 @@ def read_experiment(name: str) -> Design:
 
 
 def read_design(path: Path) -> Design:
-    """The design in a file. Raises MuonlabError for one that is no YAML or says what it may not."""
+    """The design in a file. Raises MuonlabError for a file that is not YAML or breaks the format."""
     try:
         return make_design(read_yaml(path.read_text(encoding="utf-8")), path.name)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise MuonlabError(f"{path.name} is not YAML: {' '.join(str(error).split())}") from error
+        raise MuonlabError(f"{path.name} is not YAML: {fault(error)}") from error
 
 
 def make_design(values: object, where: str = "the experiment") -> Design:
@@ -242,48 +242,49 @@ def make_design(values: object, where: str = "the experiment") -> Design:
 
 
 def _with_figures(values: Mapping[str, object]) -> Mapping[str, object]:
-    if not isinstance(given := values.get("figures"), Sequence) or isinstance(given, str):
+    figures = values.get("figures")
+    if not isinstance(figures, Sequence) or isinstance(figures, str):
         return values
-    return {**values, "figures": [_figure(each) for each in given]}
+    return {**values, "figures": [_figure(each) for each in figures]}
 
 
-def _figure(given: object) -> Figure:
-    if isinstance(given, Figure):
-        return given
-    if not isinstance(given, Mapping):
-        raise MuonlabError(f"a figure must be a mapping of settings, not {shown(given)}")
-    name = check(Text, given.get("name"), "a figure's name")
+def _figure(values: object) -> Figure:
+    if isinstance(values, Figure):
+        return values
+    if not isinstance(values, Mapping):
+        raise MuonlabError(f"a figure must be a mapping of settings, not {shown(values)}")
+    name = check(Text, values.get("name"), "a figure's name")
     lists = {
-        key: check(Sequence[str], given[key], f"{key} of figure {name}")
+        key: check(Sequence[str], values[key], f"{key} of figure {name}")
         for key in ("conditions", "arms")
-        if key in given
+        if key in values
     }
-    settings = {str(key): value for key, value in given.items() if key not in ("name", "kind", *lists)}
-    return Figure(name, check(Text, given.get("kind"), f"kind of figure {name}"), **lists, settings=settings)
+    settings = {str(key): value for key, value in values.items() if key not in ("name", "kind", *lists)}
+    return Figure(name, check(Text, values.get("kind"), f"kind of figure {name}"), **lists, settings=settings)
 
 
 def at_scale(design: Design, scale: str) -> Design:
-    """The same question at `scale`: its `seeds` and `minutes`, what its `conditions` say otherwise key by key, and as
-    `scale_common` the overrides of every run.
+    """The same question at `scale`: with its `seeds` and `minutes`, the keys that its `conditions` change, and its
+    overrides for every run as `scale_common`.
 
-    "cpu" is the file as it is, unless it says more. Raises MuonlabError for a scale that the file lacks.
+    "cpu" is the file as written, unless the file defines it. Raises MuonlabError for a scale that the file lacks.
     """
     scales = {"cpu": Scale(), **design.scales}
     if scale not in scales:
         raise unknown_name("scale", scale, scales)
-    chosen = scales[scale]
+    changes = scales[scale]
     conditions = {
-        name: _with(section, name, chosen.conditions.get(name, {}))
+        name: _with(section, name, changes.conditions.get(name, {}))
         for name, section in design.conditions.items()
     }
     return replace(
         design,
         conditions=conditions,
-        seeds=chosen.seeds or design.seeds,
-        minutes=chosen.minutes or design.minutes,
+        seeds=changes.seeds or design.seeds,
+        minutes=changes.minutes or design.minutes,
         scales={},
         scale=scale,
-        scale_common=tuple(chosen.common),
+        scale_common=tuple(changes.common),
     )
 
 
@@ -310,12 +311,12 @@ def _check_questions(design: Design, where: str) -> None:
 
 def _check_search(design: Design, name: str, section: Condition, where: str) -> None:
     if section.vary is not None or section.levels is not None:
-        raise MuonlabError(f"condition '{name}' of {where} has `search` and levels; it takes one of them")
+        raise MuonlabError(f"condition '{name}' of {where} has both a search and levels; give one of them")
     search = searches(design, name)
     if search.adaptive and len(design.seeds_of(name)) > 1:
         raise MuonlabError(
             f"condition '{name}' of {where} has {len(design.seeds_of(name))} seeds, but the sampler {search.sampler}"
-            " learns from one run per setting; give it one seed, or take quasi_random"
+            " learns from one run per setting; give it one seed, or use quasi_random"
         )
     for arm in design.arms_of(name):
         if arm not in search.optimizers:

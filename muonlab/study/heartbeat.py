@@ -1,8 +1,8 @@
-"""Signs of life of a study's workers, in the storage that they share: silence is judged without any clock.
+"""Heartbeats of a study's workers in the storage that they share: silence is judged without comparing clocks.
 
-Every worker counts its heartbeats in an attribute of the Optuna study `<name>/workers`. Whoever waits for another
-worker measures silence in heartbeats of its own that the storage took: a storage that nobody can write silences nobody,
-and a process that was stopped for an hour sees no hour.
+Every worker counts its heartbeats in an attribute of the Optuna study `<name>/workers`. A worker that waits for another
+measures silence in heartbeats of its own that the storage accepted. So nobody is taken for dead while the storage
+cannot be written, and a process that was suspended for an hour does not count that hour.
 """
 
 import threading
@@ -17,7 +17,7 @@ from muonlab.record.lease import Watch, beat_seconds
 
 
 class Heartbeat:
-    """This worker's sign of life, while it is entered as a context, and what it saw of the others'.
+    """This worker's heartbeat, while entered as a context, and what it has seen of the others'.
 
     `token` names the worker; `every`: seconds between two beats.
     """
@@ -39,10 +39,10 @@ class Heartbeat:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._thread.join(self.every)  # a storage that hangs need not be waited for
+        self._thread.join(self.every)  # does not wait for a storage that hangs
 
     def beat(self) -> None:
-        """Give one sign of life and look at the others'. Raises whatever the storage raises."""
+        """Record one heartbeat and read the others'. Raises whatever the storage raises."""
         if self._study is None:
             self._study = optuna.create_study(
                 study_name=self._name, storage=self._storage, load_if_exists=True
@@ -67,7 +67,9 @@ class Heartbeat:
 
     def _go_on(self) -> None:
         while True:
-            with suppress(Exception):  # of any storage: this beat did not count, and the next may
+            with suppress(
+                Exception
+            ):  # whatever the storage raises: this beat does not count, and the next may
                 self.beat()
             if self._over.wait(self.every):
                 return

@@ -1,6 +1,6 @@
-"""A study's queue as a journal file: one line an operation, so that a line which a kill or a full disk cut is seen.
+"""A study's queue as a journal file: one line per operation, and a line cut short by a kill or a full disk is detected.
 
-Optuna's own backend appends to such a half line, and nobody can read the journal any more.
+Optuna's own backend appends to such a half line, which makes the journal unreadable.
 """
 
 import json
@@ -20,12 +20,12 @@ TORN = ".torn"  # journal.log's torn lines are kept in journal.torn
 
 
 class Journal(JournalFileBackend):
-    """Optuna's journal file with whole lines only. Several processes may share it, on one machine or by a file system
-    that has locks (NFS 4, Lustre with flock); a lock ends with its process."""
+    """Optuna's journal file, of whole lines only. Processes may share it on one machine, or on a file system with locks
+    (NFS 4, Lustre with flock); a lock ends with its process."""
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
-        """The operations from a number on, without a last line that is not whole. Raises MuonlabError for a damaged
-        line before others, EnvironmentFault where the file cannot be read."""
+        """The operations from a number on, without an incomplete last line. Raises MuonlabError for a damaged line
+        elsewhere, EnvironmentFault if the file cannot be read."""
         try:
             yield from super().read_logs(log_number_from)
         except ValueError as error:
@@ -37,7 +37,7 @@ class Journal(JournalFileBackend):
             raise EnvironmentFault(f"cannot read {self._file_path}: {error.strerror}") from error
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append whole lines or nothing. Raises EnvironmentFault where the disk is full or the file stays locked."""
+        """Append whole lines or nothing. Raises EnvironmentFault if the disk is full or the file stays locked."""
         path = Path(self._file_path)
         text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
         with only_process(path):
@@ -49,8 +49,8 @@ class Journal(JournalFileBackend):
 
 
 def cut_torn_line(path: Path) -> bytes:
-    """Move a last line without an end to the file of torn lines; what it held, b"" where all lines are whole. Call it
-    under the lock of the journal."""
+    """Move an incomplete last line to the file of torn lines and return it; b"" if all lines are whole. The caller
+    holds the journal's lock."""
     with path.open("r+b") as file:
         size = file.seek(0, os.SEEK_END)
         end, block = size, b""
@@ -68,8 +68,8 @@ def cut_torn_line(path: Path) -> bytes:
 
 
 def set_damaged_lines_aside(path: Path) -> list[bytes]:
-    """Move each line that cannot be read to the file of torn lines, but for the operation that was appended to a half
-    line; these lines. Call it under the lock of the journal, while no worker lives: line numbers change."""
+    """Move unreadable lines to the file of torn lines and return them; an operation that was appended to a half line is
+    kept. The caller holds the journal's lock, and no worker is alive, since line numbers change."""
     cut = cut_torn_line(path)
     damaged, kept = [], []
     for line in path.read_bytes().splitlines():
@@ -86,26 +86,26 @@ def set_damaged_lines_aside(path: Path) -> list[bytes]:
 
 
 def _operation(line: bytes) -> bytes:
-    """The last whole operation in a line, b"" where there is none."""
+    """The last whole operation in a line; b"" if there is none."""
     for start in [0, *(match.start() for match in re.finditer(rb'\{"op_code":', line))]:
         try:
-            held = json.loads(line[start:])
+            value = json.loads(line[start:])
         except ValueError:
             continue
-        if isinstance(held, dict) and "op_code" in held:
+        if isinstance(value, dict) and "op_code" in value:
             return line[start:]
     return b""
 
 
 def _append(path: Path, data: bytes) -> None:
-    """Write all of `data` and wait for the disk, or nothing."""
+    """Write all of `data` through to the disk, or nothing."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         size = os.fstat(descriptor).st_size
         try:
-            left = memoryview(data)
-            while left:
-                left = left[os.write(descriptor, left) :]
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
             os.fsync(descriptor)
         except BaseException:
             os.ftruncate(descriptor, size)

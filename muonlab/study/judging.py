@@ -1,4 +1,4 @@
-"""What finished runs say: tables, tests of runs and answers to claims, in the folder of their results."""
+"""Judge a study's finished runs: tables, tests of runs and answers to claims, in the folder of its results."""
 
 import json
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from muonlab.study.design import Design, Figure
 from muonlab.study.study import Study
 from muonlab.study.tuning import Best, Trained
 
-# Of answers.json, in this order.
+# The columns of answers.json, in this order.
 ANSWER_COLUMNS = [
     *(
         "id",
@@ -51,7 +51,7 @@ class Judgement:
 
 
 def judge(study: Study, trained: Trained, tuned: list[Best], out: Path) -> Judgement:
-    """Write the finished runs' tables, tests and answers into `out`, from which figures are drawn."""
+    """Write the tables, tests and answers of the finished runs into `out`; figures are drawn from there."""
     design = study.design
     frames, outcomes = gather(design, trained)
     claims = design.all_claims()
@@ -78,8 +78,8 @@ def judge(study: Study, trained: Trained, tuned: list[Best], out: Path) -> Judge
     (out / "answers.json").write_text(
         answers.to_json(orient="records", indent=1, double_precision=6) + "\n", encoding="utf-8"
     )
-    shown = ["claim", "source", "n", "effect", "answer", *(c for c in ("side", "note") if answers[c].any())]
-    save_table(answers[shown], out, "answers")
+    columns = ["claim", "source", "n", "effect", "answer", *(c for c in ("side", "note") if answers[c].any())]
+    save_table(answers[columns], out, "answers")
     return Judgement(frames, outcomes, answers)
 
 
@@ -87,8 +87,8 @@ def gather(design: Design, trained: Trained) -> tuple[Frames, pd.DataFrame]:
     """The frames of all runs, with `condition` and `level` (None where nothing varies), and the outcomes of
     their tests.
 
-    Conditions are read one after another, and the traces of single heads are let go after judging, except those of
-    conditions with `heads: true`: they are the bulk of a record.
+    Conditions are read one at a time, and the traces of single heads, which are the bulk of a record, are dropped after
+    judging unless the condition has `heads: true`.
     """
     parts, outcomes = {}, []
     for condition, section in design.conditions.items():
@@ -107,7 +107,8 @@ def gather(design: Design, trained: Trained) -> tuple[Frames, pd.DataFrame]:
 
 
 def figure_of(claim: Claim, figures: Sequence[Figure]) -> str:
-    """The figure that shows a claim: the one it names, or the first that draws its condition and arm; "" for none."""
+    """The figure that shows a claim: the one it names, or the first that draws its conditions and arm; "" if none
+    does."""
     if claim.figure:
         return claim.figure
     conditions = set(claim.side.conditions)
@@ -123,10 +124,10 @@ def _rests_on(claim: Claim, best: Best, design: Design) -> bool:
 
 
 def answers_text(design: Design, judgement: Judgement, tuned: list[Best]) -> str:
-    """What an experiment ends with: the tests of its runs by condition, what its searches chose, and the answers."""
+    """The closing text of an experiment: the tests of its runs by condition, the best levels, and the answers."""
     lines, outcomes = [], judgement.outcomes
     for condition in design.conditions:
-        lines.append(f"{condition}: runs in which a test holds / runs that could be judged (median value)")
+        lines.append(f"{condition}: runs that pass a test / runs that could be judged (median value)")
         lines += [as_text(outcome_table(summarise(outcomes[outcomes["condition"] == condition]))), ""]
     lines += map(str, tuned)
     for row in judgement.answers.to_dict("records"):
@@ -138,7 +139,7 @@ def answers_text(design: Design, judgement: Judgement, tuned: list[Best]) -> str
 
 
 def provenance(trained: Trained, command: str) -> dict[str, object]:
-    """How to repeat it; the commit that judges; and the commits and the hardware that trained the runs."""
+    """The command that repeats it, the commit that judged, and the commits and hardware that trained the runs."""
     judge = replace(collect_environment(), command=command).values()
     runs = [load_run(folder).environment for _, folder in trained]
     return {key: judge[key] for key in MADE} | {

@@ -1,22 +1,22 @@
-"""What a worker does about runs that say nothing of their settings: it pauses, tries again, and gives up in the end."""
+"""How a worker handles failures that say nothing about the settings: it pauses, tries again, and finally gives up."""
 
 import time
 from collections import Counter
 from collections.abc import Callable
 
-# Pauses in seconds double from the first to the longest while nothing ends well, and after so many the worker gives up:
-# five minutes in all.
+# Pauses, in seconds, double from the first to the longest while nothing ends well; after PAUSES of them, about five
+# minutes in all, the worker gives up.
 FIRST, LONGEST, PAUSES = 1.0, 60.0, 10
-# A run that is killed so often is left for the next command, since it may be what fills the machine's memory.
+# A run that was killed this often is left for the next command: it may be what exhausts the machine's memory.
 KILLS = 3
-# Runs in a row that fail in the same way, with none that ends well: the others would, too.
+# After this many runs in a row that fail in the same way, the others would fail too.
 SAME = 3
 
 
 class Patience:
-    """Counts what went wrong since something last went well.
+    """Counts what has gone wrong since something last went well.
 
-    `say` gets one line for every change of cause.
+    `say` receives one line whenever the cause changes.
     """
 
     def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic):
@@ -29,7 +29,7 @@ class Patience:
         self.causes: dict[str, str] = {}
 
     def well(self) -> None:
-        """A run ended well: whatever was wrong with the machine is over."""
+        """A run ended well, so whatever was wrong with the machine is over."""
         self._pauses, self._until, self._cause, self._failed = 0, self._clock(), "", []
 
     def fault(self, cause: str, slot: str | None = None) -> None:
@@ -41,7 +41,7 @@ class Patience:
             self._pauses += 1
         if cause != self._cause:
             self._cause = cause
-            self._say(f"waiting, and trying again with growing pauses: {cause}")
+            self._say(f"waiting and retrying with growing pauses: {cause}")
 
     def killed(self, slot: str, cause: str) -> None:
         """A slot's run was killed."""
@@ -51,7 +51,7 @@ class Patience:
         self.fault(cause, slot)
 
     def failed(self, slot: str, cause: str, reason: str) -> None:
-        """A slot's run failed by an error of its own, `reason`; `cause` says where to read more."""
+        """A slot's run failed with an error of its own, `reason`; `cause` also says where its log is."""
         self.causes[slot] = cause
         self._given_up.add(slot)
         self._failed = [*(earlier for earlier in self._failed if earlier == reason), reason]
@@ -59,16 +59,16 @@ class Patience:
 
     @property
     def pause(self) -> float:
-        """Seconds until something may be tried again."""
+        """Seconds until the next try."""
         return max(0.0, self._until - self._clock())
 
     @property
     def end(self) -> str:
-        """Why the whole study is left for the next command; "" while there is hope."""
+        """Why the rest of the study is left for the next command; "" while trying goes on."""
         if self._broken:
             return f"{SAME} runs in a row failed in the same way"
         if self._pauses >= PAUSES and not self.pause:
-            return f"nothing ended well in {PAUSES} tries with growing pauses"
+            return f"nothing succeeded in {PAUSES} tries with growing pauses"
         return ""
 
     def given_up(self, slot: str) -> bool:

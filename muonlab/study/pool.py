@@ -1,10 +1,10 @@
-"""One process per run, so that an out-of-memory kill or a segfault costs one run, and none pays the imports.
+"""One process per run, so that an out-of-memory kill or a segfault costs a single run, and no run pays for imports.
 
 A fork server imports torch, Lightning and MLflow once and every run is forked from it: single-threaded, warm, and
-with CUDA untouched, so that each child can be given its own GPU. A fork server that was killed is made anew.
+with CUDA untouched, so that each child can get its own GPU. A fork server that was killed is started again.
 
-Runs do not outlive a parent that stops in order: they are asked to save a checkpoint. Those of a parent that was killed
-finish, as holders of their folders' leases; a later command waits for them and takes their results.
+When the parent stops in an orderly way, it asks its runs to save a checkpoint and stop. When it is killed, its runs
+finish, holding their folders' leases; a later command waits for them and takes their results.
 """
 
 import fcntl
@@ -35,11 +35,11 @@ from muonlab.study.child import Result, Steps, carry_out, try_out, visible_gpus
 from muonlab.study.queue import Claim
 from muonlab.train.config import RunConfig
 
-# Seconds: between two looks at the runs; after which the next job is asked for again; that runs have to stop in, and
-# once the user asks a second time.
+# Seconds between two looks at the runs; until the next job is asked for again; that runs have to stop; and that they
+# have once the user asks a second time.
 LOOK, AGAIN, STOP, STOP_NOW = 0.25, 2.0, 60.0, 5.0
-# In the folder of multiprocessing's sockets, which its owner cannot remove when it is killed.
-MARK = "muonlab"  # in the folder of multiprocessing's sockets: it is of a command of ours
+# A file in the folder of multiprocessing's sockets, which stays behind when a command is killed: the folder is ours.
+MARK = "muonlab"
 WARM = [
     "muonlab.train.run",
     "muonlab.train.module",
@@ -48,13 +48,13 @@ WARM = [
     "lightning.pytorch.callbacks",
     "mlflow",
 ]
-# multiprocessing's, of a process whose fork server was killed.
+# multiprocessing's exit code of a process whose fork server was killed.
 NO_EXIT_CODE = 255
 
 
 @dataclass(eq=False)
 class Job:
-    """One run to do: its settings, its label for log and progress, and the claim that it fulfils."""
+    """One run to train: its settings, its label in logs and messages, and the claim that it fulfils."""
 
     config: RunConfig
     label: str
@@ -68,19 +68,19 @@ class Job:
 
     @property
     def pid(self) -> int:
-        """Of its process, which was started."""
+        """The process's id; it must have been started."""
         assert self.process.pid is not None
         return self.process.pid
 
     @property
     def lives(self) -> bool:
-        """Whether its process runs. With its fork server dead no exit code comes, and the system is asked."""
+        """Whether its process is alive. If its fork server died, there is no exit code, so the system is asked."""
         code = self.process.exitcode
         orphan = code == NO_EXIT_CODE and self.began is not None
         return code is None or (orphan and process_start(self.pid) == self.began)
 
     def receive(self) -> None:
-        """Take the run's own word on how it ended, if it has come."""
+        """Receive the run's report on how it ended, if it has arrived."""
         if self.pipe is not None and self.pipe.poll():
             with suppress(EOFError, OSError):
                 self.result = self.pipe.recv()
@@ -88,19 +88,19 @@ class Job:
             self.pipe = None
 
     def waitable(self) -> list[Connection | int]:
-        """What becomes ready when the run has something to say or, after that, ends."""
+        """What becomes ready when the run reports or, after that, ends."""
         if self.pipe is not None:
             return [self.pipe]
         return [self.process.sentinel] if self.process.exitcode is None else []
 
 
 def default_workers(devices: int) -> int:
-    """As many runs at once, of `devices` processes each, as this machine has GPUs for them, or else processor cores."""
+    """How many runs of `devices` processes each fit on this machine's GPUs or, if it has none, on its cores."""
     return max(1, (len(visible_gpus()) or usable_cores()) // devices)
 
 
 class Pool:
-    """Runs jobs, `workers` at a time. `log_folder` gets one text file per job with whatever it printed."""
+    """Runs jobs, `workers` at a time. Whatever a job prints goes into a text file of its own in `log_folder`."""
 
     def __init__(self, workers: int, log_folder: Path):
         if workers < 1:
@@ -117,13 +117,13 @@ class Pool:
         Progress.write(line)
 
     def try_out(self, runs: Mapping[str, RunConfig]) -> None:
-        """Build the model and the optimizer of each run, {name: settings}, in a process of its own, and nothing else.
+        """Build, in a separate process, the model and optimizer of each run {name: settings}, without training.
 
         Raises MuonlabError for what a run would refuse.
         """
         ours, theirs = self.context.Pipe(duplex=False)
         values = {name: config.as_dict() for name, config in runs.items()}
-        with suppress(OSError, EOFError), ours:  # nothing to say, or killed, which the runs will find out
+        with suppress(OSError, EOFError), ours:  # nothing to report, or killed, as the runs will notice
             with theirs:
                 server()
                 self.context.Process(target=try_out, args=(values, theirs), daemon=True).start()
@@ -137,10 +137,10 @@ class Pool:
         total_jobs: int,
         total_steps: int,
     ) -> int:
-        """Start what `next_job` gives; report each end to `on_result`; return when nothing runs and it gives None: the
-        number of runs that ended.
+        """Start the jobs that `next_job` returns and pass each result to `on_result`, until nothing runs and `next_job`
+        returns None. Returns the number of runs that ended.
 
-        When the command is asked to stop, or `on_result` raises, the runs stop between two steps and keep a checkpoint;
+        When the command is asked to stop, or `on_result` raises, the runs save a checkpoint and stop between two steps;
         then the exception is raised again.
         """
         bar = self._bar(title, total_steps)
@@ -159,7 +159,7 @@ class Pool:
                 for job in self._ended():
                     ended += 1
                     finished_steps += job.config.trainer.max_steps
-                    asked = -math.inf  # a place is free, and the slot may be open again
+                    asked = -math.inf  # a place is free, and the slot may have become open again
                     on_result(job, self._result(job))
                 bar.update(finished_steps + sum(j.steps.value for j in self.running) - bar.n)
                 bar.set_postfix_str(f"{ended}/{total_jobs} runs", refresh=False)
@@ -168,7 +168,7 @@ class Pool:
             self._stop(on_result)
             raise
         finally:
-            with suppress(OSError):  # of a terminal that is gone
+            with suppress(OSError):  # the terminal is gone
                 bar.close()
 
     @staticmethod
@@ -184,7 +184,7 @@ class Pool:
         )
 
     def _start(self, job: Job) -> bool:
-        """False where the fork server was killed meanwhile."""
+        """False if the fork server was killed meanwhile."""
         taken = {other.place for other in self.running}
         job.place = next(place for place in range(self.workers) if place not in taken)
         job.pipe, theirs = self.context.Pipe(duplex=False)
@@ -195,7 +195,7 @@ class Pool:
             job.process = self.context.Process(
                 target=carry_out, args=arguments, name=f"muonlab {job.label}", daemon=True
             )
-            with signals_wait():  # a process that nobody knows of would train on
+            with signals_wait():  # otherwise an unknown process would go on training
                 job.process.start()
                 job.began = process_start(job.pid)
                 self.running.append(job)
@@ -209,7 +209,7 @@ class Pool:
         return True
 
     def _warm_up(self) -> None:
-        """Wait for the fork server's imports, which a signal may interrupt."""
+        """Wait for the fork server's imports; a signal may interrupt the wait."""
         if not self._warm:
             server()
             first = self.context.Process(target=_nothing, daemon=True)
@@ -224,7 +224,7 @@ class Pool:
             job.receive()
 
     def _ended(self) -> list[Job]:
-        """The jobs whose processes are gone, which are no longer running."""
+        """Remove the jobs whose processes have ended from those running, and return them."""
         over = [job for job in self.running if not job.lives]
         for job in over:
             self.running.remove(job)
@@ -238,12 +238,14 @@ class Pool:
         assert code is not None  # it ended
         if code == NO_EXIT_CODE:
             self._warm = False
-            return Result("environment", "the process was killed, and so was the one that it was forked from")
+            return Result(
+                "environment", "the process was killed, and so was the fork server that it came from"
+            )
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return Result("killed", f"the process ended with {name}")
 
     def _stop(self, on_result: Callable[[Job, Result], None]) -> None:
-        """Ask the runs to stop between two steps; those that do not are killed, and lose the steps since their last
+        """Ask the runs to stop between two steps; those that do not are killed and lose the steps since their last
         checkpoint."""
         if self.running:
             with suppress(OSError):
@@ -263,7 +265,7 @@ class Pool:
                     result = Result("interrupted", "stopped within a step", result.folder)
                 with suppress(
                     OSError, MuonlabError
-                ):  # the others must stop, whatever cannot be told or written
+                ):  # the others must stop, even if this result cannot be reported or recorded
                     on_result(job, result)
 
     def _send(self, number: int) -> None:
@@ -278,18 +280,18 @@ def _nothing() -> None:
 
 
 def server() -> None:
-    """See that the fork server runs. Signals wait in it and in what it forks, until a run hears them: a Ctrl-C or a
-    hang-up of the terminal reaches every process of the command."""
+    """Make sure that the fork server runs. It and its forks hold signals back until a run handles them, since a Ctrl-C
+    or a hang-up of the terminal reaches every process of the command."""
     _claim_temporary_folder()
-    resource_tracker.ensure_running()  # it lets signals through when it starts
+    resource_tracker.ensure_running()  # it unblocks signals when it starts
     with signals_wait():
         forkserver.ensure_running()
 
 
 def _claim_temporary_folder() -> None:
-    """Hold a lock on the folder of multiprocessing's sockets for as long as this process lives, and mark it as ours.
+    """Lock the folder of multiprocessing's sockets for as long as this process lives, and mark it as ours.
 
-    The system ends the lock, whatever a full disk or a kill has done to files.
+    The system releases the lock, whatever a full disk or a kill has done to files.
     """
     folder = get_temp_dir()
     with suppress(OSError):
@@ -299,7 +301,7 @@ def _claim_temporary_folder() -> None:
 
 
 def remove_dead_sockets() -> None:
-    """Remove the folders of sockets of killed commands."""
+    """Remove the socket folders of commands that were killed."""
     for mark in Path(tempfile.gettempdir()).glob(f"pymp-*/{MARK}"):
         with suppress(OSError):
             number = _open_locked(mark.parent)
@@ -313,7 +315,7 @@ def _lock(folder: str) -> int:
 
 
 def _open_locked(folder: Path) -> int:
-    """Raises BlockingIOError where another process holds the lock."""
+    """Raises BlockingIOError if another process holds the lock."""
     number = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)

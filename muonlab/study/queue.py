@@ -1,11 +1,11 @@
-"""The queue of a study: which slot is taken by whom, in an Optuna storage that any number of workers share.
+"""The queue of a study: who has which slot, in an Optuna storage that any number of workers share.
 
-What counts is slots, not trials. Nothing is enqueued, so opening a study twice, or at once in two processes, changes
-nothing: the slots follow from the design. A trial is an *attempt* at a slot. It is made running, with the slot's name,
-its owner and its setting, in one transaction of the storage, and its number decides: of the living attempts at a slot
-the lowest has it, and every other withdraws. Whoever finds the owner of an attempt dead ends the attempt in the
-storage, so that all see one decision, the owner too if it was only cut off. A slot without a living attempt is open
-again, with the setting that its first attempt was given.
+Slots count, not trials. The slots follow from the design and nothing is enqueued, so opening a study twice, or in two
+processes at once, changes nothing. A trial is an *attempt* at a slot. One transaction creates it as running, with the
+slot's name, its owner and its setting, and its number decides: among the living attempts at a slot the lowest has it,
+and every other withdraws. A worker that finds the owner of an attempt dead ends the attempt in the storage, so that all
+see one decision, including an owner that was merely cut off. A slot without a living attempt is open again, and keeps
+the setting of its first attempt.
 """
 
 import uuid
@@ -30,13 +30,13 @@ from muonlab.study.storage import one_sentence
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-# What ends an attempt whose owner is dead, or silent for so long that it is taken to be.
+# The cause recorded for an attempt whose owner is dead, or has been silent so long that it counts as dead.
 SILENT = "its worker gave no sign of life"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A slot that this process has, with the number of its attempt; the slot's setting is drawn."""
+    """A slot that this process has taken, its setting drawn, and the number of the attempt."""
 
     slot: Slot
     attempt: int
@@ -44,7 +44,8 @@ class Claim:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One trial: number, state (Optuna's name), status and cause as the run ended, value (loss in nats), setting."""
+    """One trial: number, state (Optuna's name for it), the run's final status and cause, value (loss in nats),
+    setting."""
 
     slot: str
     number: int
@@ -59,8 +60,8 @@ class Queue:
     """The attempts at the slots of a study: one Optuna study for each arm of each condition, so that a sampler learns
     from its own arm alone.
 
-    Every method raises EnvironmentFault where the storage is locked, full or out of reach. Others see that this worker
-    lives while its `heartbeat` is entered.
+    Every method raises EnvironmentFault if the storage is locked, full or out of reach. Other workers see this one as
+    alive while its `heartbeat` is entered.
     """
 
     def __init__(self, storage: BaseStorage | str, name: str, design: Design):
@@ -74,12 +75,12 @@ class Queue:
 
     @one_sentence()
     def claim(self, slot: Slot) -> Claim | None:
-        """Take an open slot; None where a living worker has it."""
+        """Take an open slot; None if a living worker has it."""
         study = self._study(slot)
         if self._holder(study, slot) is not None:
             return None
         for trial in self._attempts(study, slot):
-            if trial.state == TrialState.RUNNING:  # nobody holds the slot, so its worker is dead
+            if trial.state == TrialState.RUNNING:  # no living worker holds the slot
                 self._end(study, trial.number, "killed", SILENT, None)
         mine = self._attempt(study, slot)
         claimed = study.study_name, mine.number
@@ -92,19 +93,20 @@ class Queue:
             else:
                 self._withdraw(study, mine.number)
         except UpdateFinishedTrialError:
-            pass  # another worker took this one for dead in between
+            pass  # meanwhile another worker took this one for dead
         except BaseException:
-            self._claimed.discard(claimed)  # the storage failed: the attempt is as good as a dead worker's
+            self._claimed.discard(claimed)  # the storage failed: treat the attempt as a dead worker's
             raise
         self._claimed.discard(claimed)
         return None
 
     @one_sentence()
     def finish(self, claim: Claim, status: str, cause: str, loss: float | None) -> None:
-        """The attempt ended: with a loss in nats it is complete, without one it failed and the slot is open again.
+        """Record an attempt's end: with a loss in nats it is complete; without one it failed and the slot is open
+        again.
 
-        Only its first end counts, and one complete attempt at a slot: a later one, by which a damaged run was made
-        whole, withdraws.
+        Only the first end of an attempt counts, and one complete attempt per slot: a later one, which restored a
+        damaged run, withdraws.
         """
         study = self._study(claim.slot)
         states = {t.state for t in self._attempts(study, claim.slot) if t.number != claim.attempt}
@@ -117,12 +119,12 @@ class Queue:
 
     @one_sentence()
     def busy(self, slots: Iterable[Slot]) -> set[str]:
-        """The names of those slots that a living worker has; every Optuna study is read once."""
+        """The names of the slots that living workers have; reads every Optuna study once."""
         return {t.user_attrs["slot"] for study, t in self._running(slots) if self._holds(study, t)}
 
     @one_sentence()
     def drawn(self, slot: Slot) -> Slot | None:
-        """The slot with its setting; None where a sampler has not drawn it yet."""
+        """The slot with its setting; None if its sampler has not drawn one yet."""
         if not slot.drawn:
             return slot
         setting = self._first_setting(self._study(slot), slot)
@@ -130,7 +132,7 @@ class Queue:
 
     @one_sentence()
     def running(self, slots: Sequence[Slot]) -> list[tuple[Claim, bool]]:
-        """The attempts at these slots that were not ended yet, and whether their workers still live."""
+        """The attempts at these slots that have not ended, and whether their workers are alive."""
         named = {slot.name: slot for slot in slots}
         rows = []
         for study, trial in self._running(slots):
@@ -141,7 +143,7 @@ class Queue:
 
     @one_sentence()
     def uncounted(self, slots: Iterable[Slot]) -> list[Slot]:
-        """Those without a complete or running attempt; every Optuna study is read once."""
+        """The slots without a complete or running attempt; reads every Optuna study once."""
         states = (TrialState.COMPLETE, TrialState.RUNNING)
         studies = {id(study): study for study in map(self._study, slots)}.values()
         trials = [t for study in studies for t in study.get_trials(deepcopy=False, states=states)]
@@ -150,7 +152,7 @@ class Queue:
 
     @one_sentence()
     def attempts(self, slots: Sequence[Slot]) -> list[Attempt]:
-        """Every attempt at these slots, but for those that withdrew, in the order of the slots."""
+        """Every attempt at these slots, except withdrawn ones, in the order of the slots."""
         rows = []
         for slot in slots:
             for trial in self._attempts(self._study(slot), slot):
@@ -163,7 +165,7 @@ class Queue:
 
     # ------------------------------------------------------------------ one claim
     def _attempt(self, study: optuna.Study, slot: Slot) -> FrozenTrial:
-        """Make a running attempt, whole in one transaction, and find it again by its token."""
+        """Create a running attempt in one transaction, and find it by its token."""
         token = uuid.uuid4().hex
         setting = self._first_setting(study, slot)
         space = self._space(slot)
@@ -182,7 +184,7 @@ class Queue:
         return mine
 
     def _drawn(self, study: optuna.Study, slot: Slot, mine: FrozenTrial) -> Slot:
-        """The slot with its setting: that of its level or first attempt, or what the sampler draws now."""
+        """The slot with its setting: from its level, from its first attempt, or drawn by the sampler now."""
         if not slot.drawn:
             return slot
         space, setting = self._space(slot), self._first_setting(study, slot)
@@ -194,7 +196,7 @@ class Queue:
         return slot.at(setting)
 
     def _first_setting(self, study: optuna.Study, slot: Slot) -> Setting | None:
-        """What the slot is to try: its level's setting, or else the one that its first attempt drew whole."""
+        """The slot's setting: its level's, or the first that an attempt drew completely."""
         if slot.level.setting:
             return slot.level.setting
         space = self._space(slot)
@@ -204,7 +206,7 @@ class Queue:
         return None
 
     def _holder(self, study: optuna.Study, slot: Slot) -> int | None:
-        """The number of the attempt that has the slot."""
+        """The number of the attempt that holds the slot."""
         return min((t.number for t in self._attempts(study, slot) if self._holds(study, t)), default=None)
 
     def _withdraw(self, study: optuna.Study, number: int) -> None:
@@ -214,7 +216,7 @@ class Queue:
 
     def _end(self, study: optuna.Study, number: int, status: str, cause: str, loss: float | None) -> None:
         trial = Trial(study, self._trial(study, number)._trial_id)
-        with suppress(UpdateFinishedTrialError):  # its first end counts
+        with suppress(UpdateFinishedTrialError):  # only its first end counts
             trial.set_user_attr("status", status)
             trial.set_user_attr("cause", cause)
             state = TrialState.FAIL if loss is None else TrialState.COMPLETE
@@ -229,7 +231,7 @@ class Queue:
         owner, worker = trial.user_attrs.get("owner"), trial.user_attrs.get("worker", "")
         if owner is None:
             return True
-        if worker == self.heartbeat.token:  # a claim of ours that the storage cut short is nobody's
+        if worker == self.heartbeat.token:  # nobody holds a claim of ours that the storage cut short
             return (study.study_name, trial.number) not in self._claimed
         alive = Owner.read(owner).alive
         return not self.heartbeat.alive(worker) if alive is None else not alive
@@ -249,7 +251,7 @@ class Queue:
         return self._studies[key]
 
     def _running(self, slots: Iterable[Slot]) -> list[tuple[optuna.Study, FrozenTrial]]:
-        """The running attempts in the Optuna studies of these slots, each of which is read once."""
+        """The running attempts in the Optuna studies of these slots; reads each study once."""
         studies = {id(study): study for study in map(self._study, slots)}.values()
         running = (TrialState.RUNNING,)
         trials = [(study, t) for study in studies for t in study.get_trials(deepcopy=False, states=running)]
@@ -276,7 +278,7 @@ class Queue:
 
 def _sampler(search: SearchSettings) -> BaseSampler:
     makers = {
-        "quasi_random": optuna.samplers.RandomSampler,  # never asked: those settings are fixed beforehand
+        "quasi_random": optuna.samplers.RandomSampler,  # never used: these settings are fixed beforehand
         "tpe": optuna.samplers.TPESampler,
         "random": optuna.samplers.RandomSampler,
         "cmaes": optuna.samplers.CmaEsSampler,

@@ -1,7 +1,7 @@
-"""python -m muonlab.study.repair STUDY_FOLDER: bring a study's queue, run folders and MLflow runs into line.
+"""python -m muonlab.study.repair STUDY_FOLDER: make a study's queue, run folders and MLflow runs consistent.
 
-Nothing is deleted: what is torn is renamed, and the study's own command goes on from what is whole. It is safe to call
-twice, and does nothing while a worker lives.
+Nothing is deleted: torn files are renamed, and the study's own command resumes from what is whole. It is safe to call
+twice, and refuses to run while a worker is alive.
 """
 
 import muonlab.begin  # noqa: F401
@@ -19,12 +19,12 @@ from muonlab.study.study import Study, load_study
 if TYPE_CHECKING:
     from muonlab.study.queue import Queue
 
-# Without these a record cannot be shown; the study's command writes them again.
+# A record without these cannot be shown; the study's command writes them again.
 WHOLE = ("config.yaml", "environment.json", "status.json")
 
 
 def main() -> int:
-    """Exit code: 0 repaired, or nothing to repair; 2 a mistake in the command, or a worker lives."""
+    """Exit code: 0 repaired, or nothing to repair; 2 a mistake in the command, or a worker is alive."""
     parser = argument_parser("muonlab.study.repair", __doc__.splitlines()[0].partition(": ")[2])
     parser.add_argument("folder", type=Path, help="the study's folder, such as studies/ablation")
     changes = 0
@@ -37,9 +37,9 @@ def main() -> int:
 
 
 def repair(study: Study) -> Iterator[str]:
-    """Repair the journal, the queue, the runs' folders and their MLflow runs, and say each change in a line.
+    """Repair the journal, the queue, the run folders and their MLflow runs, yielding one line per change.
 
-    Raises EnvironmentFault while a worker lives or where a store cannot be reached.
+    Raises EnvironmentFault while a worker is alive, or if a store cannot be reached.
     """
     from muonlab.study.queue import Queue
     from muonlab.study.storage import open_storage
@@ -52,7 +52,7 @@ def repair(study: Study) -> Iterator[str]:
     slots = _slots(study, queue)
     if busy := queue.busy(slots):
         raise EnvironmentFault(
-            f"a living worker has {sorted(busy)[0]} of {study.name}; stop it before repairing"
+            f"a worker is running {sorted(busy)[0]} of {study.name}; stop it before repairing"
         )
     yield from _remove_leftovers(study.folder, runs)
     folders = dict(_folders(queue, slots))
@@ -63,8 +63,8 @@ def repair(study: Study) -> Iterator[str]:
 
 
 def _slots(study: Study, queue: "Queue") -> Sequence[Slot]:
-    """All slots that the study has by now: those of tuned conditions once their searches are done."""
-    from muonlab.study.tuning import best_levels, chosen_levels
+    """All slots that the study has so far: those of tuned conditions only once their searches are done."""
+    from muonlab.study.tuning import best_levels, levels_by_arm
 
     slots = study.slots()
     if not study.design.tuning_conditions:
@@ -73,11 +73,11 @@ def _slots(study: Study, queue: "Queue") -> Sequence[Slot]:
     over = [(slot, folder) for slot in drawn if slot is not None and (folder := _over(slot))]
     if len(over) < len(slots):
         return slots
-    return study.slots(chosen_levels(best_levels(over, study.design)))
+    return study.slots(levels_by_arm(best_levels(over, study.design)))
 
 
 def _over(slot: Slot) -> Path | None:
-    """The folder of a slot's run, if it is over and whole enough to say so."""
+    """The folder of a slot's run, if the run is over and whole enough to say so."""
     from muonlab.study.work import finished_run
 
     try:
@@ -99,14 +99,14 @@ def _folders(queue: "Queue", slots: Sequence[Slot]) -> Iterator[tuple[Path, Slot
 
 # ---------------------------------------------------------------------- what is repaired
 def _end_dead_leases(runs: Path) -> Iterator[str]:
-    """Raises EnvironmentFault for a run that a living process writes, of this study or another."""
+    """Raises EnvironmentFault for a run, of this study or another, that a living process is writing."""
     from muonlab.record.lease import Lease, Watch, held
 
     watch = Watch()
     for folder in sorted(path for path in runs.glob("*") if path.is_dir()):
         if (lease := held(folder)) is not None:
             Lease.take(folder, watch).release()
-            yield f"{folder}: {lease.path.name} of a dead process removed"
+            yield f"{folder}: removed {lease.path.name} of a dead process"
 
 
 def _mend_journal(path: Path) -> Iterator[str]:
@@ -116,7 +116,7 @@ def _mend_journal(path: Path) -> Iterator[str]:
     if path.exists():
         with only_process(path):
             for line in set_damaged_lines_aside(path):
-                yield f"{path}: a damaged line of {len(line)} bytes moved to {path.with_suffix(TORN).name}"
+                yield f"{path}: moved a damaged line of {len(line)} bytes to {path.with_suffix(TORN).name}"
 
 
 def _remove_leftovers(study: Path, runs: Path) -> Iterator[str]:
@@ -124,7 +124,7 @@ def _remove_leftovers(study: Path, runs: Path) -> Iterator[str]:
 
     for folder in (study, runs):
         for path in remove_leftovers(folder):
-            yield f"{path} of a dead process removed"
+            yield f"removed {path} of a dead process"
 
 
 def _mend_run(folder: Path, slot: Slot) -> Iterator[str]:
@@ -141,19 +141,19 @@ def _mend_run(folder: Path, slot: Slot) -> Iterator[str]:
     finally:
         lease.release()
     for path in torn:
-        yield f"{folder}: torn {path.relative_to(folder)} set aside"
+        yield f"{folder}: set torn {path.relative_to(folder)} aside"
 
 
 def _end_attempts(queue: "Queue", slots: Sequence[Slot]) -> Iterator[str]:
-    """As the study's next command does: with the loss of a run that got to its end, as failed otherwise."""
+    """End attempts as the study's next command would: with the loss if the run is over, as failed otherwise."""
     from muonlab.record import load_run
     from muonlab.study.work import objective
 
-    for claim, _ in queue.running(slots):  # of the dead: nothing is busy
+    for claim, _ in queue.running(slots):  # all of dead workers: no slot is busy
         if folder := _over(claim.slot):
             run = load_run(folder)
             queue.finish(claim, run.status, run.cause, objective(run))
-            yield f"{claim.slot.name}: its worker died after the run was {run.status}; that counts now"
+            yield f"{claim.slot.name}: its worker died after the run had {run.status}; the run counts now"
         else:
             queue.finish(claim, "killed", "its worker is gone", None)
             yield f"{claim.slot.name}: its worker died; the slot is open again"
@@ -171,10 +171,10 @@ def _complete_mlflow(study: Study, folders: dict[Path, Slot]) -> Iterator[str]:
     for folder, slot in folders.items():
         config = slot.config.tracked(parent_run_id=parent) if parent else slot.config
         if all((folder / name).exists() for name in WHOLE) and reconcile_mlflow(config, folder):
-            yield f"{folder}: its MLflow run completed"
+            yield f"{folder}: completed its MLflow run"
         known.append(Link.of(folder).run_id)
     for run_id in end_strays(base.tracking, Path(base.paths.runs), study.name, known):
-        yield f"MLflow run {run_id}: no folder has it; ended as KILLED"
+        yield f"MLflow run {run_id}: belongs to no folder; ended as KILLED"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a search ends with: the comparison of each optimizer's best setting over fresh seeds, and every attempt."""
+"""The report of a search: each optimizer's best setting compared over fresh seeds, and every attempt."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +14,14 @@ from muonlab.study.queue import Queue
 from muonlab.study.slots import Slot
 from muonlab.study.storage import open_storage
 from muonlab.study.study import FILE, Study
-from muonlab.study.tuning import Best, best_levels, chosen_levels
+from muonlab.study.tuning import Best, best_levels, levels_by_arm
 from muonlab.study.work import finished_run
 from muonlab.train.config import RunConfig
 from muonlab.train.run import run_folder
 
 
 def fairness(design: Design, config: RunConfig) -> str:
-    """The rule under which the optimizers of a search are compared, in one paragraph."""
+    """The rule by which a search compares its optimizers, in one paragraph."""
     [search] = _searches(design)
     tokens = config.trainer.max_steps * config.trainer.sequences * config.model.context
     searched = {name: ", ".join(section.space) for name, section in search.optimizers.items()}
@@ -32,16 +32,16 @@ def fairness(design: Design, config: RunConfig) -> str:
     return (
         f"Fairness: {search.trials} trials of each optimizer ({search.sampler}, published setting first), "
         f"{tokens:,} tokens each, searched settings {settings}; the best by validation loss repeated on the "
-        f"fresh seeds {seeds}, which alone enter the comparison."
+        f"fresh seeds {seeds}; only those runs enter the comparison."
     )
 
 
 def finished_report(study: Study) -> str | None:
-    """The report of a study whose every run is over; None while something is left to do."""
+    """The report of a study whose runs are all over; None while anything is left to do."""
     report = study.folder / "report.txt"
     if not report.exists() or not (study.folder / FILE).exists():
         return None
-    study.save()  # refuses another study of this name
+    study.save()  # refuses a different study of this name
     queue = Queue(open_storage(study.storage, study.folder), study.name, study.design)
     slots = [queue.drawn(slot) for slot in study.slots()]
     if any(slot is None or finished_run(slot.config) is None for slot in slots) or queue.uncounted(
@@ -49,7 +49,7 @@ def finished_report(study: Study) -> str | None:
     ):
         return None
     trained = [(slot, run_folder(slot.config)) for slot in slots if slot is not None]
-    fresh = study.slots(chosen_levels(best_levels(trained, study.design)))
+    fresh = study.slots(levels_by_arm(best_levels(trained, study.design)))
     if not all(finished_run(slot.config) for slot in fresh) or queue.uncounted(fresh):
         return None
     remove_dead_sockets()
@@ -64,7 +64,7 @@ def comparison_text(
     tuned: Sequence[Best],
     out: Path,
 ) -> str:
-    """The warnings and the comparison of a search; its tables are written into `out`."""
+    """The warnings and the comparison of a search; writes its tables into `out`."""
     searched = [slot for slot in slots if design.conditions[slot.condition].search is not None]
     attempts_table(queue, searched).to_csv(out / "trials.csv", index=False)
     lines = [f"warning: {best}" for best in tuned if best.edge]
@@ -82,7 +82,7 @@ def comparison_text(
 
 
 def attempts_table(queue: Queue, slots: Sequence[Slot]) -> pd.DataFrame:
-    """Every attempt at these slots: optimizer, slot, number, state, status, cause, value (nats) and its setting."""
+    """A row per attempt at these slots: optimizer, slot, number, state, status, cause, value (nats) and setting."""
     arms = {slot.name: slot.arm for slot in slots}
     rows = [
         {

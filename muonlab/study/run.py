@@ -1,4 +1,4 @@
-"""Carry out a study from its first slot to its answers; rerunning it does what is left."""
+"""Carry out a study from its first slot to its answers; rerunning it does what remains."""
 
 import os
 import sys
@@ -14,32 +14,32 @@ from muonlab.study.queue import Queue
 from muonlab.study.slots import Slot, levels_of
 from muonlab.study.storage import open_storage
 from muonlab.study.study import Study
-from muonlab.study.tuning import Best, Trained, best_levels, chosen_levels
+from muonlab.study.tuning import Best, Trained, best_levels, levels_by_arm
 from muonlab.study.work import Missing, Worker, finished_run
 from muonlab.train.config import RunConfig
 
 
 def train_study(study: Study) -> tuple[Trained, list[Best], Queue]:
-    """Train in two stages, the tuned conditions last; every run with its folder, and what the searches chose.
+    """Train in two stages, tuned conditions last. Returns every run with its folder, the best levels, and the queue.
 
-    Raises what `begin_study` raises; and MuonlabError, after all other runs ended, for slots that are missing: no
-    conclusion is drawn from searches of unequal effort.
+    Raises what `begin_study` raises; and MuonlabError, after all other runs have ended, if any slot has no
+    finished run: no conclusion is drawn from searches of unequal effort.
     """
     worker = open_worker(study, begin_study(study))
     trained = _stage(study, worker, study.slots(), "search" if study.searches else "runs")
     if not study.design.tuning_conditions:
         return trained, [], worker.queue
-    found = best_levels(trained, study.design)
-    for best in found:
-        print(best)
-    slots = study.slots(chosen_levels(found))
-    return _stage(study, worker, slots, "fresh seeds" if study.searches else "runs"), found, worker.queue
+    best = best_levels(trained, study.design)
+    for level in best:
+        print(level)
+    slots = study.slots(levels_by_arm(best))
+    return _stage(study, worker, slots, "fresh seeds" if study.searches else "runs"), best, worker.queue
 
 
 def begin_study(study: Study) -> Pool:
-    """Check a study and save it, so that workers find it; the pool for its runs.
+    """Check a study and save it, so that workers find it. Returns the pool for its runs.
 
-    Raises MuonlabError for a mistake that any run would find, before there is a study.
+    Raises MuonlabError for a mistake that would stop any run, before the study is saved.
     """
     remove_dead_sockets()
     pool = _pool(study)
@@ -49,16 +49,16 @@ def begin_study(study: Study) -> Pool:
 
 
 def help_with(study: Study) -> int:
-    """Take open slots of a study that another command began, until none is left; how many are then missing, but for
-    those that others have."""
+    """Take open slots of a study that another command started, until none is left. Returns how many have no finished
+    run and are not being run by others."""
     from muonlab.train.tracking import study_run_id
 
-    # A study that has a run in MLflow may be over: its run is named, and not begun again.
+    # A study with a run in MLflow may be over, so its run is looked up and not started again.
     worker = open_worker(study, _pool(study), study_run_id(study.folder))
     slots = study.slots()
     missing = worker.run(slots, study.name, wait=bool(study.design.tuning_conditions))
     if not missing and study.design.tuning_conditions:
-        slots = study.slots(chosen_levels(best_levels(_trained(worker, slots), study.design)))
+        slots = study.slots(levels_by_arm(best_levels(_trained(worker, slots), study.design)))
         missing = worker.run(slots, study.name, wait=False)
     return len(missing) - len(worker.others([each.slot for each in missing]))
 
@@ -68,8 +68,8 @@ def _pool(study: Study) -> Pool:
 
 
 def open_worker(study: Study, pool: Pool, parent_run_id: str | None = None) -> Worker:
-    """A worker of this machine on the study's queue; its runs are shown under the study's in MLflow, which is
-    `parent_run_id` or opened here."""
+    """A worker on the study's queue. In MLflow its runs appear under the study's run: `parent_run_id`, or one opened
+    here."""
     from muonlab.train.tracking import open_study_run
 
     queue = Queue(open_storage(study.storage, study.folder), study.name, study.design)
@@ -82,8 +82,8 @@ def open_worker(study: Study, pool: Pool, parent_run_id: str | None = None) -> W
 
 
 def _check_places(study: Study, pool: Pool) -> None:
-    """Raises MuonlabError for a folder, storage or MLflow store that cannot be used, and for what a run would refuse,
-    before there is a study."""
+    """Raises MuonlabError for a folder, storage or MLflow store that cannot be used, and for anything that a run would
+    refuse, before the study is saved."""
     from muonlab.record.database import sqlite_path
     from muonlab.record.store import store_uri
     from muonlab.train.run import check_places
@@ -94,7 +94,7 @@ def _check_places(study: Study, pool: Pool) -> None:
     if study.storage:
         open_storage(study.storage, study.folder)
     runs = Path(base.paths.runs)
-    # A server that cannot be reached is reported first; a database is made in a file once nothing else is wrong.
+    # A server that cannot be reached is reported first; a database file is made only once nothing else is wrong.
     server = sqlite_path(store_uri(base.tracking.uri, runs)) is None
     if server:
         open_store(base.tracking, runs)
@@ -105,8 +105,8 @@ def _check_places(study: Study, pool: Pool) -> None:
 
 
 def _samples(study: Study) -> dict[str, RunConfig]:
-    """One run of everything that differs by more than a searched setting or a seed, by its place in the design; none
-    where all that comes before the tuned conditions is done."""
+    """One run for everything that differs by more than a searched setting or a seed, by its place in the design; none
+    if everything before the tuned conditions is done."""
     design = study.design
     if all(finished_run(slot.config) for slot in study.slots()):
         return {}
@@ -125,7 +125,7 @@ def _samples(study: Study) -> dict[str, RunConfig]:
 
 
 def close_study(study: Study, folder: Path) -> None:
-    """Show the results in MLflow, and end the study's run there."""
+    """Show the results in MLflow and end the study's run there."""
     from muonlab.train.tracking import open_study_run
 
     base = study.base()
@@ -136,7 +136,7 @@ def close_study(study: Study, folder: Path) -> None:
 
 
 def ui_command(study: Study) -> str | None:
-    """The command that shows the study's runs in a browser; None where they are in no store."""
+    """The command that shows the study's runs in a browser; None if they are in no store."""
     from muonlab.record.store import store_uri, without_password
 
     base = study.base()
@@ -164,14 +164,14 @@ def _stage(study: Study, worker: Worker, slots: Sequence[Slot], title: str) -> T
 
 
 def _complete_mlflow(worker: Worker, slots: Sequence[Slot]) -> None:
-    """What a store lacks of runs that are over: it was out of reach, or their process was killed."""
+    """Add what the MLflow store lacks of runs that are over, since it was out of reach or their process was killed."""
     from muonlab.train.tracking import reconcile_mlflow
 
     try:
         for slot, folder in _trained(worker, slots):
             reconcile_mlflow(worker.config(slot), folder)
     except EnvironmentFault as fault:
-        tell(f"MLflow does not show every run yet, and rerunning the same command completes it: {fault}")
+        tell(f"MLflow does not show every run yet; rerun the same command to complete it: {fault}")
 
 
 def _trained(worker: Worker, slots: Sequence[Slot]) -> Trained:
@@ -180,7 +180,8 @@ def _trained(worker: Worker, slots: Sequence[Slot]) -> Trained:
 
 
 def missing_text(missing: Sequence[Missing], total: int, why: str) -> str:
-    """What a study with missing slots ends with: how many, why no more was tried (""), and every cause once."""
+    """The closing sentence of a study with missing runs: how many, why trying stopped ("": it did not), each cause
+    once."""
     causes = Counter(each.cause for each in missing)
     first = {each.cause: each.slot.name for each in reversed(missing)}
     shown = "; ".join(
@@ -188,6 +189,6 @@ def missing_text(missing: Sequence[Missing], total: int, why: str) -> str:
         for cause, count in causes.items()
     )
     return (
-        f"{len(missing)} of {total} runs are missing, so nothing is concluded{f' ({why})' if why else ''};"
+        f"{len(missing)} of {total} runs are missing, so there are no conclusions{f' ({why})' if why else ''};"
         f" rerun the same command to try them again: {shown}"
     )

@@ -1,4 +1,4 @@
-"""The runs of a design, by its levels or drawn by a sampler: each is a slot with a name of its own."""
+"""The runs of a design, at its levels or drawn by a sampler: each is a slot with its own name."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from muonlab.cli import parse_overrides
-from muonlab.errors import MuonlabError, told_at
+from muonlab.errors import MuonlabError, located
 from muonlab.settings.search import SearchSettings, Setting, SpaceSettings
 from muonlab.study.design import Arm, Condition, Design, LevelValue, searches
 from muonlab.train.config import RunConfig, read_section
@@ -17,9 +17,9 @@ PUBLISHED = "published"
 
 @dataclass(frozen=True)
 class Level:
-    """One setting of what a condition varies: its value, or a name for it (None: nothing varies), and its overrides.
+    """One level of what a condition varies: its value, or its name (None: nothing varies), and its overrides.
 
-    `setting` is that of a search, {key of the optimizer: value}; empty where the sampler has not drawn it yet.
+    `setting` is a search's, {key of the optimizer: value}; empty if the sampler has not drawn it yet.
     """
 
     value: LevelValue
@@ -37,9 +37,9 @@ class Level:
 
 @dataclass(frozen=True)
 class Slot:
-    """One run of a study: where it is in the design, and its settings.
+    """One run of a study: its place in the design and its settings.
 
-    `config` is what trains; where a sampler draws the level, it is the arm's without that level, and `drawn` is true.
+    `config` is what is trained. If a sampler draws the level, `drawn` is true and `config` is the arm's without it.
     """
 
     condition: str
@@ -57,11 +57,11 @@ class Slot:
 
     @property
     def label(self) -> str:
-        """The name as a file may have it."""
+        """The name, usable as a file name."""
         return self.name.replace("/", "-")
 
     def at(self, setting: Setting) -> "Slot":
-        """The slot with the setting that its sampler drew."""
+        """The slot with a setting that its sampler drew."""
         level = replace(self.level, setting=setting, overrides=_overrides(setting))
         return replace(self, level=level, config=_at(self.config, setting))
 
@@ -72,39 +72,41 @@ def slots(
     overrides: Sequence[str] = (),
     tuned: Mapping[str, Mapping[str, Level]] | None = None,
 ) -> list[Slot]:
-    """Every run of the design, seeds outermost, so that an interrupted one has whole rounds of all arms.
+    """Every run of the design, seeds outermost, so that an interrupted study has whole rounds of all arms.
 
-    compose: overrides -> settings of a run. overrides: of every run, after the design's own and its scale's. tuned:
-    {search condition: {arm: its best level}}; without it the conditions that are tuned on others are left out. Raises
-    MuonlabError for an override of the seed or of what a condition varies, since those are the design's, and for levels
-    that are one run.
+    compose: overrides -> settings of a run. overrides: those of every run, after the design's and its scale's. tuned:
+    {search condition: {arm: its best level}}; None leaves out conditions that are tuned on others. Raises MuonlabError
+    for an override of the seed or of what a condition varies, since those belong to the design, and for levels that
+    give the same run.
     """
     everywhere = [*design.scale_common, *overrides]
     if "seed" in keys(everywhere):
-        raise MuonlabError("the seeds are the experiment's own; change `seeds` in its file")
+        raise MuonlabError("seeds belong to the experiment; change `seeds` in its file")
     rounds: list[tuple[int, Slot]] = []
     for condition, section in design.conditions.items():
         if section.tuned_on and tuned is None:
             continue
         for arm, details in design.arms_of(condition).items():
-            _refuse_chosen(condition, details.overrides, overrides)
+            _refuse_varied(condition, details.overrides, overrides)
             best = tuned[section.tuned_on][arm] if section.tuned_on and tuned is not None else None
             identities: set[str] = set()
             base = cache(partial(_settings, design, section, details, (), everywhere, compose))
             for level in levels_of(design, condition, arm, details) or [best or Level(None)]:
-                chosen = [
+                of_level = [
                     *(best.overrides if best is not None and best is not level else ()),
                     *level.overrides,
                 ]
-                _refuse_chosen(condition, chosen, everywhere)
-                # The levels of a search differ in one section, and a composition takes a tenth of a second.
+                _refuse_varied(condition, of_level, everywhere)
+                # The levels of a search differ in one section only, and composing takes a tenth of a second.
                 if level.setting:
                     config = _at(base(), level.setting)
                 else:
-                    config = _settings(design, section, details, chosen, everywhere, compose)
+                    config = _settings(design, section, details, of_level, everywhere, compose)
                 if level.setting != {}:
                     if config.identity in identities:
-                        raise MuonlabError(f"level '{level}' of {condition}/{arm} is the same run as another")
+                        raise MuonlabError(
+                            f"level '{level}' of {condition}/{arm} gives the same run as another level"
+                        )
                     identities.add(config.identity)
                 for position, seed in enumerate(design.seeds_of(condition)):
                     slot = Slot(condition, arm, level, seed, config.with_seed(seed), level.setting == {})
@@ -116,34 +118,33 @@ def _settings(
     design: Design,
     section: Condition,
     arm: Arm,
-    chosen: Sequence[str],
+    of_level: Sequence[str],
     everywhere: Sequence[str],
     compose: Compose,
 ) -> RunConfig:
     shared = [*design.common, *section.common]
     if section.windows is not None:
         shared.append(f"optimizer.windows={_text([list(window) for window in section.windows])}")
-    # The last choice of a group wins, so the arm's own stands behind what its condition shares.
-    return compose([*shared, *arm.overrides, *chosen, "trainer.progress=false", *everywhere])
+    # The last choice of a group wins, so the arm's overrides come after its condition's.
+    return compose([*shared, *arm.overrides, *of_level, "trainer.progress=false", *everywhere])
 
 
 def levels_of(design: Design, condition: str, name: str, arm: Arm) -> list[Level]:
-    """The levels of an arm: its own `vary` or `levels`, or else its condition's, or those of its search; none where
-    nothing varies.
+    """The levels of an arm: its own `vary` or `levels`, or its condition's, or its search's; none if nothing varies.
 
-    `vary` is {key: values}, or {"key,key": [[value, value], ...]} for keys that move together, of which the first one's
-    value is the level. `levels` is {name: overrides}; a number for a name is a number in every table.
+    `vary` is {key: values}, or {"key,key": [[value, value], ...]} for keys that vary together; the first key's value
+    then names the level. `levels` is {name: overrides}; a name that is a number stays a number in every table.
     """
     section = design.conditions[condition]
     for place in (arm, section):
         if place.vary is not None and place.levels is not None:
-            raise MuonlabError("a condition or arm has either `vary` or `levels`, not both")
+            raise MuonlabError("a condition or arm takes `vary` or `levels`, not both")
         if place.levels is not None:
-            return [Level(_value(label), tuple(given)) for label, given in place.levels.items()]
+            return [Level(_value(label), tuple(overrides)) for label, overrides in place.levels.items()]
         if place.vary is not None:
             if len(place.vary) != 1:
                 raise MuonlabError(
-                    f"`vary` takes one key (or several as 'a,b' with lists of values), not {list(place.vary)}"
+                    f"`vary` takes one key (or several, as 'a,b' with lists of values), not {list(place.vary)}"
                 )
             [(varied, rows)] = place.vary.items()
             return [_level(varied.split(","), row) for row in rows]
@@ -153,7 +154,7 @@ def levels_of(design: Design, condition: str, name: str, arm: Arm) -> list[Level
 def searched_levels(search: SearchSettings, optimizer: str) -> list[Level]:
     """The settings of one optimizer in the order in which they are tried: published, 1, 2, ...
 
-    Those of an adaptive sampler are empty until they are drawn.
+    An adaptive sampler's are empty until they are drawn.
     """
     from muonlab.study.space import parse_space, quasi_random
 
@@ -166,8 +167,8 @@ def searched_levels(search: SearchSettings, optimizer: str) -> list[Level]:
 
 
 def check_spaces(design: Design, compose: Compose, overrides: Sequence[str] = ()) -> None:
-    """Raises MuonlabError for what a run of a search would refuse: its overrides, the published setting, the ends of a
-    range, or a choice."""
+    """Raises MuonlabError for anything that a run of a search would refuse: overrides, the published setting, the ends
+    of a range, or a choice."""
     everywhere = [*design.scale_common, *overrides]
     for condition, section in design.conditions.items():
         if section.search is not None:
@@ -178,19 +179,19 @@ def check_spaces(design: Design, compose: Compose, overrides: Sequence[str] = ()
                 )
 
 
-def _check_space(config: RunConfig, given: SpaceSettings, place: str) -> None:
-    from muonlab.study.space import containing, extremes, parse_space  # they import Optuna
+def _check_space(config: RunConfig, section: SpaceSettings, place: str) -> None:
+    from muonlab.study.space import containing, extremes, parse_space  # imports Optuna
 
-    with told_at(f"{place}.published"):
-        _at(config, given.published)
-    with told_at(place):
-        distributions = parse_space(given.space)
+    with located(f"{place}.published"):
+        _at(config, section.published)
+    with located(place):
+        distributions = parse_space(section.space)
     for key, distribution in distributions.items():
-        with told_at(f"{place}.published.{key}"):
-            containing(distribution, given.published[key])
-        with told_at(f"{place}.space.{key}"):
+        with located(f"{place}.published.{key}"):
+            containing(distribution, section.published[key])
+        with located(f"{place}.space.{key}"):
             for value in extremes(distribution):
-                _at(config, {**given.published, key: value})
+                _at(config, {**section.published, key: value})
 
 
 def _at(config: RunConfig, setting: Mapping[str, object]) -> RunConfig:
@@ -206,9 +207,9 @@ def _overrides(setting: Setting) -> tuple[str, ...]:
 def _level(varied: list[str], row: object) -> Level:
     values = row if len(varied) > 1 else [row]
     if not isinstance(values, list) or len(values) != len(varied):
-        raise MuonlabError(f"`vary` of {','.join(varied)} needs {len(varied)} values a level, not {row}")
-    given = tuple(f"{key.strip()}={_text(value)}" for key, value in zip(varied, values, strict=True))
-    return Level(_value(values[0]), given)
+        raise MuonlabError(f"`vary` of {','.join(varied)} needs {len(varied)} values per level, not {row}")
+    overrides = tuple(f"{key.strip()}={_text(value)}" for key, value in zip(varied, values, strict=True))
+    return Level(_value(values[0]), overrides)
 
 
 def _value(value: object) -> float | str:
@@ -223,7 +224,7 @@ def _text(value: object) -> str:
 
 
 def keys(overrides: Sequence[str]) -> set[str]:
-    """The config keys that overrides set."""
+    """The config keys that these overrides set."""
     return set(map(_key, overrides))
 
 
@@ -232,8 +233,8 @@ def _key(override: str) -> str:
     return parse_overrides([override])[0].key_or_group
 
 
-def _refuse_chosen(condition: str, chosen: Sequence[str], everywhere: Sequence[str]) -> None:
-    varied = keys(chosen)
+def _refuse_varied(condition: str, own: Sequence[str], everywhere: Sequence[str]) -> None:
+    varied = keys(own)
     for override in everywhere:
         if keys([override]) & varied:
             raise MuonlabError(f"'{override}' cannot be set for every run: condition '{condition}' varies it")

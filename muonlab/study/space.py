@@ -1,4 +1,4 @@
-"""Search spaces in Hydra's override syntax, as Optuna distributions and as points of the unit cube."""
+"""Search spaces in Hydra's override syntax, as Optuna distributions and as images of points of the unit cube."""
 
 import math
 from collections.abc import Mapping
@@ -36,20 +36,20 @@ def _distribution(name: str, text: str) -> BaseDistribution:
     try:
         sweep = OverridesParser.create().parse_override(f"{name}={text}").value()
     except HydraException as error:
-        raise MuonlabError(f"search space of {name}: '{text}' cannot be read; {ALLOWED}") from error
+        raise MuonlabError(f"search space of {name}: '{text}' cannot be parsed; {ALLOWED}") from error
     if isinstance(sweep, IntervalSweep):
         return _interval(name, text, sweep)
     if isinstance(sweep, ChoiceSweep):
         return CategoricalDistribution([v.text if isinstance(v, QuotedString) else v for v in sweep.list])  # type: ignore[misc]
     if isinstance(sweep, RangeSweep):
         return _range(name, text, sweep)
-    raise MuonlabError(f"search space of {name}: '{text}' is one value; {ALLOWED}")
+    raise MuonlabError(f"search space of {name}: '{text}' is a single value; {ALLOWED}")
 
 
 def _interval(name: str, text: str, sweep: IntervalSweep) -> BaseDistribution:
     low, high, log = sweep.start, sweep.end, "log" in sweep.tags
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
-        raise MuonlabError(f"search space of {name}: '{text}' has no finite ends")
+        raise MuonlabError(f"search space of {name}: the ends of '{text}' are not finite")
     if not low < high or (log and low <= 0):
         raise MuonlabError(f"search space of {name}: '{text}' is empty" + (" on a log scale" if log else ""))
     if isinstance(low, int) and isinstance(high, int):
@@ -67,7 +67,7 @@ def _range(name: str, text: str, sweep: RangeSweep) -> BaseDistribution:
 
 
 def at(distribution: BaseDistribution, u: float) -> object:
-    """The value at the quantile u in [0, 1) of a distribution.
+    """The value of a distribution at the quantile u in [0, 1).
 
     Log scale: low (high / low)^u. Integers and choices: equal shares of [0, 1).
     """
@@ -84,7 +84,7 @@ def at(distribution: BaseDistribution, u: float) -> object:
 
 
 def quasi_random(distributions: Mapping[str, BaseDistribution], count: int, seed: int) -> list[Setting]:
-    """`count` settings at the points of a scrambled Halton sequence; more of them begin with the same ones.
+    """`count` settings at the points of a scrambled Halton sequence; a larger count begins with the same ones.
 
     Every optimizer whose space has as many dimensions gets identical points of the unit cube, so no optimizer benefits
     from luckier draws.
@@ -96,7 +96,7 @@ def quasi_random(distributions: Mapping[str, BaseDistribution], count: int, seed
 
 
 def extremes(distribution: BaseDistribution) -> list[object]:
-    """The ends of a range, or all choices."""
+    """The two ends of a range, or all choices."""
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -104,7 +104,7 @@ def extremes(distribution: BaseDistribution) -> list[object]:
 
 
 def containing(distribution: BaseDistribution, value: object) -> BaseDistribution:
-    """The same distribution, wide enough for `value`: a published setting may lie outside what is searched.
+    """The distribution, widened to hold `value`: a published setting may lie outside the searched range.
 
     Raises MuonlabError for a value that no such distribution can hold.
     """
@@ -112,7 +112,9 @@ def containing(distribution: BaseDistribution, value: object) -> BaseDistributio
         known = value in distribution.choices
         return distribution if known else CategoricalDistribution([*distribution.choices, value])  # type: ignore[list-item]
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise MuonlabError(f"a published setting must be a finite number like those searched, not {value!r}")
+        raise MuonlabError(
+            f"a published setting must be a finite number like the searched ones, not {value!r}"
+        )
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     low, high = min(distribution.low, value), max(distribution.high, value)
     if distribution.log and low <= 0:
@@ -121,13 +123,15 @@ def containing(distribution: BaseDistribution, value: object) -> BaseDistributio
         )
     if isinstance(distribution, IntDistribution):
         if value != int(value):
-            raise MuonlabError(f"a published setting must be an integer like those searched, not {value!r}")
+            raise MuonlabError(
+                f"a published setting must be an integer like the searched ones, not {value!r}"
+            )
         return IntDistribution(int(low), int(high), log=distribution.log)
     return FloatDistribution(low, high, log=distribution.log)
 
 
 def suggest(trial: BaseTrial, name: str, distribution: BaseDistribution) -> None:
-    """Have an Optuna trial draw one setting from its sampler."""
+    """Let an Optuna trial draw one setting from its sampler."""
     if isinstance(distribution, CategoricalDistribution):
         trial.suggest_categorical(name, distribution.choices)
         return
@@ -146,9 +150,9 @@ def suggest(trial: BaseTrial, name: str, distribution: BaseDistribution) -> None
 
 
 def edge(value: object, low: object, high: object, log: bool, share: float = 0.05) -> str:
-    """ "lowest" or "highest" where `value` lies in the outer `share` of the range that was tried, else "".
+    """ "lowest" or "highest" if `value` lies in the outer `share` of the range that was tried, else "".
 
-    `log`: shares are those of the logarithm. "" for a range of one value and for what is no number.
+    `log`: measured on a log scale. "" for a range of one value and for values that are not numbers.
     """
     numbers = [v for v in (value, low, high) if isinstance(v, int | float) and not isinstance(v, bool)]
     if len(numbers) < 3:

@@ -1,4 +1,4 @@
-"""The Optuna storage that keeps a study's queue: a journal file, or any database that Optuna knows."""
+"""The Optuna storage that holds a study's queue: a journal file, or any database that Optuna supports."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -25,15 +25,15 @@ from muonlab.record.store import store_fault
 from muonlab.settings.address import without_password
 from muonlab.study.journal import Journal
 
-# What is raised where a database cannot be reached, read or written: it may work a little later.
+# Raised where a database cannot be reached, read or written, which may work a little later.
 REFUSALS = (OSError, SQLAlchemyError, sqlite3.Error, StorageInternalError)
 
 
 def open_storage(url: str | None, folder: Path) -> BaseStorage:
-    """Any Optuna storage by URL; None: a journal file in the study's folder, which several processes may share.
+    """The Optuna storage at a URL; None: a journal file in the study's folder, which several processes may share.
 
-    A new database is made by one process, and an SQLite file whole or not at all. Raises MuonlabError for a URL that no
-    storage has, EnvironmentFault for a storage that cannot be reached or stays locked.
+    A new database is made by one process, and an SQLite file appears complete or not at all. Raises MuonlabError for a
+    wrong URL, EnvironmentFault for a storage that cannot be reached or stays locked.
     """
     with one_sentence(url), _refused_addresses(url):
         if url is None:
@@ -42,7 +42,7 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
         path = sqlite_path(url)
         if path is not None and not path.parent.is_dir():
             raise MuonlabError(
-                f"search.storage={url}: unable to open database file: {path.parent} is no folder"
+                f"search.storage={url}: unable to open database file: {path.parent} is not a folder"
             )
         with only_maker(url):
             if path is not None:
@@ -53,8 +53,8 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
 
 @contextmanager
 def _refused_addresses(url: str | None) -> Iterator[None]:
-    """Raises MuonlabError for what SQLAlchemy and Optuna raise as plain errors for an address: a missing driver, a port
-    that is no number, tables of another Optuna."""
+    """Raises MuonlabError for the plain errors of SQLAlchemy and Optuna about an address: a missing driver, a port that
+    is not a number, tables of another version of Optuna."""
     try:
         yield
     except (ImportError, ValueError, RuntimeError) as error:
@@ -63,7 +63,7 @@ def _refused_addresses(url: str | None) -> Iterator[None]:
 
 @contextmanager
 def one_sentence(url: str | None = None) -> Iterator[None]:
-    """Turns what a database, its driver or the system refuses into one sentence without a password.
+    """Turns what a database, its driver or the system refused into one sentence without a password.
 
     That is an EnvironmentFault, or another MuonlabError where the address is wrong. Anything else is a bug, which
     another try does not mend, and passes through. `url`: what to call the storage; None: the study's.
@@ -73,7 +73,9 @@ def one_sentence(url: str | None = None) -> Iterator[None]:
     except MuonlabError:
         raise
     except ArgumentError as error:
-        raise MuonlabError(f"cannot use search.storage={without_password(str(url))}: it is no URL") from error
+        raise MuonlabError(
+            f"cannot use search.storage={without_password(str(url))}: it is not a URL"
+        ) from error
     except REFUSALS as error:
         raise store_fault(_called(url), error) from error
 
@@ -86,6 +88,6 @@ def _engine(url: str) -> dict[str, object]:
     if sqlite_path(url) is not None:
         return {"connect_args": {"timeout": PATIENCE}}
     if url.startswith("postgresql"):
-        # None is kept open: a server has a hundred for all workers, and closes them when it is started anew.
+        # No connection is kept open: a server has about a hundred for all workers, and closes them when it restarts.
         return {"poolclass": NullPool, "connect_args": {"connect_timeout": 10}}
     return {}

@@ -8,12 +8,13 @@ from pathlib import Path
 import yaml
 
 from muonlab.cli import compose_config, plain
-from muonlab.errors import MuonlabError, told_at
+from muonlab.errors import MuonlabError, located
 from muonlab.record.files import remove_leftovers, write_atomic
 from muonlab.record.identity import HARDWARE
 from muonlab.settings.address import public_address, with_password
 from muonlab.settings.check import Named, check
 from muonlab.study.design import Design, make_design, searches
+from muonlab.study.reading import fault
 from muonlab.study.slots import Level, Slot, keys, slots
 from muonlab.train.config import RunConfig, read_config
 
@@ -23,12 +24,12 @@ Definition = Mapping[str, Mapping[str, object]]  # {section: {setting: value}}
 
 @dataclass(frozen=True)
 class Study:
-    """What is to be run, and where.
+    """What to run, and where.
 
-    name: of its folder, of its Optuna studies and of its MLflow run. design: the conditions and how they are judged.
-    overrides: Hydra overrides of every run, after the design's own. folder: study.yaml, the queue's journal, the logs.
-    storage: an Optuna URL, None for the journal. workers: runs at once on this machine, None for as many as it has GPUs
-    or cores. command: what was typed, to be repeated.
+    name: the name of its folder, its Optuna studies and its MLflow run. design: conditions, and how they are judged.
+    overrides: Hydra overrides of every run, after the design's own. folder: holds study.yaml, the queue's journal and
+    the logs. command: the command line that repeats it. storage: an Optuna URL; None: the journal. workers: runs at a
+    time on this machine; None: as many as it has GPUs, or else cores.
     """
 
     name: str
@@ -40,18 +41,18 @@ class Study:
     workers: int | None = None
 
     def compose(self, overrides: Sequence[str]) -> RunConfig:
-        """The settings of one run, exactly what `python -m muonlab.train` would compose for the overrides."""
+        """The settings of one run, exactly as `python -m muonlab.train` would compose them from the overrides."""
         config = self.settings(overrides)
         config = replace(config, corpus=_corpus(config.data, config.paths.cache))
         return config.tracked(study=self.name) if config.tracking.name != "none" else config
 
     @staticmethod
     def settings(overrides: Sequence[str]) -> RunConfig:
-        """The same before its text is looked at, which takes no time and no network."""
+        """The same without the corpus' digest, which takes no time and no network."""
         return read_config(_composed(tuple(overrides)))
 
     def slots(self, tuned: Mapping[str, Mapping[str, Level]] | None = None) -> list[Slot]:
-        """Its runs; those of tuned conditions only once `tuned` says what their searches chose."""
+        """Its runs; those of tuned conditions only if `tuned` has the best levels of their searches."""
         return list(self._untuned if tuned is None else self._slots(tuned))
 
     @cached_property
@@ -71,9 +72,9 @@ class Study:
         return any(section.search is not None for section in self.design.conditions.values())
 
     def save(self) -> None:
-        """Keep the study in its folder, where other workers find it.
+        """Write study.yaml into the study's folder, where other workers find it.
 
-        Raises MuonlabError where the folder holds another study, one of an older muonlab, or cannot be written.
+        Raises MuonlabError if the folder holds another study or one of an older muonlab, or cannot be written.
         """
         if (self.folder / "sweep.yaml").exists() and not (self.folder / FILE).exists():
             raise MuonlabError(
@@ -97,7 +98,7 @@ class Study:
         remove_leftovers(self.folder)
 
     def definition(self) -> Definition:
-        """What makes a search this one: all that its runs share but for hardware, and every space."""
+        """What identifies a search: everything that its runs share, except hardware, and every space."""
         shared = self.base().as_dict()
         trainer = {key: value for key, value in shared["trainer"].items() if key not in HARDWARE}
         sections = {key: shared[key] for key in ("model", "schedule", "data")} | {"trainer": trainer}
@@ -113,7 +114,7 @@ class Study:
 
 
 def load_study(folder: Path) -> Study:
-    """The study in a folder. Raises MuonlabError where there is none that this version can read."""
+    """The study in a folder. Raises MuonlabError if there is none that this version can read."""
     if not (folder / FILE).exists():
         older = " (it was made by muonlab 0.1)" if (folder / "sweep.yaml").exists() else ""
         raise MuonlabError(f"no study in {folder}: it has no {FILE}{older}")
@@ -121,7 +122,7 @@ def load_study(folder: Path) -> Study:
     for key in ("name", "command", "overrides", "storage", "design"):
         if key not in values:
             raise MuonlabError(f"{folder / FILE} lacks '{key}'; rerun the study's own command")
-    with told_at(str(folder / FILE)):
+    with located(str(folder / FILE)):
         return Study(
             name=check(str, values["name"], "name"),
             design=make_design(values["design"], FILE),
@@ -135,11 +136,13 @@ def load_study(folder: Path) -> Study:
 def _read(path: Path) -> dict[str, object]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise MuonlabError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise MuonlabError(f"cannot read {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise MuonlabError(f"{path} is not YAML: {fault(error)}") from error
     if not isinstance(values, dict):
         raise MuonlabError(
-            f"{path} is damaged: it holds no study; delete it and start the study's command again"
+            f"{path} is damaged and holds no study; delete it and rerun the study's own command"
         )
     return values
 
@@ -156,7 +159,7 @@ def _refuse_other(name: str, before: Definition, now: Definition) -> None:
 
 @cache
 def _composed(overrides: tuple[str, ...]) -> dict[str, object]:
-    # The same settings at another seed are the same composition, which takes a tenth of a second.
+    # The same settings with another seed are composed alike, and composing takes a tenth of a second.
     return plain(compose_config("train", list(overrides)))
 
 
@@ -174,10 +177,10 @@ def _tagged(slot: Slot) -> Slot:
     return replace(slot, config=config)
 
 
-def overrides_for_runs(given: Sequence[str], own: Sequence[str]) -> list[str]:
-    """The overrides that are not the command's own: keys in `own`, or below them."""
+def overrides_for_runs(overrides: Sequence[str], own: Sequence[str]) -> list[str]:
+    """The overrides except those of the command's own keys: those in `own`, or below them."""
     return [
         override
-        for override in given
+        for override in overrides
         if not any(key == name or key.startswith(f"{name}.") for key in keys([override]) for name in own)
     ]

@@ -1,4 +1,4 @@
-"""The best setting of a search, and whether it is at the edge of its range: one rule for sweeps and experiments."""
+"""The best setting of a search, and whether it lies at the edge of its range: one rule for sweeps and experiments."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -19,9 +19,10 @@ Trained = list[tuple[Slot, Path]]
 
 @dataclass(frozen=True)
 class Best:
-    """The level with the lowest mean validation loss of an arm's search (nats; a diverged run has its first loss).
+    """The level with the lowest mean validation loss of an arm's search (nats; a diverged run counts with its initial
+    loss).
 
-    edge: where it is the end of a range, so that a better one may lie beyond: "lowest" or "highest" of a list of
+    edge: set if it is the end of a range, so that a better one may lie beyond: "lowest" or "highest" of a list of
     levels, or "lr: lowest, weight_decay: highest" of a space; else "".
     """
 
@@ -43,7 +44,7 @@ class Best:
 
 
 def best_levels(trained: Trained, design: Design) -> list[Best]:
-    """The best level of every arm that others are tuned on: the lowest mean, of equal ones the first."""
+    """The best level of every arm that others are tuned on: the lowest mean loss; of equal ones, the first."""
     losses: dict[tuple[str, str], dict[Level, list[float]]] = {}
     for slot, folder in trained:
         if slot.condition in design.tuning_conditions:
@@ -52,12 +53,12 @@ def best_levels(trained: Trained, design: Design) -> list[Best]:
     return [_best(design, condition, arm, levels) for (condition, arm), levels in losses.items()]
 
 
-def chosen_levels(found: Iterable[Best]) -> dict[str, dict[str, Level]]:
+def levels_by_arm(best: Iterable[Best]) -> dict[str, dict[str, Level]]:
     """{condition: {arm: level}}."""
-    chosen: dict[str, dict[str, Level]] = {}
-    for best in found:
-        chosen.setdefault(best.condition, {})[best.arm] = best.level
-    return chosen
+    levels: dict[str, dict[str, Level]] = {}
+    for each in best:
+        levels.setdefault(each.condition, {})[each.arm] = each.level
+    return levels
 
 
 def _best(design: Design, condition: str, arm: str, levels: Mapping[Level, list[float]]) -> Best:
@@ -78,7 +79,7 @@ def _edge_of_list(values: list[object], value: object) -> str:
 
 
 def _edges_of_space(space: Mapping[str, str], setting: Mapping[str, object]) -> str:
-    found = []
+    edges = []
     for key, distribution in parse_space(space).items():
         if isinstance(distribution, CategoricalDistribution):
             continue
@@ -86,7 +87,7 @@ def _edges_of_space(space: Mapping[str, str], setting: Mapping[str, object]) -> 
         value = setting[key]
         low, high = distribution.low, distribution.high
         if isinstance(value, int | float) and not low <= value <= high:
-            continue  # a published setting outside what was searched
+            continue  # a published setting outside the searched range
         if where := edge(value, low, high, distribution.log):
-            found.append(f"{key}: {where}")
-    return ", ".join(found)
+            edges.append(f"{key}: {where}")
+    return ", ".join(edges)

@@ -1,4 +1,4 @@
-"""Run the slots of a study: take open ones in turn, each in a process of its own, until none is left."""
+"""Run the slots of a study: take open ones in turn, each in its own process, until none is left."""
 
 import time
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from muonlab.study.slots import Slot
 from muonlab.train.config import RunConfig
 from muonlab.train.run import run_folder
 
-# The loss in nats that Optuna's samplers see of a run that diverged before its first step.
+# The loss, in nats, that Optuna's samplers see for a run that diverged before its first step.
 WORST_LOSS = 100.0
 
 
 class Hopeless(Exception):
-    """The worker stops: its patience came to an end."""
+    """The worker stops, since its patience has run out."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Missing:
 
 
 def finished_run(config: RunConfig) -> Path | None:
-    """The folder of the run that these settings describe, if it is over and whole."""
+    """The folder of the run with these settings, if the run is over and whole."""
     folder = run_folder(config)
     return folder if ended(folder, config.trainer.max_steps) else None
 
 
 def objective(run: Run) -> float:
-    """What a run that is over counts with, in nats (see analysis.columns.settled_loss): the rule of sweeps and
-    experiments alike."""
+    """The loss, in nats, with which a finished or diverged run counts (see analysis.columns.settled_loss), in sweeps
+    and experiments alike."""
     from analysis.columns import settled_loss
 
     first = float(run.steps["train_loss"].iloc[0]) if len(run.steps) else WORST_LOSS
@@ -63,7 +63,7 @@ class Worker:
         self._over: dict[str, Path] = {}
 
     def folder(self, slot: Slot) -> Path | None:
-        """The folder of the slot's run, if it is over."""
+        """The folder of the slot's run, if the run is over."""
         if slot.name not in self._over:
             drawn = self.queue.drawn(slot)
             if drawn is not None and (folder := finished_run(drawn.config)):
@@ -71,20 +71,20 @@ class Worker:
         return self._over.get(slot.name)
 
     def run(self, slots: Sequence[Slot], title: str, wait: bool) -> list[Missing]:
-        """Run what is open, and return what is still missing.
+        """Run the open slots, and return those still missing.
 
-        A run that several slots share is trained once. What the machine or a store refuses is no result: the slot waits
-        and is tried again (see Patience). `wait`: stay until other workers, and runs that outlived theirs, have ended
-        what they have, and take it up if they die. On Ctrl-C running runs keep a checkpoint, their slots are open
+        A run that several slots share is trained once. A refusal of the machine or a store is not a result: the slot
+        waits and is tried again (see Patience). `wait`: stay until other workers, and runs that outlived theirs, have
+        finished their slots, and take those over if they die. On Ctrl-C runs save a checkpoint, their slots are open
         again, and KeyboardInterrupt is raised.
         """
-        # Of the slots that share a run every worker takes the first, so that nobody trains it a second time.
+        # Of slots that share a run, every worker takes the first, so that nobody trains it twice.
         first = list(
             {slot.name if slot.drawn else run_folder(slot.config): slot for slot in reversed(slots)}.values()
         )[::-1]
         with self.queue.heartbeat, suppress(Hopeless):
             self._run(slots, first, title, wait)
-        with suppress(EnvironmentFault):  # what cannot be recorded now is recorded by the next command
+        with suppress(EnvironmentFault):  # the next command records what cannot be recorded now
             self._settle(slots)
         return [
             Missing(slot, self.patience.causes.get(slot.name, "not run yet"))
@@ -120,7 +120,8 @@ class Worker:
         return [slot for slot in slots if not self.patience.given_up(slot.name) and self.folder(slot) is None]
 
     def others(self, slots: Sequence[Slot]) -> dict[str, str]:
-        """Those that a living worker has, or whose run is still being written though its worker is gone; and who."""
+        """The slots that a living worker has, or whose run is still being written though its worker is gone, and by
+        whom."""
         busy: dict[str, str] = {}
         taken = self.queue.busy(slots)
         for slot in slots:
@@ -135,7 +136,7 @@ class Worker:
         return busy
 
     def _lease(self, slot: Slot) -> Held | None:
-        """The lease of the slot's run, if somebody who may live holds it."""
+        """The lease of the slot's run, if its holder may be alive."""
         lease = held(run_folder(slot.config))
         return lease if lease is not None and lease.alive(self._watch) else None
 
@@ -151,7 +152,7 @@ class Worker:
 
     def _take(self, slots: Sequence[Slot]) -> Job | None:
         others = self.others(slots)
-        # Those that something happened to come last.
+        # Slots that had trouble come last.
         for slot in sorted(slots, key=lambda slot: slot.name in self.patience.causes):
             if slot.name in others or (claim := self.queue.claim(slot)) is None:
                 continue
@@ -164,11 +165,11 @@ class Worker:
                 return Job(self.config(claim.slot), slot.label, claim)
             self._end(
                 claim, Result(load_run(folder).status, folder=folder)
-            )  # another worker ended it in between
+            )  # another worker finished it meanwhile
         return None
 
     def config(self, slot: Slot) -> RunConfig:
-        """What the slot's run trains, shown under its study."""
+        """The settings of the slot's run, shown under its study in MLflow."""
         config = slot.config
         return config.tracked(parent_run_id=self.parent_run_id) if self.parent_run_id else config
 
@@ -178,13 +179,13 @@ class Worker:
         self._end(job.claim, result)
         self._count(slot, result)
         again = result.status not in OVER and not self.patience.given_up(slot.name)
-        waits = "; waits to be run again" if again and result.status != "interrupted" else ""
+        waits = "; will be run again" if again and result.status != "interrupted" else ""
         self.pool.say(f"{slot.name}  {_shown(slot)}{_ending(result)}{waits}")
         if self.patience.end:
             raise Hopeless
 
     def _count(self, slot: Slot, result: Result) -> None:
-        """What a result says of the machine, not of the setting."""
+        """Count what a result says about the machine rather than the setting."""
         if result.status in OVER:
             self.patience.well()
         elif result.status == "killed":
@@ -199,7 +200,7 @@ class Worker:
 
     # ------------------------------------------------------------------ the ends of attempts
     def _end(self, claim: Claim, result: Result) -> None:
-        """Tell the queue how an attempt ended; later, where the storage refuses it now."""
+        """Record in the queue how an attempt ended, or keep it for later if the storage refuses."""
         try:
             self.queue.finish(claim, result.status, result.cause, _loss(result))
         except EnvironmentFault as fault:
@@ -207,7 +208,7 @@ class Worker:
             self.patience.fault(str(fault))
 
     def _settle(self, slots: Sequence[Slot]) -> None:
-        """End the attempts whose end could not be told, those whose run is over, whoever has them, and those of dead
+        """End attempts whose end could not be recorded, those whose run is over, whoever has them, and those of dead
         workers whose run nobody writes any more."""
         unsettled, self._unsettled = self._unsettled, []
         for claim, result in unsettled:
@@ -219,19 +220,19 @@ class Worker:
                 self._end(claim, Result("killed", SILENT))
         for slot in self.queue.uncounted(
             slots
-        ):  # a power cut may take the queue's last lines, but not the run
+        ):  # a power cut may lose the queue's last lines but keep the run
             if self.folder(slot) and (counted := self.queue.claim(slot)):
                 self._end(counted, _outcome(self._over[slot.name]))
 
 
 def _outcome(folder: Path) -> Result:
-    """That of a run that is over."""
+    """The result of a run that is over."""
     run = load_run(folder)
     return Result(run.status, run.cause, folder)
 
 
 def _loss(result: Result) -> float | None:
-    """What counts, in nats; None where nothing does."""
+    """The loss that counts, in nats; None if nothing counts."""
     if result.status not in OVER or result.folder is None:
         return None
     return objective(load_run(result.folder))

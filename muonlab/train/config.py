@@ -78,7 +78,7 @@ class TrainerSettings:
         for key, value in (("compile", True), ("precision", "fp16"), ("devices", 1)):
             if getattr(self, key) == value:
                 raise MuonlabError(
-                    f"trainer.strategy=fsdp2 shards the model over several devices, neither compiled nor in fp16;"
+                    f"trainer.strategy=fsdp2 needs several devices and supports neither compiling nor fp16;"
                     f" trainer.{key} is {shown(value)}"
                 )
 

@@ -63,7 +63,7 @@ def ending_of(error: BaseException, step: int) -> Ending:
         return Ending("interrupted", str(fault), error=fault)
     if isinstance(error, OSError):
         fault = EnvironmentFault(
-            f"the system refuses {error.filename or 'a file'}: {error.strerror or error}"
+            f"the system refused {error.filename or 'a file'}: {error.strerror or error}"
         )
         fault.__cause__ = error
         return Ending("interrupted", str(fault), error=fault)

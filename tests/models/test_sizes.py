@@ -25,7 +25,7 @@ from muonlab.settings.model import MODEL_SETTINGS, with_vocabulary
         ),
         (
             {"forced_max_logit": -1.0},
-            "model.forced_max_logit must be a number of at least 0 and finite, not -1.0",
+            "model.forced_max_logit must be a finite number of at least 0, not -1.0",
         ),
         ({"attention_soft_cap": -1.0}, "model.attention_soft_cap must be a number of at least 0"),
         ({"activation": "relu"}, "unknown model.activation 'relu'; did you mean 'relu2'"),

@@ -199,7 +199,7 @@ def test_muonclip_around_somebody_elses_attention():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lr": -1}, "lr of a muon group must be a number of at least 0 and finite, not -1"),
+        ({"lr": -1}, "lr of a muon group must be a finite number of at least 0, not -1"),
         ({"lr": float("nan")}, "lr of a muon group must be"),
         ({"lr": "fast"}, "not 'fast'"),
         ({"momentum": 1.0}, "momentum of a muon group must be a number of at least 0 and below 1, not 1.0"),
@@ -230,7 +230,7 @@ def test_wrong_settings_are_refused_in_one_sentence(settings, message):
         ({"rule": "adamw", "momentum": 0.9}, "unknown setting of an adamw group 'momentum'"),
         (
             {"rule": "adamw", "betas": 0.9},
-            "betas of an adamw group must be a list of 2, each a number of at least 0 and below 1, not 0.9",
+            "betas of an adamw group must be a list of 2 entries, each a number of at least 0 and below 1, not 0.9",
         ),
         ({"rule": "adamw", "betas": (0.9, 1.0)}, r"below 1, not \(0.9, 1.0\)"),
         ({"lr_scale": -1.0}, "lr_scale must be"),

@@ -99,7 +99,7 @@ def test_a_whole_model_goes_under_it_and_resumes_to_the_bit(lion):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lr": -1}, "lr of a lion group must be a number of at least 0 and finite, not -1"),
+        ({"lr": -1}, "lr of a lion group must be a finite number of at least 0, not -1"),
         ({"betas": [0.9]}, "betas of a lion group must be a list of 2"),
         ({"momentum": 0.9}, "unknown setting of a lion group 'momentum'"),
     ],

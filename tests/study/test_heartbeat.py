@@ -1,4 +1,4 @@
-"""Who lives is told by signs of life in the storage alone, and a slot of the silent is taken up again."""
+"""Heartbeats in the storage alone decide who is alive, and the slot of a silent worker is taken over."""
 
 import pytest
 from optuna.storages import JournalStorage

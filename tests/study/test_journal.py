@@ -72,7 +72,7 @@ def test_a_long_torn_line_is_cut_at_its_beginning(journal):
 
 
 @pytest.mark.parametrize("half", [b'{"op_code":5,"work', b"\0\0\0\0", b"\xff\xfe\n", b"[1\n"])
-def test_a_line_that_an_older_version_glued_to_a_half_one_is_told_and_repaired(journal, half):
+def test_a_line_that_an_older_version_appended_to_a_half_one_is_reported_and_repaired(journal, half):
     """Optuna's own backend appended to a half line: an operation was lost, and nobody could read the journal."""
     path, lengths = journal
     whole = path.read_bytes()

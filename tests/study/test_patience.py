@@ -148,7 +148,7 @@ def test_a_run_that_is_killed_again_and_again_is_left_while_the_others_go_on(scr
     assert len(killed) == patience_module.KILLS
 
 
-def test_a_result_that_the_storage_refuses_is_told_later(scripted, monkeypatch):
+def test_a_result_that_the_storage_refuses_is_recorded_later(scripted, monkeypatch):
     refused, whole = [], Queue.finish
 
     def finish(queue, *arguments):

@@ -73,9 +73,9 @@ def test_two_workers_give_one_workers_records_and_no_password_is_written(
     train_study(made)  # the first command's own output, too
     printed = [*capfd.readouterr(), *(text for each in done for text in (each.stdout, each.stderr))]
     kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
-    told = [str((run.data.params, run.data.tags)) for run in runs]
+    shown = [str((run.data.params, run.data.tags)) for run in runs]
     assert kept
-    for text in [*kept, *(text.encode() for text in printed + told)]:
+    for text in [*kept, *(text.encode() for text in printed + shown)]:
         assert PASSWORD.encode() not in text
 
 

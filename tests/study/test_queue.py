@@ -141,7 +141,7 @@ GAPS = {
     "before the attempt is made": (Queue, "_attempt"),
     "between the attempt and its check": (Queue, "_drawn"),
     "while a sampler suggests": (Trial, "suggest_float"),
-    "before the end is told": (optuna.Study, "tell"),
+    "before the end is recorded": (optuna.Study, "tell"),
 }
 
 
@@ -284,7 +284,7 @@ def test_attempts_of_dead_workers_are_ended_once(opened, dies, monkeypatch):
     [(left, alive)] = queue.running(slots)
     assert (left.slot, alive) == (slots[0], False)
     queue.finish(left, "finished", "", 2.0)
-    queue.finish(left, "killed", "", None)  # told twice changes nothing
+    queue.finish(left, "killed", "", None)  # a second end changes nothing
     [attempt] = queue.attempts(slots)
     assert (attempt.state, attempt.value) == ("COMPLETE", 2.0)
     assert queue.running(slots) == []

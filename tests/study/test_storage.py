@@ -127,7 +127,7 @@ def test_a_database_that_stays_locked_is_a_fault_of_the_environment(locked, tmp_
     [
         ("postgresql://me:s3cret@127.0.0.1:9/db", EnvironmentFault, "[Cc]onnection refused"),
         ("postgresql://me@lab:port/db", MuonlabError, "invalid literal"),
-        ("nonsense", MuonlabError, "search.storage=nonsense: it is no URL"),
+        ("nonsense", MuonlabError, "search.storage=nonsense: it is not a URL"),
         ("sqlite:////does/not/exist/o.db", MuonlabError, "unable to open database file"),
         ("nodatabase://x", MuonlabError, "nodatabase"),
         ("mysql://me:s3cret@lab/db", MuonlabError, "the Python package MySQLdb, is not installed"),

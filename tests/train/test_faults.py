@@ -381,7 +381,7 @@ def test_a_folder_that_cannot_be_written_when_a_run_ends_or_resumes_costs_nothin
     cut(run_folder(config) / "traces" / "steps-0001.parquet")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", refuse)
-        with pytest.raises(EnvironmentFault, match=r"the system refuses .*: Read-only file system"):
+        with pytest.raises(EnvironmentFault, match=r"the system refused .*: Read-only file system"):
             train(config)
     assert train(config).status == "finished"
     assert_equal(folder, run_folder(config))
