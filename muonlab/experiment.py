@@ -47,7 +47,7 @@ def main() -> int:
         help="NAME/ in it keeps queue and logs (default: studies)",
     )
     arguments = parser.parse_intermixed_args()
-    workers = check(Count | None, arguments.workers, "--workers")
+    workers = None if arguments.workers is None else check(Count, arguments.workers, "--workers")
     if arguments.name != "all":
         run_experiment(
             make_study(arguments.name, arguments.overrides, arguments.studies, workers), arguments.results

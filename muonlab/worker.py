@@ -34,7 +34,7 @@ def main() -> int:
         help="runs at a time on this machine (default: its GPUs, or else its cores)",
     )
     arguments = parser.parse_args()
-    workers = check(Count | None, arguments.workers, "--workers")
+    workers = None if arguments.workers is None else check(Count, arguments.workers, "--workers")
     missing: dict[Path, int] = {}
     while new := [folder for folder in study_folders(arguments.folders) if folder not in missing]:
         study = replace(load_study(new[0]), workers=workers)

@@ -440,7 +440,7 @@ SETTINGS = sorted(
 )
 
 
-REFUSED = {"optimizer.lr=fast": "optimizer.lr must be a number of at least 0"}
+REFUSED = {"optimizer.lr=fast": "optimizer.lr must be a finite number of at least 0"}
 
 
 @pytest.mark.parametrize("settings", [each for each in SETTINGS if each not in REFUSED])

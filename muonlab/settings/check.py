@@ -225,7 +225,8 @@ def _describe_range(kind: Any, bounds: tuple[Any, ...]) -> str:
         if type(bound) in _BOUNDS:
             attribute, words = _BOUNDS[type(bound)]
             if abs(limit := getattr(bound, attribute)) < _UNSEEN:
-                limits.append(f"{words} {limit:,}" if isinstance(limit, int) else f"{words} {limit:g}")
+                large = isinstance(limit, int) and abs(limit) > 9999
+                limits.append(f"{words} {limit:,}" if large else f"{words} {limit:g}")
     if not limits:
         return "a whole number" if kind is int else "a number"
     open_above = not any(isinstance(bound, Le | Lt) for bound in bounds)

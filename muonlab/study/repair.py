@@ -141,7 +141,7 @@ def _mend_run(folder: Path, slot: Slot) -> Iterator[str]:
     finally:
         lease.release()
     for path in torn:
-        yield f"{folder}: set torn {path.relative_to(folder)} aside"
+        yield f"{folder}: set aside torn {path.relative_to(folder)}"
 
 
 def _end_attempts(queue: "Queue", slots: Sequence[Slot]) -> Iterator[str]:
@@ -153,7 +153,7 @@ def _end_attempts(queue: "Queue", slots: Sequence[Slot]) -> Iterator[str]:
         if folder := _over(claim.slot):
             run = load_run(folder)
             queue.finish(claim, run.status, run.cause, objective(run))
-            yield f"{claim.slot.name}: its worker died after the run had {run.status}; the run counts now"
+            yield f"{claim.slot.name}: its worker died after the run ended as {run.status}; it counts now"
         else:
             queue.finish(claim, "killed", "its worker is gone", None)
             yield f"{claim.slot.name}: its worker died; the slot is open again"

@@ -81,7 +81,10 @@ def slots(
     """
     everywhere = [*design.scale_common, *overrides]
     if "seed" in keys(everywhere):
-        raise MuonlabError("seeds belong to the experiment; change `seeds` in its file")
+        raise MuonlabError(
+            "seed cannot be set for every run, since a study has seeds of its own: `seeds` in an experiment's file,"
+            " search.seed and search.replicate_seeds in a sweep"
+        )
     rounds: list[tuple[int, Slot]] = []
     for condition, section in design.conditions.items():
         if section.tuned_on and tuned is None:

@@ -34,7 +34,7 @@ def test_misspelt_names_and_settings_name_the_near_ones(tmp_path):
 @pytest.mark.parametrize("size", [256, 65537, 300.0, "abc", True])
 def test_a_vocabulary_out_of_range_is_refused(size, tmp_path):
     with pytest.raises(
-        MuonlabError, match=r"data.bpe_vocab_size must be .* at least 257 and at most 65536, not"
+        MuonlabError, match=r"data.bpe_vocab_size must be .* at least 257 and at most 65,536, not"
     ):
         build_data("text", path=tmp_path, tokenizer="bpe", bpe_vocab_size=size)
 

@@ -59,7 +59,7 @@ def test_a_file_is_read_as_it_is_written(design, tmp_path):
     path.write_text(yaml.safe_dump(design).replace("- 0.03", "- 3e-2"))
     assert read_design(path).conditions["search"].vary == {"optimizer.lr": [0.01, 0.03]}
     for text, said in (
-        (b"question: a\nquestion: b\n", "'question' stands twice"),
+        (b"question: a\nquestion: b\n", "'question' is given twice"),
         (b"\xff\xfe", "mine.yaml is not YAML"),
         (b"a: [", "mine.yaml is not YAML"),
         (b"", "must hold a mapping"),
@@ -171,7 +171,7 @@ def test_a_scale_changes_seeds_minutes_and_model(design):
             "did you mean 'overrides'",
         ),
         (lambda d: d["conditions"]["search"].update(arms={}), "has no arms"),
-        (lambda d: d["conditions"]["search"].update(search="default"), "takes one of them"),
+        (lambda d: d["conditions"]["search"].update(search="default"), "give one of them"),
         (
             lambda d: d["conditions"].update(tpe={"search": search("tpe"), "seeds": [3, 4]}),
             "learns from one run per setting",

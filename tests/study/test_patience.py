@@ -119,7 +119,9 @@ def test_a_machine_that_stays_out_of_order_ends_the_command_and_fails_nothing_fo
     worker, slots, _ = scripted(lambda job: Result("environment", "the disk is full"))
     missing = worker.run(slots, "search", wait=True)
     text = missing_text(missing, 2, worker.patience.end)
-    assert text.startswith("2 of 2 runs are missing, so nothing is concluded (nothing ended well in 3 tries")
+    assert text.startswith(
+        "2 of 2 runs are missing, so there are no conclusions (nothing succeeded in 3 tries"
+    )
     assert "rerun the same command" in text
     assert text.count("the disk is full") == 1
     worker, slots, _ = scripted(lambda job: None)

@@ -1,4 +1,4 @@
-"""`python -m muonlab.study.repair` brings the queue, the folders and MLflow into line, twice the same, and says how."""
+"""`python -m muonlab.study.repair` makes queue, folders and MLflow consistent, repeatably, and reports each change."""
 
 import json
 import os
@@ -60,10 +60,10 @@ def test_a_study_is_repaired_in_all_three_stores_and_once_only(trained, tmp_path
     assert main() == 0
     said = capsys.readouterr().out
     for part in (
-        "journal.log: a damaged line of 17 bytes moved to journal.torn",
-        f"{first}: torn checkpoints/{checkpoint.name}.torn set aside",
-        f"{second}: its MLflow run completed",
-        f"MLflow run {stray}: no folder has it; ended as KILLED",
+        "journal.log: moved a damaged line of 17 bytes to journal.torn",
+        f"{first}: set aside torn checkpoints/{checkpoint.name}.torn",
+        f"{second}: completed its MLflow run",
+        f"MLflow run {stray}: belongs to no folder; ended as KILLED",
     ):
         assert part in said
     assert len(said.splitlines()) == 4
@@ -87,7 +87,7 @@ def test_a_dead_workers_slot_is_counted_or_open_again(study, monkeypatch):
     train_study(made)
     assert dies_after_claiming(made, slots[1], monkeypatch)
     assert list(repair(made)) == [
-        f"{slots[1].name}: its worker died after the run was finished; that counts now"
+        f"{slots[1].name}: its worker died after the run ended as finished; it counts now"
     ]
     assert list(repair(made)) == []
 
@@ -98,8 +98,8 @@ def test_a_torn_status_and_what_dead_processes_left_are_put_away(trained, tmp_pa
     (first / ".lease-000007").write_text(json.dumps({"token": "x", "every": 10.0, **gone}))
     (first / "status.json").write_text('{"status": "fini')
     said = list(repair(trained))
-    assert f"{first}: .lease-000007 of a dead process removed" in said
-    assert f"{first}: torn status.json.torn set aside" in said
+    assert f"{first}: removed .lease-000007 of a dead process" in said
+    assert f"{first}: set aside torn status.json.torn" in said
     assert list(repair(trained)) == []
     done, _, _ = train_study(trained)  # goes on from the last checkpoint
     assert len(done) == 2

@@ -98,8 +98,8 @@ def test_a_tuned_arm_takes_the_level_of_its_search_and_may_vary_something_else()
 @pytest.mark.parametrize(
     ("section", "overrides", "message"),
     [
-        ({}, ["seed=4"], "seeds are the experiment's own"),
-        ({}, ["+seed=4"], "seeds are the experiment's own"),
+        ({}, ["seed=4"], "seed cannot be set for every run"),
+        ({}, ["+seed=4"], "seed cannot be set for every run"),
         (
             {"vary": {"optimizer.lr": [0.1]}},
             ["optimizer.lr=3"],
@@ -110,7 +110,7 @@ def test_a_tuned_arm_takes_the_level_of_its_search_and_may_vary_something_else()
         ({"vary": {"optimizer.lr,seed": [[0.1]]}}, [], "needs 2 values"),
         ({"vary": {"optimizer.lr": [0.1]}, "levels": {"a": []}}, [], "not both"),
         ({"vary": {"optimizer.lrr": [0.1]}}, [], "did you mean 'optimizer.lr'"),
-        ({"vary": {"optimizer.lr": ["fast"]}}, [], "optimizer.lr must be a number"),
+        ({"vary": {"optimizer.lr": ["fast"]}}, [], "optimizer.lr must be a finite number"),
     ],
 )
 def test_designs_that_are_refused(section, overrides, message):
@@ -136,7 +136,7 @@ def test_every_optimizer_gets_the_same_points_and_an_adaptive_sampler_none_befor
     assert [slot.drawn for slot in adaptive] == [False, True, True, True]
     drawn = adaptive[1].at({"lr": 0.5, "weight_decay": 0.25})
     assert (drawn.config.optimizer.lr, drawn.name) == (0.5, "c/muon/1/s0")
-    with pytest.raises(MuonlabError, match=r"optimizer\.lr must be a number of at least 0"):
+    with pytest.raises(MuonlabError, match=r"optimizer\.lr must be a finite number of at least 0"):
         adaptive[1].at({"lr": -1.0, "weight_decay": 0.25})
 
 

@@ -228,7 +228,7 @@ def searched(study, **others):
 def test_a_killed_run_is_run_again_and_the_study_ends_whole(study, tmp_path, capsys):
     with within_a_run(tmp_path, lambda pid: os.kill(pid, signal.SIGKILL)):
         trained, _, queue = train_study(searched(study))
-    assert "SIGKILL; waits to be run again" in capsys.readouterr().out
+    assert "SIGKILL; will be run again" in capsys.readouterr().out
     slots = [slot for slot, _ in trained]
     states = [attempt.state for attempt in queue.attempts(slots)]
     assert (states.count("FAIL"), states.count("COMPLETE")) == (1, 4)
@@ -286,7 +286,7 @@ def test_a_worker_helps_with_any_study_until_none_is_left(study, monkeypatch, ca
     ("arguments", "message"),
     [
         (["nowhere"], "no study in nowhere"),
-        ([".", "--workers", "0"], "--workers must be a whole number of at least 1 or null, not 0"),
+        ([".", "--workers", "0"], "--workers must be a whole number of at least 1, not 0"),
         ([".", "--workers", "two"], "invalid int value"),
     ],
 )
