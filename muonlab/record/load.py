@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import yaml
+from typing_extensions import TypeForm
 
 from muonlab.errors import MuonlabError, unknown_name
 from muonlab.record.environment import Environment
@@ -133,7 +134,7 @@ def _frame(trace: str, schema: pa.Schema, rows: int, pieces: Iterable[pa.Table])
     return pd.DataFrame(arrays, copy=False)
 
 
-def _whole(path: Path, kind: object) -> Any:
+def _whole(path: Path, kind: TypeForm[Any]) -> Any:
     content = read_json(path)
     if content is None:
         raise MuonlabError(f"the run in {path.parent} is damaged: it has no {path.name}")

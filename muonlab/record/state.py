@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
 
 from annotated_types import MinLen
 
@@ -16,7 +16,7 @@ STATUSES = ("running", "finished", "diverged", "pruned", "out-of-memory", "faile
 OVER = ("finished", "diverged", "out-of-memory")
 """Statuses after which nothing remains to be done: outcomes of the settings, which would recur on a second try."""
 # Infinities and NaN are text, since JSON has no numbers for them.
-SHAPE: dict[str, object] = {
+SHAPE: dict[str, Any] = {
     "status": Text,
     "cause": str,
     "metrics": Mapping[str, int | float | Literal["inf", "-inf", "nan"]],
@@ -54,13 +54,12 @@ def read_state(folder: Path) -> State | None:
         return None
     try:
         values = check(Mapping[str, object], state, "it")
-        for key, shape in SHAPE.items():
-            check(shape, values.get(key), key)
+        checked = {key: check(shape, values.get(key), key) for key, shape in SHAPE.items()}
         for key, kind in (("host", str), ("pid", int)):
-            check(kind, values["sessions"][-1].get(key), f"the last session's {key}")
+            check(kind, checked["sessions"][-1].get(key), f"the last session's {key}")
     except MuonlabError as error:
         raise MuonlabError(f"the run in {folder} is damaged: {FILE}: {error}") from error
-    return values
+    return cast(State, values)
 
 
 def writer_alive(folder: Path) -> bool | None:
