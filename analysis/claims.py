@@ -1,17 +1,24 @@
 """A claim of an experiment's file as an object: what it asks and of which runs, checked before any is trained."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from analysis.columns import METRICS
+from analysis.comparison import LOSS_MARGIN
 from analysis.frames import Frames
 from analysis.measures import Quantity, read_quantity
 from analysis.run_tests import RUN_TESTS
 from muonlab.errors import MuonlabError, unknown_name
-from muonlab.settings.check import Text, check
+from muonlab.settings.check import Positive, Share, Text, check
 
-ANSWERS = ("reproduced", "not reproduced", "opposite", "tie", "not testable")
-DIRECTIONS = ("lower", "higher", "tie")
+ANSWERS = ("reproduced", "contradicted", "equivalent", "unresolved", "not seen here", "not testable")
+# The answers that name a side of a disagreement: the others say what these runs could not.
+SETTLED = ANSWERS[:3]
+DIRECTIONS = ("lower", "higher", "equal")
+LOGIT_MARGIN = 1.25  # a factor between two max logits that makes no difference
+OWN = "muonlab"  # the first word of the source of a claim that no paper makes
 Level = int | float | str
 KEYS: dict[str, Any] = {
     "claim": Text,
@@ -31,11 +38,20 @@ KEYS: dict[str, Any] = {
     "above": float,
     "below": float,
     "at_least": float,
+    "margin": Positive,
+    "share": Share,
+    "control": Mapping[str, Any],
+    "precondition": Mapping[str, Any],
+    "not_testable": Text,
     "contradicts": str,
     "sides": Mapping[str, str],
     "figure": str,
+    "headlines": Mapping[str, Text],
 }
 SIDE = ("arm", "condition", "conditions", "level", "levels")
+SEEN: dict[str, Any] = {key: KEYS[key] for key in (*SIDE, "test", "metric", "above", "below")} | {
+    "expect": bool
+}
 
 
 @dataclass(frozen=True)
@@ -59,23 +75,18 @@ class Side:
 
 @dataclass(frozen=True)
 class Tested:
-    """A test of each run (analysis.run_tests) holds in every judged seed, or in none."""
+    """A test of each run (analysis.run_tests) holds, or with `expect` false does not. share: how many of the runs the
+    claim is about at least, as a share: half of them, unless it says that some do."""
 
     test: str
     expect: bool
-
-
-@dataclass(frozen=True)
-class Harmless:
-    """A clip leaves the loss as it is without."""
-
-    baseline: Side
+    share: float = 0.5
 
 
 @dataclass(frozen=True)
 class Ranged:
-    """The interval of a quantity, or of its paired difference (or ratio) to a baseline, lies between `above` and
-    `below`; None: no limit."""
+    """A quantity, or its paired difference (or ratio) to a baseline, lies between `above` and `below`; None: no
+    limit."""
 
     quantity: Quantity
     above: float | None
@@ -86,33 +97,73 @@ class Ranged:
 
 @dataclass(frozen=True)
 class Compared:
-    """A quantity is lower or higher than the baseline's, by `at_least` so much (a factor for a ratio), or a tie."""
+    """A quantity is lower or higher than the baseline's, by `at_least` so much (a factor for a ratio), or equal.
+
+    margin: how far apart two means may be that are equal: nats, or the natural logarithm of a ratio; NaN where the
+    quantity has none.
+    """
 
     quantity: Quantity
     expect: str
-    at_least: float | None
+    at_least: float
+    margin: float
     baseline: Side
     ratio: bool
 
 
 @dataclass(frozen=True)
+class Seen:
+    """Something that runs must have shown: a test that holds (`expect`), or a column of `Frames.runs` within limits."""
+
+    side: Side
+    test: str = ""
+    expect: bool = True
+    metric: str = ""
+    above: float = -math.inf
+    below: float = math.inf
+
+    def __str__(self) -> str:
+        if self.test:
+            return f"{self.side.arm} {'' if self.expect else 'not '}{self.test}"
+        limits = [f"above {self.above:g}"] if self.above > -math.inf else []
+        limits += [f"below {self.below:g}"] if self.below < math.inf else []
+        return f"{self.side.arm}'s {self.metric} {' and '.join(limits)}"
+
+
+@dataclass(frozen=True)
 class Claim:
-    """claim, source: sentences. asked: how it is judged. contradicts: the disagreement between papers that it is about;
-    sides: by answer, whose side the evidence is on. figure: the one that shows it; "": whichever draws its runs."""
+    """claim, source: sentences. asked: how it is judged.
+
+    control: what a remedy is a remedy against; the claim is judged on the seeds whose control showed it, and on no
+    others. precondition: what its mechanism needs; where the judged runs did not show it, they contradict nothing.
+    not_testable: why these runs cannot answer, said in advance. contradicts: the disagreement between papers that it
+    is about; sides: by answer, whose side the evidence is on. headlines: by answer, what it says in a sentence, for the
+    top of the page. figure: the one that shows it; "": whichever draws its
+    runs.
+    """
 
     claim: str
     source: str
     side: Side
-    asked: Tested | Harmless | Ranged | Compared
+    asked: Tested | Ranged | Compared
+    control: Seen | None = None
+    precondition: Seen | None = None
+    not_testable: str = ""
     contradicts: str = ""
     sides: Mapping[str, str] = field(default_factory=dict)
     figure: str = ""
+    headlines: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def arms(self) -> set[str]:
         """The arms that it rests on."""
         baseline = None if isinstance(self.asked, Tested) else self.asked.baseline
         return {self.side.arm} | ({baseline.arm} if baseline else set())
+
+    @property
+    def own(self) -> bool:
+        """Whether it is muonlab's own, from earlier runs, and not a paper's."""
+        return self.source.startswith(OWN)
 
 
 def read_claim(
@@ -140,9 +191,24 @@ def read_claim(
     if set(side.conditions) & set(searched) and not shape:
         raise MuonlabError(f"the claim '{name}' rests on seeds that chose a setting; judge it on fresh ones")
     for answer in given.get("sides", ()):
+        if answer not in SETTLED:
+            raise unknown_name(f"answer that names a side in `sides` of '{name}'", answer, SETTLED)
+    for answer in given.get("headlines", ()):
         if answer not in ANSWERS:
-            raise unknown_name(f"answer in `sides` of '{name}'", answer, ANSWERS)
-    extra = {key: given[key] for key in ("contradicts", "sides", "figure") if key in given}
+            raise unknown_name(f"answer in `headlines` of '{name}'", answer, ANSWERS)
+    extra: dict[str, Any] = {
+        key: given[key]
+        for key in ("contradicts", "sides", "figure", "headlines", "not_testable")
+        if key in given
+    }
+    for key in ("control", "precondition"):
+        if key in given:
+            extra[key] = _seen(given[key], side, f"{key} of '{name}'")
+            _check_side(extra[key].side, conditions, name, key)
+    if isinstance(asked, Tested) and not asked.expect and "control" not in given:
+        raise MuonlabError(
+            f"the claim '{name}' says that something is absent; it needs a `control`, runs that would show it"
+        )
     return Claim(name, given["source"], side, asked, **extra)
 
 
@@ -179,7 +245,23 @@ def _check_side(side: Side, conditions: Mapping[str, Collection[str]], name: str
             raise unknown_name(f"{role} of '{name}'", side.arm, conditions[condition])
 
 
-def _asked(given: Mapping[str, Any], side: Side, name: str) -> Tested | Harmless | Ranged | Compared:
+def _seen(given: Mapping[str, Any], side: Side, name: str) -> Seen:
+    own = _checked(given, SEEN, name)
+    where = _baseline({key: own[key] for key in SIDE if key in own}, side, name)
+    what = {key: own[key] for key in ("test", "expect", "metric", "above", "below") if key in own}
+    if ("test" in what) == ("metric" in what):
+        raise MuonlabError(f"the {name} names either a `test` or a `metric` with `above` or `below`")
+    if "test" in what and what["test"] not in RUN_TESTS:
+        raise unknown_name(f"test in the {name}", what["test"], RUN_TESTS)
+    if "metric" in what:
+        if what["metric"] not in METRICS:
+            raise unknown_name(f"metric in the {name}", what["metric"], METRICS)
+        if not {"above", "below"} & set(what):
+            raise MuonlabError(f"the {name} has a `metric` and needs `above` or `below`")
+    return Seen(where, **what)
+
+
+def _asked(given: Mapping[str, Any], side: Side, name: str) -> Tested | Ranged | Compared:
     if "test" in given:
         if given["test"] not in RUN_TESTS:
             raise unknown_name(f"test of '{name}'", given["test"], RUN_TESTS)
@@ -187,9 +269,9 @@ def _asked(given: Mapping[str, Any], side: Side, name: str) -> Tested | Harmless
             raise MuonlabError(
                 f"the claim '{name}' is about a test of each run, so `expect` is true or false"
             )
-        return Tested(given["test"], given["expect"])
+        return Tested(given["test"], given["expect"], given.get("share", 0.5))
     if "harmless" in given:
-        return Harmless(_baseline(given["harmless"], side, name))
+        given = {**given, "metric": "loss", "baseline": given["harmless"], "expect": "equal"}
     text = given.get("measure", given.get("metric"))
     if text is None or not ({"expect", "above", "below"} & set(given)):
         raise MuonlabError(
@@ -210,4 +292,16 @@ def _asked(given: Mapping[str, Any], side: Side, name: str) -> Tested | Harmless
         raise unknown_name(f"`expect` of '{name}'", given["expect"], DIRECTIONS)
     if baseline is None:
         raise MuonlabError(f"the claim '{name}' expects '{given['expect']}' but names no `baseline`")
-    return Compared(quantity, given["expect"], given.get("at_least"), baseline, ratio)
+    margin = given.get("margin", _usual_margin(quantity, ratio))
+    if given["expect"] == "equal" and math.isnan(margin):
+        raise MuonlabError(f"the claim '{name}' expects equality of {quantity}, so it needs a `margin`")
+    at_least = given.get("at_least", 1.0 if ratio else 0.0)
+    if ratio:
+        margin, at_least = math.log(margin), math.log(at_least)
+    return Compared(quantity, given["expect"], at_least, margin, baseline, ratio)
+
+
+def _usual_margin(quantity: Quantity, ratio: bool) -> float:
+    if ratio:
+        return LOGIT_MARGIN if "logit" in str(quantity) else math.nan
+    return LOSS_MARGIN if quantity.unit == "nats" else math.nan

@@ -1,24 +1,30 @@
 """python -m analysis.evidence FOLDER: gather every experiment's answers there in FOLDER/README.md, a row per claim."""
 
+import math
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from analysis.answers import ANSWER_COLUMNS, correct_page
 from analysis.archive import read_mapping, read_rows, read_table
-from analysis.claims import ANSWERS
+from analysis.claims import ANSWERS, SETTLED
 from analysis.frames import rows_of
 from analysis.tables import as_markdown
 from muonlab.command import argument_parser, run_command
 from muonlab.errors import MuonlabError
 
 TEMPLATES = Path(__file__).with_name("templates")
-COLUMNS = [
-    *("id", "claim", "source", "n", "effect", "answer", "contradicts", "side", "figure", "note", "command")
-]
-TITLES = {"contradicts": "disagreement", "side": "this evidence is on the side of", "effect": "effect [95 %]"}
+TITLES = {
+    "contradicts": "disagreement",
+    "side": "this evidence is on the side of",
+    "effect": "effect [95 %]",
+    "why": "what keeps it from saying more",
+}
+KNOWN, UNKNOWN = 10, 3  # sentences that the page opens with, at most
 # What an experiment's file said before it ran, in the order of a page.
 SAID = {
     "prediction": "Prediction",
@@ -28,23 +34,26 @@ SAID = {
     "primary": "Primary measure",
 }
 METHOD = """
-Arms of one condition share their seeds, and a seed fixes initialisation and batch order, so differences are
-taken seed by seed. Brackets hold the 95 % t interval of the mean over n seeds (of the mean logarithm for a
-ratio, written x). A test that is applied to each run comes with the exact 95 % interval of the share of runs in
-which it holds (0 of 5 leaves up to half open) and the median of its value with the smallest and largest. The noise
-floor is the standard deviation over seeds, pooled over both arms, and at least 0.003 nats: a mean difference inside
-it is a tie, whatever its sign. p is of the paired t test, corrected by Holm's method for all comparisons of an
-experiment; from 0.05 on it is a tie. A diverged run stays in, with the loss that it started from; a target that
-was never reached counts as reached at the end. Spikes are searched in the raw trace. Settings that were tuned
-were tuned on other seeds than those that judge them. What each answer means is written out in
-[experiments/README.md](../experiments/README.md).
+Arms of one condition share their seeds, and a seed fixes initialisation and batch order, so
+differences are taken seed by seed. Brackets hold the 95 % t interval of the mean over n seeds (of the mean logarithm
+for a ratio, written x). A test that is applied to each run comes with the exact 95 % interval of the share of runs in
+which it holds and the median of its value with the smallest and largest. p is two-sided, corrected by Holm's method
+for all claims of an experiment; q is the false discovery rate at which an answer still holds among all tests of this
+page (Benjamini and Hochberg), those of equivalence included. A claim is reproduced or contradicted where both are
+below 0.05. Two mean losses within 0.003 nats, and two max logits within a factor of 1.25, are equivalent where two
+one-sided tests say so, unless a file argues for another margin before its runs. A remedy is judged on the seeds whose
+control showed what it is a remedy for; absence contradicts nothing where its cause was not there or the runs were too
+few. A search that ended at the edge of its range answers nothing. A diverged run stays in, with the loss that it
+started from; a target that was never reached counts as reached at the end. Spikes are searched in the raw trace.
+Settings that were tuned were tuned on other seeds than those that judge them. What each answer means is written out
+in [experiments/README.md](../experiments/README.md).
 """
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One folder of results/: its file, how it was made, its answers (COLUMNS), the names of its figures, and how many
-    runs it has."""
+    """One folder of results/: its file, how it was made, its answers (a row per claim, with `q` over the page), the
+    names of its figures, and how many runs it has."""
 
     name: str
     spec: dict[str, Any]
@@ -57,6 +66,11 @@ class Experiment:
     def question(self) -> str:
         """The question in one line."""
         return " ".join(self.spec["question"].split())
+
+    @property
+    def published(self) -> pd.DataFrame:
+        """The answers to claims of papers."""
+        return self.answers[~self.answers["own"].astype(bool)]
 
     @property
     def said(self) -> dict[str, str]:
@@ -108,39 +122,55 @@ def load_evidence(folder: Path) -> list[Experiment]:
     experiments = [_load(path.parent) for path in sorted(folder.glob("*/experiment.yaml"))]
     if not experiments:
         raise MuonlabError(f"no experiment is kept in {folder}; make ablation makes the first")
-    return experiments
+    page = correct_page(pd.concat([e.answers for e in experiments], ignore_index=True))
+    return [replace(e, answers=page[page["experiment"] == e.name]) for e in experiments]
 
 
-def disputes(experiments: list[Experiment]) -> pd.DataFrame:
-    """The answers to claims that papers contradict each other on, by disagreement."""
+@dataclass(frozen=True)
+class Page:
+    """What a page shows of `experiments`: rows of claims of papers, of muonlab's own, of those about a disagreement,
+    the sentences of its top, and how often each answer was given to papers."""
+
+    experiments: Sequence[Experiment]
+    claims: pd.DataFrame
+    own: pd.DataFrame
+    disputed: pd.DataFrame
+    known: pd.DataFrame
+    unknown: pd.DataFrame
+    totals: dict[str, int]
+    asked: int
+    runs: int
+
+
+def make_page(experiments: Sequence[Experiment]) -> Page:
+    """Sorts the answers of all experiments."""
     claims = pd.concat([e.answers for e in experiments], ignore_index=True)
-    return claims[claims["contradicts"] != ""].sort_values("contradicts", kind="stable")
+    own, settled = claims["own"].astype(bool), claims["answer"].isin(SETTLED)
+    counts = claims.loc[~own, "answer"].value_counts()
+    sentences = claims["headline"] != ""
+    asked = [e for e in experiments if len(e.answers)]
+    return Page(
+        experiments=experiments,
+        claims=claims[~own],
+        own=claims[own],
+        disputed=claims[claims["contradicts"] != ""].sort_values("contradicts", kind="stable"),
+        known=claims[sentences & settled].sort_values("q", kind="stable").head(KNOWN),
+        unknown=claims[sentences & ~settled].head(UNKNOWN),
+        totals={answer: int(counts.get(answer, 0)) for answer in ANSWERS},
+        asked=len(asked),
+        runs=sum(e.runs for e in asked),
+    )
 
 
-def totals(experiments: list[Experiment]) -> dict[str, int]:
-    """How many claims have each answer."""
-    counts = pd.concat([e.answers["answer"] for e in experiments]).value_counts()
-    return {answer: int(counts.get(answer, 0)) for answer in ANSWERS}
-
-
-def evidence(experiments: list[Experiment]) -> str:
-    """The page in Markdown: totals, contradictions between papers, then every experiment with its claims. The same
-    experiments give the same text."""
+def evidence(experiments: Sequence[Experiment]) -> str:
+    """The page in Markdown: what is known, contradictions between papers, then every experiment with its claims. The
+    same experiments give the same text."""
     from jinja2 import Environment, FileSystemLoader
 
     pages = Environment(loader=FileSystemLoader(TEMPLATES), trim_blocks=True, lstrip_blocks=True)
-    pages.filters["rows"] = _rows
-    asked = [e for e in experiments if len(e.answers)]
-    page = pages.get_template("evidence.md.j2").render(
-        experiments=experiments,
-        claims=pd.concat([e.answers for e in experiments]),
-        disputed=disputes(experiments),
-        asked=len(asked),
-        runs=sum(e.runs for e in asked),
-        totals=", ".join(f"{count} {answer}" for answer, count in totals(experiments).items()),
-        method=METHOD.strip(),
-    )
-    return page.rstrip() + "\n"
+    pages.filters |= {"rows": _rows, "sentence": _sentence, "each": rows_of}
+    text = pages.get_template("evidence.md.j2").render(**vars(make_page(experiments)), method=METHOD.strip())
+    return text.rstrip() + "\n"
 
 
 def write_evidence(folder: Path) -> Path:
@@ -158,22 +188,35 @@ def _load(folder: Path) -> Experiment:
     if spec.get("claims") and not path.exists():
         raise MuonlabError(f"the results in {folder} are damaged: there are claims, and no {path.name}")
     rows = read_rows(path) if path.exists() else []
-    answers = pd.DataFrame(rows).reindex(columns=COLUMNS).astype(object)
-    answers = answers.where(answers.notna(), "").assign(experiment=folder.name)
+    answers = pd.DataFrame(rows).reindex(columns=[*ANSWER_COLUMNS]).astype(object)
+    numbers = ["p", "p_holm", "equivalence_p"]
+    words = answers.drop(columns=numbers)
+    answers = pd.concat([words.where(words.notna(), ""), answers[numbers].astype(float)], axis=1)
     figures = [figure["name"] for figure in spec.get("figures", ())]
     table = folder / "runs.csv"
     runs = len(read_table(table, ["run"])) if table.exists() else 0
-    return Experiment(folder.name, spec, made, answers, figures, runs)
+    return Experiment(folder.name, spec, made, answers.assign(experiment=folder.name), figures, runs)
 
 
 def _rows(answers: pd.DataFrame, columns: list[str]) -> str:
     table = answers.copy()
-    table["figure"] = [
-        f"[{row.figure}]({row.experiment}/{row.figure}.png)" if row.figure else "" for row in rows_of(table)
-    ]
+    table["figure"] = [_figure(row) for row in rows_of(table)]
     table["n"] = ["" if n == "" else f"{n:.0f}" for n in table["n"]]
+    table["q"] = ["" if math.isnan(q) else f"{q:.2g}" for q in table["q"]]
     table["answer"] = "**" + table["answer"] + "**"
-    return as_markdown(table[columns].rename(columns=TITLES))
+    shown = [name for name in columns if name != "why" or table["why"].any()]
+    return as_markdown(table[shown].rename(columns=TITLES))
+
+
+def _sentence(row: Any) -> str:
+    """A sentence of the top of the page, with its number, interval, n and figure."""
+    figure = f", {_figure(row)}" if row.figure else ""
+    why = f"; {row.why}" if row.why else ""
+    return f"{row.headline.rstrip('.')}: {row.effect} (n = {row.n}{figure}){why}."
+
+
+def _figure(row: Any) -> str:
+    return f"[{row.figure}]({row.experiment}/{row.figure}.png)" if row.figure else ""
 
 
 def main() -> None:

@@ -64,6 +64,16 @@ class Frames:
             tables |= {"runs": runs, "steps": steps}
         return Frames(**tables)
 
+    def of_seeds(self, seeds: Iterable[int]) -> "Frames":
+        """The runs of some seeds; none are left where no run has one."""
+        wanted = list(seeds)
+        return Frames(
+            **{
+                name: table[table["seed"].isin(wanted)] if len(table) else table
+                for name, table in vars(self).items()
+            }
+        )
+
 
 def collect(folders: Iterable[str | Path] | Mapping[str, Iterable[str | Path]]) -> Frames:
     """Read run folders into `Frames`.

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from analysis.drawing.save import CAPTION_SHARE
-from analysis.evidence import METHOD, TEMPLATES, Experiment, disputes, load_evidence, totals
+from analysis.evidence import METHOD, TEMPLATES, Experiment, load_evidence, make_page
 from analysis.frames import rows_of
 from muonlab.command import argument_parser, run_command
 from muonlab.errors import MuonlabError
@@ -53,15 +52,10 @@ def report(folder: Path) -> str:
     pages = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    pages.filters |= {"inline": _inline, "facts": _facts}
+    pages.filters |= {"inline": _inline, "facts": _facts, "each": rows_of}
     return pages.get_template("report.html.j2").render(
         style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
-        experiments=experiments,
-        claims=list(rows_of(pd.concat([e.answers for e in experiments], ignore_index=True))),
-        disputed=list(rows_of(disputes(experiments))),
-        totals=totals(experiments),
-        asked=sum(bool(len(e.answers)) for e in experiments),
-        runs=sum(e.runs for e in experiments),
+        **vars(make_page(experiments)),
         method=METHOD,
         pictures=pictures,
     )

@@ -35,11 +35,13 @@ class Outcome:
 @dataclass(frozen=True)
 class RunTest:
     """A registered test. reads: what the function takes, by the names of `RunTraces.read`. at: "off" or "on" for a test
-    of the steps around the clip's switching off or on, whose step is its last argument; "" for one of the whole run."""
+    of the steps around the clip's switching off or on, whose step is its last argument; "" for one of the whole run.
+    holds_above: whether it holds for values above its threshold, or else for those below."""
 
     function: Callable[..., Outcome]
     reads: tuple[str, ...]
     at: str
+    holds_above: bool
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,14 @@ class RunTraces:
 RUN_TESTS: dict[str, RunTest] = {}
 
 
-def run_test(*reads: str, at: str = "") -> Callable[[Callable[..., Outcome]], Callable[..., Outcome]]:
+def run_test(
+    *reads: str, at: str = "", holds_above: bool = True
+) -> Callable[[Callable[..., Outcome]], Callable[..., Outcome]]:
     """Register the function below under its name; see `RunTest`. A test that reads `tau` is skipped where there is
     none."""
 
     def register(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
-        RUN_TESTS[function.__name__] = RunTest(function, reads, at)
+        RUN_TESTS[function.__name__] = RunTest(function, reads, at, holds_above)
         return function
 
     return register
@@ -263,7 +267,7 @@ def climbs(max_logit: pd.Series, at: int, within: int = 50, factor: float = 1.5)
     return Outcome("climbs", ratio > factor, ratio, factor, sentence)
 
 
-@run_test("probe_loss", at="on")
+@run_test("probe_loss", at="on", holds_above=False)
 def falls(loss: pd.Series, at: int, within: int = 50) -> Outcome:
     """Within `within` steps of `at` (the clip switched on again), the probe-batch loss is below the last
     reading at or before `at`. loss: the fixed probe batch, free of data noise; the last reading in reach is

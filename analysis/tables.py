@@ -7,9 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.comparison import Paired, compare_arms, holm, t_interval
+from analysis.comparison import Paired, compare_arms
 from analysis.drawing.palette import styles
 from analysis.frames import rows_of
+from analysis.inference import holm, t_interval
 from analysis.run_tests import RUN_TESTS
 from muonlab.errors import MuonlabError
 
@@ -20,10 +21,10 @@ def comparison_table(
     """One row per arm, in the order of `runs`, best settings over fresh seeds: what a sweep ends with.
 
     runs: `Frames.runs`, one setting per arm. baseline: the arm that differences are taken to, over shared seeds; by
-    `Paired.direction`, with p corrected over the rows, each is lower, higher or a tie. trials: search trials spent by
-    arm. Columns: optimizer, validation loss (nats per token, with 95 % t interval), against the baseline, p (Holm),
-    seeds, diverged, tokens, seconds, max logit (median over seeds of a run's largest), spike score, setting, trials.
-    Diverged seeds count with the loss at initialisation. Raises MuonlabError for an unknown baseline.
+    `Paired.word`, with p corrected over the rows, each is lower, higher, equal or unresolved. trials: search trials
+    spent by arm. Columns: optimizer, validation loss (nats per token, with 95 % t interval), against the baseline, p
+    (Holm), seeds, diverged, tokens, seconds, max logit (median over seeds of a run's largest), spike score, setting,
+    trials. Diverged seeds count with the loss at initialisation. Raises MuonlabError for an unknown baseline.
     """
     arms = list(dict.fromkeys(runs["arm"]))
     if baseline not in arms:
@@ -127,7 +128,7 @@ def _against(paired: Paired | None, p: float) -> str:
     d = paired.difference
     if d.n < 2:
         return f"{d.estimate:+.3f} (n=1)"
-    return f"{d.estimate:+.3f} [{d.low:+.3f}, {d.high:+.3f}] {paired.direction(p)}"
+    return f"{d.estimate:+.3f} [{d.low:+.3f}, {d.high:+.3f}] {paired.word(p)}"
 
 
 def _setting(run: pd.Series) -> str:

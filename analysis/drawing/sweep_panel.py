@@ -5,11 +5,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.columns import axis_label, is_logarithmic
-from analysis.comparison import t_interval
 from analysis.drawing.canvas import Look
 from analysis.drawing.level_axis import DIGITS, level_axis, level_text
 from analysis.drawing.lines import mark_divergence, set_log_axis
 from analysis.drawing.palette import Style, styles
+from analysis.inference import t_interval
 from muonlab.errors import MuonlabError
 
 FEW_SEEDS = 3  # up to this number, seeds are drawn as points, more as the interval of their mean

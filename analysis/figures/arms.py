@@ -38,7 +38,7 @@ def draw_arms(
     if title and len(conditions) > 1:
         fig.suptitle(title)
     note = "Ticks are seeds, markers means (right: medians), bars 95% intervals of the paired mean; "
-    note += "grey: the noise floor of each row."
+    note += "grey: the standard deviation over the seeds of an arm."
     return fig, columns_of(runs, [*RUN_COLUMNS, metric, "end_max_logit"]), note
 
 
@@ -48,7 +48,7 @@ def plot_differences(
     """Paired differences of every arm's loss to the baseline's: a tick per seed, a bar for their mean's 95 % interval.
 
     frame: `Frames.runs` of one condition. arms: rows from top to bottom. The grey band of a row is its noise floor,
-    inside which a mean difference is a tie. Arms that are far worse than the rest are drawn at the right edge with
+    the standard deviation over seeds of one arm. Arms that are far worse than the rest are drawn at the right edge with
     their mean beside them, and so is the number of diverged seeds, which count with the loss at initialisation.
     """
     names = styles(arms)

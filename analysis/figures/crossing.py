@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.comparison import t_interval
 from analysis.drawing.canvas import PAGE, new_figure
 from analysis.drawing.layout import TRACE_COLUMNS, clock_by_arm, columns_of, legend_above, line_per_level
 from analysis.drawing.lines import clock_of, hide_steps_labels, set_steps_axis
@@ -14,6 +13,7 @@ from analysis.drawing.palette import styles
 from analysis.drawing.panels import plot_loss
 from analysis.figures.registry import Drawing, figure
 from analysis.frames import Frames
+from analysis.inference import t_interval
 from muonlab.errors import MuonlabError
 
 

@@ -6,12 +6,12 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from analysis.columns import axis_label
-from analysis.comparison import CONFIDENCE
 from analysis.drawing.canvas import Look, new_figure
 from analysis.drawing.layout import SETTING, columns_of, legend_above
 from analysis.drawing.palette import styles
 from analysis.figures.registry import Drawing, figure
 from analysis.frames import Frames
+from analysis.inference import CONFIDENCE
 from analysis.measures.scaling import PowerLaw, bootstrap_ratio, fit_lines, fit_power_law, resampled_means
 from muonlab.errors import MuonlabError
 

@@ -68,6 +68,16 @@ def seconds_to_target(part: Part, target: float, column: str = "probe_loss") -> 
     return _to_target(part, "seconds", target, column)
 
 
+@measure("run", "", "muonlab: max logits at equal loss")
+def logit_at_loss(part: Part, target: float, column: str = "probe_loss") -> float:
+    """The max logit of the step at which `column` (nats) first reads `target` or less; NaN where it never does."""
+    step = first_crossing(part.trace(column), target)
+    if math.isinf(step):
+        return math.nan
+    logits = part.trace("max_logit")
+    return float(np.interp(step, logits.index, logits))
+
+
 def _before_divergence(part: Part, column: str = "probe_loss", **_: float) -> float:
     loss = column.endswith("loss")
     return float(part.only["initial_loss"].iloc[0] if loss else part.trace(column).iloc[-1])

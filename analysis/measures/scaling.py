@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from analysis.comparison import CONFIDENCE, Interval
+from analysis.inference import CONFIDENCE, Interval
 from analysis.measures.registry import Part, measure
 from muonlab.errors import MuonlabError
 

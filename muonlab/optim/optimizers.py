@@ -208,7 +208,7 @@ def build_optimizer(name: str, model: nn.Module, **settings: object) -> Combined
 @register_optimizer("adamw")
 def adamw(model: nn.Module, settings: AdamWSettings, clip: QKClip | None = None) -> AdamW:
     """AdamW for every parameter."""
-    groups = parameter_groups(model, "adamw", lr_scale=settings.lr_scale)
+    groups = parameter_groups(model, "adamw", lr_scale=settings.lr_scale, other_lr=settings.other_lr)
     return AdamW(groups, **settings.arguments(), clip=clip)
 
 

@@ -87,6 +87,7 @@ def parameter_groups(
     lr_scale: Mapping[str, float] | None = None,
     per_head: bool = False,
     split_qkv: bool = True,
+    other_lr: float | None = None,
 ) -> list[Group]:
     """Parameter groups of a model, one per role.
 
@@ -97,6 +98,7 @@ def parameter_groups(
     lr_scale: {role: factor} multiplies the learning rate of a role; 0 freezes it.
     per_head: cut query, key and value into row blocks and output into column blocks, one per head.
     split_qkv: cut a fused QKV weight into its three matrices; false leaves it one.
+    other_lr: the learning rate of every role but MUON_ROLES; None: that of the rule.
 
     Tied weights are one parameter, by identity. Weight decay never reaches tensors with fewer than two
     dimensions (gains and biases). Raises MuonlabError for a parameter that nothing routes, one that two
@@ -134,6 +136,10 @@ def parameter_groups(
         for group in groups.values():
             if group["name"] == role_name:
                 group["lr_scale"] = factor
+    if other_lr is not None:
+        for group in groups.values():
+            if group["name"] not in MUON_ROLES:
+                group["lr"] = other_lr
     return _numbered(list(groups.values()))
 
 

@@ -77,11 +77,13 @@ class AdamWGroup:
 class AdamWSettings(AdamWGroup):
     """AdamW for every parameter (arXiv 1711.05101), in one group per role.
 
-    lr_scale: {role: factor} multiplies the learning rate of a role; 0 freezes it.
+    lr_scale: {role: factor} multiplies the learning rate of a role; 0 freezes it. other_lr: the learning rate of
+    embeddings, head, norms and biases, as Muon's `adamw_lr`; null: lr.
     """
 
     name: Literal["adamw"] = "adamw"
     lr_scale: Factors | None = None
+    other_lr: NonNegative | None = None
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of `AdamW`, except parameters and clip."""

@@ -11,7 +11,7 @@ from annotated_types import MinLen
 
 from muonlab.cli import compose_config, plain, project_folder
 from muonlab.errors import MuonlabError, shown, unknown_name
-from muonlab.settings.check import Seed, Text, build, check, defaults
+from muonlab.settings.check import Count, Positive, Seed, Steps, Text, build, check, defaults
 from muonlab.settings.search import SearchSettings
 from muonlab.study.reading import fault, read_yaml
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 Overrides = Sequence[str]
 Seeds = Annotated[Sequence[Seed], MinLen(1)]
 LevelValue = float | str | None
-Varied = Mapping[str, Sequence[object]]  # {key: values}, or {"key,key": rows of values}
+# {key: values}, or {"key,key": rows of values} for keys that move together; of several, every combination.
+Varied = Mapping[str, Sequence[object]]
 Named = Mapping[object, Overrides]  # {level: overrides}
 
 
@@ -38,10 +39,11 @@ class Arm:
 class Condition:
     """What its arms share: overrides (`common`), seeds (none: the experiment's), and one of the following.
 
-    vary, levels: every arm runs at every level. search: an Optuna search in place of levels, {sampler, trials,
-    optimizers with their spaces, ...} or the name of one in conf/search; without arms, one arm for each of its
-    optimizers. tuned_on: the condition, with a search or levels, whose best level every arm takes. windows: the steps
-    in which the clip acts. heads: keep every head's trace.
+    vary, levels: every arm at every level. search: an Optuna search in place of levels, {sampler, trials, optimizers
+    with their spaces, ...} or the name of one in conf/search; without arms, one arm for each of its optimizers.
+    tuned_on: the search or the condition with levels whose best level every arm takes. times: {key: factors} of that
+    level's value. extend: how often the ranges of `vary` may grow where a best level is at an edge, for all arms alike.
+    windows: the steps in which the clip acts. heads: every head's trace is kept.
     """
 
     about: str = ""
@@ -52,6 +54,8 @@ class Condition:
     levels: Named | None = None
     search: str | Mapping[str, object] | None = None
     tuned_on: str | None = None
+    times: Mapping[str, Annotated[Sequence[Positive], MinLen(1)]] | None = None
+    extend: Steps = 0
     windows: Sequence[tuple[int, int]] | None = None
     heads: bool = False
 
@@ -93,7 +97,10 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """One file of experiments/: what is stated before any run, what is run, and how it is judged and drawn."""
+    """One file of experiments/: said before any run, then what is run and how it is judged and drawn.
+
+    looks: how many seeds there are at each planned judgement, where seeds are to be added; None: at one only.
+    """
 
     question: Text
     prediction: Text
@@ -103,6 +110,7 @@ class Design:
     primary: Text
     minutes: float
     seeds: Seeds
+    looks: Annotated[Sequence[Count], MinLen(1)] | None = None
     common: Overrides = ()
     conditions: Annotated[Mapping[str, Condition], MinLen(1)]
     claims: Sequence[Mapping[str, object]] = ()
@@ -231,6 +239,7 @@ def make_design(values: object, where: str = "the experiment") -> Design:
                 f"key of condition {name} at scale {scale} in {where}",
             )
     for name, condition in design.conditions.items():
+        _check_times(name, condition, where)
         if condition.tuned_on is not None:
             _check_tuning(design, name, condition, where)
         if condition.search is not None:
@@ -321,6 +330,19 @@ def _check_search(design: Design, name: str, section: Condition, where: str) -> 
     for arm in design.arms_of(name):
         if arm not in search.optimizers:
             raise unknown_name(f"searched optimizer of condition {name} in {where}", arm, search.optimizers)
+
+
+def _check_times(name: str, section: Condition, where: str) -> None:
+    if section.times is None:
+        return
+    if section.tuned_on is None or section.vary is not None or section.levels is not None:
+        raise MuonlabError(
+            f"condition '{name}' of {where} has `times`, which multiplies what it is `tuned_on`, and no levels"
+        )
+    if len(section.times) != 1:
+        raise MuonlabError(
+            f"`times` of condition '{name}' of {where} takes one key, not {len(section.times)}"
+        )
 
 
 def _check_tuning(design: Design, name: str, section: Condition, where: str) -> None:

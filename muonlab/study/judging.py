@@ -1,43 +1,22 @@
 """Judge a study's finished runs: tables, tests of runs and answers to claims, in the folder of its results."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
-from analysis.answers import answer_all
-from analysis.archive import save_frames
-from analysis.claims import Claim
+from analysis.archive import read_mapping, save_frames
 from analysis.frames import Frames, collect, stack
 from analysis.run_tests import apply_tests, summarise
-from analysis.tables import as_text, outcome_table, save_table
+from analysis.tables import as_text, outcome_table
 from muonlab.record import collect_environment, load_run
-from muonlab.study.design import Design, Figure
+from muonlab.study.answering import Material, Searched, write_answers, write_design
+from muonlab.study.design import Design
 from muonlab.study.study import Study
 from muonlab.study.tuning import Best, Trained
 
-# The columns of answers.json, in this order.
-ANSWER_COLUMNS = [
-    *(
-        "id",
-        "claim",
-        "source",
-        "question",
-        "conditions",
-        "arm",
-        "n",
-        "effect",
-        "estimate",
-        "low",
-        "high",
-        "unit",
-    ),
-    *("floor", "p", "p_holm", "answer", "contradicts", "side", "figure", "note", "command"),
-]
 MADE = ("command", "commit", "dirty", "python", "packages", "platform", "cpu", "cores", "accelerators")
 
 
@@ -51,36 +30,39 @@ class Judgement:
 
 
 def judge(study: Study, trained: Trained, tuned: list[Best], out: Path) -> Judgement:
-    """Write the tables, tests and answers of the finished runs into `out`; figures are drawn from there."""
-    design = study.design
-    frames, outcomes = gather(design, trained)
-    claims = design.all_claims()
-    question = " ".join(design.question.split())
-    rows = []
-    for number, (claim, answer) in enumerate(
-        zip(claims, answer_all(claims, frames, outcomes), strict=True), start=1
-    ):
-        notes = [str(best) for best in tuned if best.edge and _rests_on(claim, best, design)]
-        row = vars(answer) | {"id": f"{study.name}-{number:02d}", "question": question}
-        row |= {"figure": figure_of(claim, design.figures), "command": study.command}
-        rows.append(row | {"note": "; ".join(notes)})
-
+    """Write the finished runs' tables, tests and answers into `out`, from which figures are drawn."""
+    frames, outcomes = gather(study.design, trained)
+    added = _added_seeds(study.design, out)
     save_frames(frames, out)
-    text = yaml.safe_dump(design.as_mapping(), sort_keys=False, allow_unicode=True)
-    (out / "experiment.yaml").write_text(text, encoding="utf-8")
+    write_design(study.design, out)
     made = provenance(trained, study.command) | {"date": datetime.now(UTC).date().isoformat()}
+    made |= {"added_seeds": added} if added else {}
     (out / "made.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     if tuned:
         table = pd.DataFrame([vars(best) | {"level": str(best.level)} for best in tuned])
         table.to_csv(out / "tuned.csv", index=False, float_format="%.6g", lineterminator="\n")
     outcomes.to_csv(out / "tests.csv", index=False, float_format="%.6g", lineterminator="\n")
-    answers = pd.DataFrame(rows, columns=ANSWER_COLUMNS)
-    (out / "answers.json").write_text(
-        answers.to_json(orient="records", indent=1, double_precision=6) + "\n", encoding="utf-8"
-    )
-    columns = ["claim", "source", "n", "effect", "answer", *(c for c in ("side", "note") if answers[c].any())]
-    save_table(answers[columns], out, "answers")
+    searched = [Searched(best.condition, best.arm, str(best), bool(best.edge)) for best in tuned]
+    material = Material(frames, outcomes, searched, added)
+    answers = write_answers(study.name, study.design, study.command, material, out)
     return Judgement(frames, outcomes, answers)
+
+
+def _added_seeds(design: Design, out: Path) -> dict[str, list[int]]:
+    """{condition: seeds that an earlier judgement into this folder did not have}, those found before included."""
+    if not (out / "experiment.yaml").exists() or not (out / "made.json").exists():
+        return {}
+    before = read_mapping(out / "experiment.yaml")
+    added = {
+        name: set(seeds) for name, seeds in read_mapping(out / "made.json").get("added_seeds", {}).items()
+    }
+    for name in design.conditions:
+        section = before.get("conditions", {}).get(name)
+        if section is not None and (old := set(section.get("seeds") or before["seeds"])):
+            new = set(design.seeds_of(name))
+            if old < new:
+                added[name] = added.get(name, set()) | (new - old)
+    return {name: sorted(seeds) for name, seeds in added.items() if name in design.conditions}
 
 
 def gather(design: Design, trained: Trained) -> tuple[Frames, pd.DataFrame]:
@@ -106,23 +88,6 @@ def gather(design: Design, trained: Trained) -> tuple[Frames, pd.DataFrame]:
     return stack(parts), pd.concat(outcomes, ignore_index=True)
 
 
-def figure_of(claim: Claim, figures: Sequence[Figure]) -> str:
-    """The figure that shows a claim: the one it names, or the first that draws its conditions and arm; "" if none
-    does."""
-    if claim.figure:
-        return claim.figure
-    conditions = set(claim.side.conditions)
-    for figure in figures:
-        if figure.draws(conditions, claim.side.arm):
-            return figure.name
-    return ""
-
-
-def _rests_on(claim: Claim, best: Best, design: Design) -> bool:
-    tuned_on = {design.conditions[condition].tuned_on for condition in claim.side.conditions}
-    return best.condition in tuned_on and best.arm in claim.arms
-
-
 def answers_text(design: Design, judgement: Judgement, tuned: list[Best]) -> str:
     """The closing text of an experiment: the tests of its runs by condition, the best levels, and the answers."""
     lines, outcomes = [], judgement.outcomes
@@ -133,6 +98,7 @@ def answers_text(design: Design, judgement: Judgement, tuned: list[Best]) -> str
     for row in judgement.answers.to_dict("records"):
         lines.append(f"{row['answer']:<15}{row['claim']} [{row['source']}]")
         lines.append(f"{'':15}{row['effect']} (n = {row['n']})")
+        lines += [f"{'':15}{row['why']}"] if row["why"] else []
         if row["side"]:
             lines.append(f"{'':15}{row['contradicts']}: this evidence is on the side of {row['side']}")
     return "\n".join(lines)

@@ -63,17 +63,23 @@ def repair(study: Study) -> Iterator[str]:
 
 
 def _slots(study: Study, queue: "Queue") -> Sequence[Slot]:
-    """All slots that the study has so far: those of tuned conditions only once their searches are done."""
-    from muonlab.study.tuning import best_levels, levels_by_arm
+    """All slots that the study has by now: those of tuned conditions once their searches are done."""
+    from muonlab.study.tuning import Trained, levels_by_arm, with_ranges
 
     slots = study.slots()
-    if not study.design.tuning_conditions:
+
+    def over(grown: Study) -> Trained | None:
+        nonlocal slots
+        slots = grown.slots()
+        drawn = [queue.drawn(slot) for slot in slots]
+        done = [(slot, folder) for slot in drawn if slot is not None and (folder := _over(slot))]
+        return done if len(done) == len(slots) else None
+
+    ranged = with_ranges(study, over) if study.design.tuning_conditions else None
+    if ranged is None:
         return slots
-    drawn = [queue.drawn(slot) for slot in slots]
-    over = [(slot, folder) for slot in drawn if slot is not None and (folder := _over(slot))]
-    if len(over) < len(slots):
-        return slots
-    return study.slots(levels_by_arm(best_levels(over, study.design)))
+    grown, _, found = ranged
+    return grown.slots(levels_by_arm(found))
 
 
 def _over(slot: Slot) -> Path | None:

@@ -14,7 +14,7 @@ from muonlab.study.queue import Queue
 from muonlab.study.slots import Slot, levels_of
 from muonlab.study.storage import open_storage
 from muonlab.study.study import Study
-from muonlab.study.tuning import Best, Trained, best_levels, levels_by_arm
+from muonlab.study.tuning import Best, Trained, levels_by_arm, with_ranges
 from muonlab.study.work import Missing, Worker, finished_run
 from muonlab.train.config import RunConfig
 
@@ -26,14 +26,21 @@ def train_study(study: Study) -> tuple[Trained, list[Best], Queue]:
     finished run: no conclusion is drawn from searches of unequal effort.
     """
     worker = open_worker(study, begin_study(study))
-    trained = _stage(study, worker, study.slots(), "search" if study.searches else "runs")
+
+    def search(grown: Study) -> Trained:
+        if grown is not study:
+            print("the best level of an arm is at the edge of its range: every arm gets as many more beyond")
+        return _stage(grown, worker, grown.slots(), "search" if study.searches else "runs")
+
+    ranged = with_ranges(study, search)
+    assert ranged is not None, "a stage with missing runs raises"
+    grown, trained, found = ranged
     if not study.design.tuning_conditions:
         return trained, [], worker.queue
-    best = best_levels(trained, study.design)
-    for level in best:
-        print(level)
-    slots = study.slots(levels_by_arm(best))
-    return _stage(study, worker, slots, "fresh seeds" if study.searches else "runs"), best, worker.queue
+    for best in found:
+        print(best)
+    slots = grown.slots(levels_by_arm(found))
+    return _stage(grown, worker, slots, "fresh seeds" if study.searches else "runs"), found, worker.queue
 
 
 def begin_study(study: Study) -> Pool:
@@ -55,11 +62,17 @@ def help_with(study: Study) -> int:
 
     # A study with a run in MLflow may be over, so its run is looked up and not started again.
     worker = open_worker(study, _pool(study), study_run_id(study.folder))
-    slots = study.slots()
-    missing = worker.run(slots, study.name, wait=bool(study.design.tuning_conditions))
-    if not missing and study.design.tuning_conditions:
-        slots = study.slots(levels_by_arm(best_levels(_trained(worker, slots), study.design)))
-        missing = worker.run(slots, study.name, wait=False)
+    missing: list[Missing] = []
+
+    def search(grown: Study) -> Trained | None:
+        slots = grown.slots()
+        missing[:] = worker.run(slots, study.name, wait=bool(study.design.tuning_conditions))
+        return None if missing else _trained(worker, slots)
+
+    ranged = with_ranges(study, search)
+    if ranged is not None and study.design.tuning_conditions:
+        grown, _, found = ranged
+        missing = worker.run(grown.slots(levels_by_arm(found)), study.name, wait=False)
     return len(missing) - len(worker.others([each.slot for each in missing]))
 
 

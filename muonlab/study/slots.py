@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from itertools import product
+from typing import Any
 
 from muonlab.cli import parse_overrides
 from muonlab.errors import MuonlabError, located
@@ -19,12 +21,14 @@ PUBLISHED = "published"
 class Level:
     """One level of what a condition varies: its value, or its name (None: nothing varies), and its overrides.
 
-    `setting` is a search's, {key of the optimizer: value}; empty if the sampler has not drawn it yet.
+    `setting` is that of a search, {key of the optimizer: value}; empty where the sampler has not drawn it yet. `axes`
+    is that of `vary`, {key: value}.
     """
 
     value: LevelValue
     overrides: tuple[str, ...] = ()
     setting: Setting | None = None
+    axes: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __str__(self) -> str:
         if self.value is None:
@@ -94,13 +98,16 @@ def slots(
             best = tuned[section.tuned_on][arm] if section.tuned_on and tuned is not None else None
             identities: set[str] = set()
             base = cache(partial(_settings, design, section, details, (), everywhere, compose))
-            for level in levels_of(design, condition, arm, details) or [best or Level(None)]:
-                of_level = [
-                    *(best.overrides if best is not None and best is not level else ()),
-                    *level.overrides,
-                ]
+            for level in _levels(design, condition, arm, details, best):
+                tuned_to = best.overrides if best is not None and best is not level else ()
+                of_level = [each for each in tuned_to if not keys([each]) & keys(level.overrides)]
+                of_level += level.overrides
+                if "seed" in keys(of_level):
+                    raise MuonlabError(
+                        f"the seeds are the experiment's own; condition '{condition}' varies them"
+                    )
                 _refuse_varied(condition, of_level, everywhere)
-                # The levels of a search differ in one section only, and composing takes a tenth of a second.
+                # The levels of a search differ in one section, and a composition takes a tenth of a second.
                 if level.setting:
                     config = _at(base(), level.setting)
                 else:
@@ -132,11 +139,25 @@ def _settings(
     return compose([*shared, *arm.overrides, *of_level, "trainer.progress=false", *everywhere])
 
 
+def _levels(design: Design, condition: str, name: str, arm: Arm, best: Level | None) -> list[Level]:
+    """Of one arm, given the level that it was tuned to."""
+    section = design.conditions[condition]
+    if best is not None and section.times is not None:
+        [(key, factors)] = section.times.items()
+        if key not in best.axes:
+            raise MuonlabError(
+                f"`times` of {condition} multiplies {key}, which {section.tuned_on} does not vary for {name}"
+            )
+        return [_multiple(best, key, factor) for factor in factors]
+    return levels_of(design, condition, name, arm) or [best or Level(None)]
+
+
 def levels_of(design: Design, condition: str, name: str, arm: Arm) -> list[Level]:
     """The levels of an arm: its own `vary` or `levels`, or its condition's, or its search's; none if nothing varies.
 
-    `vary` is {key: values}, or {"key,key": [[value, value], ...]} for keys that vary together; the first key's value
-    then names the level. `levels` is {name: overrides}; a name that is a number stays a number in every table.
+    `vary` is {key: values}, or {"key,key": [[value, value], ...]} for keys that move together, of which the first one's
+    value is the level; of several such entries, every combination. `levels` is {name: overrides}; a number for a name
+    is a number in every table.
     """
     section = design.conditions[condition]
     for place in (arm, section):
@@ -145,12 +166,8 @@ def levels_of(design: Design, condition: str, name: str, arm: Arm) -> list[Level
         if place.levels is not None:
             return [Level(_value(label), tuple(overrides)) for label, overrides in place.levels.items()]
         if place.vary is not None:
-            if len(place.vary) != 1:
-                raise MuonlabError(
-                    f"`vary` takes one key (or several, as 'a,b' with lists of values), not {list(place.vary)}"
-                )
-            [(varied, rows)] = place.vary.items()
-            return [_level(varied.split(","), row) for row in rows]
+            axes = [[_level(varied.split(","), row) for row in rows] for varied, rows in place.vary.items()]
+            return [_combined(levels) for levels in product(*axes)]
     return searched_levels(searches(design, condition), name) if section.search is not None else []
 
 
@@ -211,8 +228,25 @@ def _level(varied: list[str], row: object) -> Level:
     values = row if len(varied) > 1 else [row]
     if not isinstance(values, list) or len(values) != len(varied):
         raise MuonlabError(f"`vary` of {','.join(varied)} needs {len(varied)} values per level, not {row}")
-    overrides = tuple(f"{key.strip()}={_text(value)}" for key, value in zip(varied, values, strict=True))
-    return Level(_value(values[0]), overrides)
+    axes = {key.strip(): value for key, value in zip(varied, values, strict=True)}
+    return Level(_value(values[0]), _assigned(axes), axes=axes)
+
+
+def _combined(levels: Sequence[Level]) -> Level:
+    if len(levels) == 1:
+        return levels[0]
+    axes = {key: value for level in levels for key, value in level.axes.items()}
+    return Level(" ".join(map(str, levels)), _assigned(axes), axes=axes)
+
+
+def _multiple(best: Level, key: str, factor: float) -> Level:
+    """The tuned level with one value multiplied; its name is the factor."""
+    axes = {**best.axes, key: float(f"{factor * best.axes[key]:.6g}")}
+    return Level(float(factor), _assigned(axes), axes=axes)
+
+
+def _assigned(axes: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(f"{key}={_text(value)}" for key, value in axes.items())
 
 
 def _value(value: object) -> float | str:

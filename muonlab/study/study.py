@@ -8,8 +8,9 @@ from pathlib import Path
 import yaml
 
 from muonlab.cli import compose_config, plain
+from muonlab.command import tell
 from muonlab.errors import MuonlabError, located
-from muonlab.record.files import remove_leftovers, write_atomic
+from muonlab.record.files import remove_leftovers, set_aside, write_atomic
 from muonlab.record.identity import HARDWARE
 from muonlab.settings.address import public_address, with_password
 from muonlab.settings.check import Named, check
@@ -19,6 +20,7 @@ from muonlab.study.slots import Level, Slot, keys, slots
 from muonlab.train.config import RunConfig, read_config
 
 FILE = "study.yaml"
+END = b"...\n"  # of a YAML document: a file without it was cut short
 Definition = Mapping[str, Mapping[str, object]]  # {section: {setting: value}}
 
 
@@ -88,14 +90,23 @@ class Study:
             "storage": public_address(self.storage) if self.storage else None,
             "design": self.design.as_mapping(),
         }
+        other = (self.folder / FILE).exists() and not self._torn()
         if self.searches:
             values["definition"] = definition = self.definition()
-            if (self.folder / FILE).exists():
+            if other:
                 before = _read(self.folder / FILE).get("definition", {})
                 _refuse_other(self.name, check(Definition, before, "definition"), definition)
-        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, explicit_end=True)
         write_atomic(self.folder / FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         remove_leftovers(self.folder)
+
+    def _torn(self) -> bool:
+        """Set aside a file that was cut short; whether it was."""
+        path = self.folder / FILE
+        if path.read_bytes().endswith(END):
+            return False
+        tell(f"{path} was torn; it is kept as {set_aside(path).name} and written again")
+        return True
 
     def definition(self) -> Definition:
         """What identifies a search: everything that its runs share, except hardware, and every space."""

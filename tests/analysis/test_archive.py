@@ -132,15 +132,22 @@ def test_a_folder_without_an_experiment_is_reported(tmp_path):
         load_frames(tmp_path)
 
 
+EXPLODED = {"control": {"arm": "muon", "test": "exploded"}}
+
+
 @pytest.mark.parametrize(
     ("claim", "answer"),
     [
-        ({"arm": "muonclip", "test": "capped", "expect": True}, "reproduced"),
-        ({"arm": "muonclip", "test": "exploded", "expect": True}, "opposite"),
-        ({"arm": "muonclip", "test": "exploded", "expect": False}, "reproduced"),
+        ({"arm": "muonclip", "test": "capped", "expect": True}, "unresolved"),  # three of three
+        ({"arm": "muonclip", "test": "exploded", "expect": True}, "not seen here"),
+        ({"arm": "muonclip", "test": "exploded", "expect": False} | EXPLODED, "unresolved"),
         ({"arm": "adamw", "test": "capped", "expect": True}, "not testable"),
         ({"arm": "muonclip", "baseline": "muon", "metric": "max_logit", "expect": "lower"}, "reproduced"),
-        ({"arm": "muonclip", "baseline": "muon", "metric": "max_logit", "expect": "higher"}, "opposite"),
+        (
+            {"arm": "muonclip", "baseline": "muon", "metric": "max_logit", "expect": "lower"} | EXPLODED,
+            "not testable",  # its control exploded in one seed alone
+        ),
+        ({"arm": "muonclip", "baseline": "muon", "metric": "max_logit", "expect": "higher"}, "contradicted"),
         (
             {
                 "arm": "muonclip",
@@ -149,12 +156,12 @@ def test_a_folder_without_an_experiment_is_reported(tmp_path):
                 "expect": "lower",
                 "at_least": 1e9,
             },
-            "not reproduced",
+            "contradicted",
         ),
         ({"arm": "muon", "metric": "max_logit", "above": 300}, "reproduced"),
-        ({"arm": "muonclip", "metric": "max_logit", "above": 300}, "opposite"),
+        ({"arm": "muonclip", "metric": "max_logit", "above": 300}, "contradicted"),
         ({"arm": "muonclip", "metric": "max_logit", "above": 3, "below": 45}, "reproduced"),
-        ({"arm": "muonclip", "baseline": "muonclip", "metric": "loss", "expect": "lower"}, "tie"),
+        ({"arm": "muonclip", "baseline": "muonclip", "metric": "loss", "expect": "lower"}, "not testable"),
     ],
 )
 def test_claims_are_answered_by_the_runs(stacked, claim, answer):
@@ -166,4 +173,4 @@ def test_claims_are_answered_by_the_runs(stacked, claim, answer):
     )
     [row] = answer_all([asked], stacked, outcomes)
     assert row.answer == answer
-    assert row.n == 3
+    assert row.n == (1 if "control" in claim else 3)

@@ -20,6 +20,10 @@ ROW = {
 }
 ROW |= {
     "answer": "reproduced",
+    "own": False,
+    "p": 0.001,
+    "why": "",
+    "headline": "",
     "contradicts": "",
     "side": "",
     "figure": "f",
@@ -44,12 +48,14 @@ def keep(folder, name, rows, made=MADE | {"runs": RUNS}, runs=3):
 
 @pytest.fixture
 def results(tmp_path):
-    dispute = ROW | {"id": "a-02", "contradicts": "D3: enough?", "side": "Anson", "answer": "opposite"}
+    dispute = ROW | {"id": "a-02", "contradicts": "D3: enough?", "side": "Anson", "answer": "contradicted"}
     first = dispute | {
         "id": "a-03",
         "contradicts": "D1: why?",
         "side": "neither",
-        "answer": "tie",
+        "answer": "unresolved",
+        "p": 0.3,
+        "why": "a difference of 0.2 nats would have been seen",
         "n": None,
     }
     keep(tmp_path, "b", [ROW | {"note": "search/muon: best of 3; search/adamw: edge"}])
@@ -70,12 +76,15 @@ def section(page, title):
 def test_a_row_a_claim_under_its_experiment_with_links(results):
     page = write_evidence(results).read_text()
     assert page.startswith(
-        "# The evidence\n\n4 claims, judged by code in 2 experiments with 6 runs: 2 reproduced, "
+        "# The evidence\n\n4 claims of papers, judged by code in 2 experiments with 6 runs: 2 reproduced, "
     )
     assert page.index("\n## a\n") < page.index("\n## b\n") < page.index("\n## exact\n")
     text = section(page, "a")
     assert text.strip().startswith("Is a true?")
-    assert "| a \\| b | Jordan | 5 | loss -0.1 [-0.2, -0.05] | **reproduced** | [f](a/f.png) |" in text
+    assert (
+        "| a \\| b | Jordan | 5 | loss -0.1 [-0.2, -0.05] | **reproduced** | 0.0013 |  | [f](a/f.png) |"
+        in text
+    )
     assert text.count("| [f](a/f.png) |") == 3
     assert "Searched: search/adamw: edge." in section(page, "b")
     assert "\n\nPrediction: Yes.\n\nHeld equal: data.\n\nTuning: none.\n\n" in section(page, "b")
@@ -87,7 +96,7 @@ def test_disputes_have_a_table_of_their_own_in_order(results):
     text = section(evidence(load_evidence(results)), "Where papers disagree")
     rows = [line for line in text.splitlines() if line.startswith("| D")]
     assert [row.split(" | ")[0] for row in rows] == ["| D1: why?", "| D3: enough?"]
-    assert "| **opposite** | Anson | [f](a/f.png) |" in rows[1]
+    assert "| **contradicted** | 0.0013 | Anson | [f](a/f.png) |" in rows[1]
     (results / "a" / "answers.json").unlink()
     assert "Where papers disagree" not in evidence(load_evidence(results))
 
@@ -110,7 +119,54 @@ def test_the_same_answers_give_the_same_bytes(results):
 def test_every_answer_is_counted(results):
     page = evidence(load_evidence(results))
     counts = [int(page.partition(f" {answer}")[0].split()[-1]) for answer in ANSWERS[1:]]
-    assert counts == [0, 1, 1, 0]
+    assert counts == [1, 0, 1, 0, 0]
+
+
+def test_claims_of_our_own_stand_apart_and_count_for_nothing(results):
+    keep(results, "c", [ROW | {"claim": "Of our own", "own": True, "source": "muonlab"}])
+    page = write_evidence(results).read_text()
+    assert "4 claims of papers" in page
+    assert "Of our own" not in section(page, "c")
+    assert "| c | Of our own | muonlab | 5 |" in section(page, "Claims of muonlab's own")
+
+
+def test_the_page_opens_with_what_is_known_strongest_first_and_what_is_not(results):
+    keep(
+        results,
+        "c",
+        [
+            ROW | {"headline": "Weaker", "p": 0.002},
+            ROW | {"headline": "Stronger.", "p": 1e-9},
+            ROW
+            | {"headline": "Whether so", "p": 0.2, "answer": "unresolved", "why": "0.3 would have been seen"},
+        ],
+    )
+    page = write_evidence(results).read_text()
+    known = section(page, "What we know").strip().splitlines()
+    assert known == [
+        "1. Stronger: loss -0.1 [-0.2, -0.05] (n = 5, [f](c/f.png)).",
+        "2. Weaker: loss -0.1 [-0.2, -0.05] (n = 5, [f](c/f.png)).",
+    ]
+    assert section(page, "What we do not know").strip().splitlines()[0] == (
+        "- Whether so: loss -0.1 [-0.2, -0.05] (n = 5, [f](c/f.png)); 0.3 would have been seen."
+    )
+
+
+def test_a_finding_that_is_one_of_many_is_none(results):
+    """A p of 0.03 among hundreds of tests."""
+    keep(
+        results,
+        "c",
+        [
+            ROW | {"p": 0.03, "contradicts": "D9", "side": "K2"},
+            *[ROW | {"p": 0.5, "answer": "unresolved"}] * 90,
+        ],
+    )
+    page = evidence(load_evidence(results))
+    [row] = [line for line in section(page, "Where papers disagree").splitlines() if "| D9" in line]
+    assert "**unresolved**" in row
+    assert "| neither |" in row
+    assert "one finding among many: q = " in section(page, "c")
 
 
 def test_an_empty_folder_is_reported(tmp_path):

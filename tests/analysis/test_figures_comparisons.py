@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.comparison import t_interval
 from analysis.drawing.canvas import new_figure
 from analysis.drawing.layout import clock_by_arm, line_per_level
 from analysis.drawing.lines import binned
@@ -19,6 +18,7 @@ from analysis.figures.spectra import draw_spectra
 from analysis.figures.spike_events import column_label, plot_spike_events
 from analysis.figures.to_target import plot_to_target, spent_until
 from analysis.figures.traces import draw_traces
+from analysis.inference import t_interval
 from muonlab.errors import MuonlabError
 
 

@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.comparison import t_interval
 from analysis.drawing.canvas import new_figure
 from analysis.drawing.level_axis import level_axis, level_text
 from analysis.drawing.sweep_panel import draw_reference, plot_levels
@@ -12,6 +11,7 @@ from analysis.figures.extrapolation import plot_extrapolation
 from analysis.figures.levels import draw_levels
 from analysis.figures.lr_sensitivity import draw_lr_sensitivity, plot_sensitivity, sensitivities
 from analysis.figures.scaling import plot_scaling
+from analysis.inference import t_interval
 from muonlab.errors import MuonlabError
 
 

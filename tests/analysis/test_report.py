@@ -21,7 +21,7 @@ CLAIMS = [
     {
         "claim": "Muon & friends <explode>",
         "source": "K2 Fig 2",
-        "answer": "opposite",
+        "answer": "contradicted",
         "contradicts": "D6: who?",
     },
     {"claim": "The clip holds", "source": "K2 Fig 3", "answer": "reproduced", "contradicts": ""},
@@ -90,8 +90,8 @@ def test_every_answer_stands_in_the_table_with_its_answer_in_words(results):
     disputed = page.partition('id="disputed"')[2].partition("<h2")[0]
     assert "D6: who?" in disputed
     assert "The clip holds" not in disputed
-    assert re.search(r"<b>1</b><span[^>]*>opposite", page)
-    assert re.search(r"<b>0</b><span[^>]*>tie", page)
+    assert re.search(r"<b>1</b><span[^>]*>contradicted", page)
+    assert re.search(r"<b>0</b><span[^>]*>equivalent", page)
 
 
 def test_every_experiment_says_how_to_repeat_it(results):

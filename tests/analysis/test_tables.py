@@ -22,7 +22,7 @@ def test_one_row_an_arm_with_interval_difference_and_cost(frames):
     assert table.loc["AdamW", "against AdamW"] == ""
     paired = compare_arms(frames.runs, "muonclip", "adamw")
     assert table.loc["MuonClip", "against AdamW"].startswith(f"{paired.difference.estimate:+.3f} [")
-    assert table.loc["MuonClip", "against AdamW"].endswith(paired.direction(paired.p))
+    assert table.loc["MuonClip", "against AdamW"].endswith(paired.word(paired.p))
 
 
 def test_diverged_seeds_are_counted_and_stay_in_the_mean(frames):

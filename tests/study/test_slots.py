@@ -64,6 +64,18 @@ def test_keys_that_move_together_and_levels_with_names():
     assert (number.value, number.overrides) == (5.0, ("optimizer.ns_steps=5",))
 
 
+def test_several_keys_are_every_combination_and_keys_that_move_together_one():
+    made = design(
+        vary={"optimizer.lr": [0.01, 0.03], "optimizer.tau,optimizer.alpha": [[10, 0.5], [30, 0.6]]},
+        arms={"muonclip": ["optimizer=muonclip"]},
+        seeds=[1],
+    )
+    found = runs(made)
+    assert [str(slot.level) for slot in found] == ["0.01 10", "0.01 30", "0.03 10", "0.03 30"]
+    settings = [slot.config.optimizer for slot in found]
+    assert [(each.lr, each.tau, each.alpha) for each in settings][1:3] == [(0.01, 30, 0.6), (0.03, 10, 0.5)]
+
+
 def test_an_arms_group_wins_over_the_shared_one_and_keeps_the_shared_values():
     common = ["optimizer=muonclip", "optimizer.weight_decay=0.3"]
     optimizer = runs(design(common, arms={"adamw": ["optimizer=adamw"]}))[0].config.optimizer
@@ -106,7 +118,7 @@ def test_a_tuned_arm_takes_the_level_of_its_search_and_may_vary_something_else()
             "'optimizer.lr=3' cannot be set for every run",
         ),
         ({"vary": {"optimizer.lr": [0.1, 0.1]}}, [], "same run as another"),
-        ({"vary": {"optimizer.lr": [0.1], "seed": [2]}}, [], "takes one key"),
+        ({"vary": {"optimizer.lr": [0.1], "seed": [2]}}, [], "seeds are the experiment's own"),
         ({"vary": {"optimizer.lr,seed": [[0.1]]}}, [], "needs 2 values"),
         ({"vary": {"optimizer.lr": [0.1]}, "levels": {"a": []}}, [], "not both"),
         ({"vary": {"optimizer.lrr": [0.1]}}, [], "did you mean 'optimizer.lr'"),
@@ -154,4 +166,4 @@ def test_the_ablations_arms_differ_in_nothing_that_is_held_equal():
     made = replace(at_scale(load_experiment("ablation"), "cpu"), seeds=[1])
     for slot in runs(made):
         assert slot.config.optimizer.weight_decay == 0.0
-        assert slot.config.model.d_model == 64
+        assert slot.config.model.d_model == 32

@@ -17,9 +17,10 @@ import yaml
 from gate import carry_out, pass_gate
 from tiny_designs import SPACE, search
 
+from analysis.answers import ANSWER_COLUMNS
 from analysis.archive import load_frames
 from analysis.claims import read_claim
-from analysis.evidence import COLUMNS, write_evidence
+from analysis.evidence import write_evidence
 from analysis.redraw import redraw
 from muonlab import experiment
 from muonlab.errors import MuonlabError
@@ -28,8 +29,9 @@ from muonlab.record.mlflow_link import Link
 from muonlab.record.owner import Owner, machine
 from muonlab.record.store import connect, store_uri
 from muonlab.study import pool
+from muonlab.study.answering import figure_of
 from muonlab.study.design import Figure
-from muonlab.study.judging import ANSWER_COLUMNS, answers_text, figure_of, judge
+from muonlab.study.judging import answers_text, judge
 from muonlab.study.pool import Pool
 from muonlab.study.queue import Queue
 from muonlab.study.run import train_study
@@ -81,14 +83,13 @@ def test_an_experiment_ends_with_answers_tables_and_figures(tmp_path, capsys, tw
     judgement = judge(two_stages, trained, tuned, out)
     answers = json.loads((out / "answers.json").read_text())
     assert [list(row) for row in answers] == [ANSWER_COLUMNS] * 2
-    assert set(COLUMNS) <= set(ANSWER_COLUMNS)
     assert [row["id"] for row in answers] == ["tiny-01", "tiny-02"]
     assert {(row["question"], row["command"], row["figure"], row["n"]) for row in answers} == {
         ("said", "the command", "traces", 2)
     }
     assert answers[0]["note"].startswith("search/adamw: best of 2 levels is 0.001")
     assert answers[1]["note"] == "", "muon's search had one level"
-    assert (answers[1]["answer"], answers[1]["side"]) == ("reproduced", "a")
+    assert (answers[1]["answer"], answers[1]["side"]) == ("unresolved", "neither"), "two of two seeds"
     assert "2 never reached" in answers[1]["effect"]
     text = answers_text(two_stages.design, judgement, tuned)
     assert all(row["claim"] in text for row in answers)
@@ -109,7 +110,7 @@ def test_an_experiment_ends_with_answers_tables_and_figures(tmp_path, capsys, tw
     assert pd.read_csv(out / "tuned.csv")["edge"].tolist()[0] == "highest"
     assert [path.name for path in redraw(out)] == ["traces.png"]
     page = write_evidence(tmp_path / "results").read_text()
-    assert "2 claims, judged by code in 1 experiments with 7 runs" in page
+    assert "2 claims of papers, judged by code in 1 experiments with 7 runs" in page
 
 
 def test_equal_runs_are_trained_once(study, capsys):
@@ -149,6 +150,19 @@ def test_the_best_level_is_the_lowest_mean_and_a_name_has_no_edge(monkeypatch, s
     inside = [(slot(Level(0.1)), "a"), (slot(Level(0.2)), "b"), (slot(Level(0.3)), "c")]
     assert best_levels(inside, design)[0].edge == ""
     assert best_levels([(slot(low, "best"), "a")], design) == []
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+def test_a_torn_study_file_is_kept_aside_and_written_again(study, capsys, share):
+    """Whether what is left is YAML or not: a prefix of it looks like another study."""
+    made = study({"search": {"search": search(trials=5), "seeds": [0]}, "best": {"tuned_on": "search"}})
+    made.save()
+    whole = (made.folder / FILE).read_bytes()
+    (made.folder / FILE).write_bytes(whole[: int(share * len(whole))])
+    made.save()
+    assert (made.folder / FILE).read_bytes() == whole
+    assert (made.folder / f"{FILE}.torn").read_bytes() == whole[: int(share * len(whole))]
+    assert "was torn; it is kept as study.yaml.torn and written again" in capsys.readouterr().err
 
 
 def test_every_study_is_saved_before_the_first_run(study, tmp_path, monkeypatch):
