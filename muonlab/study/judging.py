@@ -32,7 +32,7 @@ class Judgement:
 def judge(study: Study, trained: Trained, tuned: list[Best], out: Path) -> Judgement:
     """Write the finished runs' tables, tests and answers into `out`, from which figures are drawn."""
     frames, outcomes = gather(study.design, trained)
-    added = _added_seeds(study.design, out)
+    added = added_seeds(study.design, out)
     save_frames(frames, out)
     write_design(study.design, out)
     made = provenance(trained, study.command) | {"date": datetime.now(UTC).date().isoformat()}
@@ -48,7 +48,7 @@ def judge(study: Study, trained: Trained, tuned: list[Best], out: Path) -> Judge
     return Judgement(frames, outcomes, answers)
 
 
-def _added_seeds(design: Design, out: Path) -> dict[str, list[int]]:
+def added_seeds(design: Design, out: Path) -> dict[str, list[int]]:
     """{condition: seeds that an earlier judgement into this folder did not have}, those found before included."""
     if not (out / "experiment.yaml").exists() or not (out / "made.json").exists():
         return {}
