@@ -121,7 +121,7 @@ def load_evidence(folder: Path) -> list[Experiment]:
     without answers."""
     experiments = [_load(path.parent) for path in sorted(folder.glob("*/experiment.yaml"))]
     if not experiments:
-        raise MuonlabError(f"no experiment is kept in {folder}; make ablation makes the first")
+        raise MuonlabError(f"no experiment is kept in {folder}; run `make ablation` to make one")
     page = correct_page(pd.concat([e.answers for e in experiments], ignore_index=True))
     return [replace(e, answers=page[page["experiment"] == e.name]) for e in experiments]
 

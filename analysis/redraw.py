@@ -45,7 +45,7 @@ def main() -> None:
     folder = parser.parse_args().folder
     experiments = sorted(path.parent for path in folder.rglob("experiment.yaml"))
     if not experiments:
-        raise MuonlabError(f"no experiment is kept in {folder}; make ablation makes the first")
+        raise MuonlabError(f"no experiment is kept in {folder}; run `make ablation` to make one")
     for experiment in experiments:
         for path in redraw(experiment):
             print(path)

@@ -31,7 +31,7 @@ def main() -> None:
 
     kept = sorted(path.parent for path in folder.rglob("experiment.yaml"))
     if not kept:
-        raise MuonlabError(f"no experiment is kept in {folder}; make ablation makes the first")
+        raise MuonlabError(f"no experiment is kept in {folder}; run `make ablation` to make one")
     for each in kept:
         if (each / "tests.csv").exists():
             judge_again(each, design_of(each))
