@@ -10,29 +10,15 @@ not testable    these runs cannot answer; `why` says what they lack
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pandas as pd
 
-from analysis.claims import SETTLED, Claim, Compared, Ranged, Seen, Side, Tested
-from analysis.effects import Effect, measure_effect
-from analysis.frames import Frames, at_levels
-from analysis.inference import (
-    SIGNIFICANT,
-    Region,
-    benjamini_hochberg,
-    holm,
-    one_sided,
-    share_bound,
-    share_interval,
-)
-from analysis.run_tests import RUN_TESTS
-from muonlab.errors import MuonlabError
-
-NAN = math.nan
-SHARE_UNIT = "share of runs"
+from analysis.claims import SETTLED, Claim, Tested
+from analysis.findings import NAN, Finding, find
+from analysis.frames import Frames
+from analysis.inference import SIGNIFICANT, benjamini_hochberg, holm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,85 +34,35 @@ class Circumstance:
 class Answer:
     """The answer to one claim, one of `claims.ANSWERS`, and what it rests on; NaN where there is none.
 
-    effect: in words. estimate, low, high: with the 95 % interval, in `unit`. p: of the claim against its opposite,
-    two- sided; equivalence_p: of no difference beyond the margin. p_holm: p corrected over all claims answered
-    together; q: the false discovery rate among all tests of a page, 1 until there is a page (`correct_page`). n:
-    seeds, or judged runs. why: what keeps the answer from saying more. headline: what it says in a sentence.
+    effect: in words. estimate, low, high: with the 95 % interval, in `unit`. n: seeds, or judged runs. p: of the claim
+    against its opposite, two-sided; p_holm: corrected over all claims answered together. equivalence_p: of no
+    difference beyond the margin. why: what keeps the answer from saying more. headline: what it says in a sentence.
     contradicts, side: the disagreement between papers, and the side that the evidence is on. own: no paper's claim.
     """
 
     claim: str
     source: str
-    arm: str
-    conditions: str
     own: bool
-    n: int = 0
-    effect: str = "-"
-    estimate: float = NAN
-    low: float = NAN
-    high: float = NAN
-    unit: str = ""
-    p: float = NAN
-    p_holm: float = NAN
-    equivalence_p: float = NAN
-    answer: str = "not testable"
-    why: str = ""
-    headline: str = ""
-    contradicts: str = ""
-    side: str = ""
+    conditions: str
+    arm: str
+    n: int
+    effect: str
+    estimate: float
+    low: float
+    high: float
+    unit: str
+    p: float
+    p_holm: float
+    equivalence_p: float
+    answer: str
+    why: str
+    headline: str
+    contradicts: str
+    side: str
 
 
 # Of answers.json, in this order: an Answer, and what its study says of it.
-ANSWER_COLUMNS = [
-    *(
-        "id",
-        "claim",
-        "source",
-        "own",
-        "question",
-        "conditions",
-        "arm",
-        "n",
-        "effect",
-        "estimate",
-        "low",
-        "high",
-    ),
-    *("unit", "p", "p_holm", "equivalence_p", "answer", "why", "headline", "contradicts", "side", "figure"),
-    *("note", "command"),
-]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """What was measured for one claim, before several are corrected together.
-
-    p_for, p_against: two-sided p of the claim and of its opposite, NaN where the runs show no spread to judge by.
-    agree, differ: whether, beside its p, enough runs are for or against it. absent: in words, of what no run showed;
-    lacking: what the mechanism needs and the runs did not show; unclear: what they would have shown. untestable: why
-    they cannot answer at all.
-    """
-
-    n: int = 0
-    effect: str = "-"
-    estimate: float = NAN
-    low: float = NAN
-    high: float = NAN
-    unit: str = ""
-    p_for: float = NAN
-    p_against: float = NAN
-    equivalence_p: float = NAN
-    agree: bool = True
-    differ: bool = True
-    absent: str = ""
-    lacking: str = ""
-    unclear: str = ""
-    untestable: str = ""
-
-    @property
-    def p(self) -> float:
-        """Of the statement that the runs are for."""
-        return NAN if self.untestable else float(np.fmin(self.p_for, self.p_against))
+ANSWER_COLUMNS = ["id", *(field.name for field in fields(Answer)), "question", "figure", "note", "command"]
 
 
 def answer_all(
@@ -141,11 +77,14 @@ def answer_all(
     claim; None: nothing speaks against any.
     """
     known = circumstances or [Circumstance()] * len(claims)
-    evidence = [_gather(claim, at, frames, outcomes) for claim, at in zip(claims, known, strict=True)]
-    p_values = [each.p * SIGNIFICANT / at.alpha for each, at in zip(evidence, known, strict=True)]
+    findings = [
+        replace(finding, untestable=at.untestable or finding.untestable)
+        for at, finding in zip(known, (find(claim, frames, outcomes) for claim in claims), strict=True)
+    ]
+    p_values = [each.p * SIGNIFICANT / at.alpha for each, at in zip(findings, known, strict=True)]
     return [
         _answer(claim, each, p_holm)
-        for claim, each, p_holm in zip(claims, evidence, holm(p_values), strict=True)
+        for claim, each, p_holm in zip(claims, findings, holm(p_values), strict=True)
     ]
 
 
@@ -166,183 +105,24 @@ def correct_page(answers: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-# ---------------------------------------------------------------- evidence
-def _gather(claim: Claim, at: Circumstance, frames: Frames, outcomes: pd.DataFrame) -> Evidence:
-    if claim.control:
-        shown = _seen(claim.control, frames, outcomes)
-        seeds = [seed for seed, seen in shown.items() if seen]
-        if not seeds:
-            return Evidence(untestable=f"its control ({claim.control}) showed it in 0 of {len(shown)} runs")
-        frames, outcomes = frames.of_seeds(seeds), outcomes[outcomes["seed"].isin(seeds)]
-    asked = claim.asked
-    if isinstance(asked, Tested):
-        evidence = _of_test(asked, claim, outcomes)
-    else:
-        evidence = _of_effect(asked, measure_effect(asked, claim.side, frames))
-    untestable = claim.not_testable or at.untestable or evidence.untestable
-    return replace(evidence, lacking=_lacking(claim, frames, outcomes), untestable=untestable)
-
-
-def _of_effect(asked: Ranged | Compared, effect: Effect) -> Evidence:
-    interval = effect.interval
-    evidence = Evidence(
-        n=interval.n,
-        effect=str(effect) if interval.n else "-",
-        estimate=interval.estimate,
-        low=interval.low,
-        high=interval.high,
-        unit=effect.unit,
-        untestable=effect.untestable,
-    )
-    if effect.untestable:
-        return evidence
-    if math.isnan(interval.low) or np.ptp(effect.values) == 0:
-        # Where a value is infinite, or all are equal, there is no spread to judge by: the seeds are counted.
-        region = _region(asked, logarithmic=False)
-        inside = sum(map(region.holds, effect.values))
-        return replace(evidence, **_by_share(inside, interval.n, 0.5))
-    region = _region(asked, logarithmic=effect.unit == "x")
-    x = np.log(effect.values) if effect.unit == "x" else np.array(effect.values)
-    tails = one_sided(x, region)
-    limits = sum(map(math.isfinite, (region.low, region.high)))
-    evidence = replace(
-        evidence,
-        # Equivalence and a range are two one-sided tests already (Schuirmann 1987).
-        p_for=tails.inside if limits == 2 else min(1.0, 2 * tails.inside),
-        p_against=min(1.0, 2 * tails.outside),
-    )
-    if effect.paired is None or not isinstance(asked, Compared):
-        return replace(evidence, unclear="the interval holds values on both sides of the limit")
-    if asked.at_least:
-        return replace(evidence, unclear="the interval holds sizes above and below the claimed one")
-    if asked.expect != "equal" and not math.isnan(asked.margin):
-        margin = Region(-asked.margin, asked.margin)
-        evidence = replace(evidence, equivalence_p=one_sided(x, margin).inside)
-    return replace(evidence, unclear=_detectable(effect))
-
-
-def _region(asked: Ranged | Compared, logarithmic: bool) -> Region:
-    """Where the claim says that the mean lies: of values or differences, or of the logarithms of ratios."""
-    if isinstance(asked, Compared):
-        low, high = {
-            "lower": (-math.inf, -asked.at_least),
-            "higher": (asked.at_least, math.inf),
-            "equal": (-asked.margin, asked.margin),
-        }[asked.expect]
-        # A comparison keeps its sizes as differences, of logarithms for a ratio.
-        return Region(low, high) if logarithmic or not asked.ratio else Region(math.exp(low), math.exp(high))
-    low = -math.inf if asked.above is None else asked.above
-    high = math.inf if asked.below is None else asked.below
-    if logarithmic:
-        return Region(math.log(low) if low > 0 else -math.inf, math.log(high))
-    return Region(low, high)
-
-
-def _detectable(effect: Effect) -> str:
-    assert effect.paired is not None
-    size = effect.paired.detectable
-    if effect.unit == "x":
-        return f"a factor of {math.exp(size):.3g} would have been seen"
-    return f"a difference of {size:.3g} {effect.unit}".rstrip() + " would have been seen"
-
-
-def _of_test(asked: Tested, claim: Claim, outcomes: pd.DataFrame) -> Evidence:
-    rows = _of_side(outcomes[outcomes["name"] == asked.test], claim.side)
-    judged = rows[rows["holds"].notna()]
-    if judged.empty:
-        return Evidence(n=len(rows), untestable=f"no run could be tested for `{asked.test}`")
-    count, n = int(judged["holds"].astype(bool).sum()), len(judged)
-    share, values = share_interval(count, n), judged["value"].astype(float)
-    effect = f"{asked.test} in {count} of {n}, share [{share.low:.2f}, {share.high:.2f}]; "
-    effect += f"value {values.median():.3g} ({values.min():.3g} to {values.max():.3g})"
-    evidence = Evidence(
-        n=n,
-        effect=effect,
-        estimate=share.estimate,
-        low=share.low,
-        high=share.high,
-        unit=SHARE_UNIT,
-        **_by_share(count if asked.expect else n - count, n, asked.share),
-    )
-    if asked.expect and not count:
-        bound = share_bound(0, n)
-        evidence = replace(evidence, absent=f"in none of {n} runs; the share may be as large as {bound:.2f}")
-    return replace(evidence, **_by_value(asked, values, judged["threshold"].astype(float)))
-
-
-def _by_share(count: int, n: int, share: float) -> dict[str, Any]:
-    """`count` of `n` runs are as the claim says, which is about `share` of them or more."""
-    every, none = 1 - share_bound(0, n), share_bound(count, n)
-    unclear = f"{count} of {n} runs are as claimed, and the share may lie from "
-    whole = share_interval(count, n)
-    return {
-        "agree": count == n and every > 0.5,
-        "differ": none < share,
-        "unclear": unclear + f"{whole.low:.2f} to {whole.high:.2f}",
-    }
-
-
-def _by_value(asked: Tested, values: pd.Series, thresholds: pd.Series) -> dict[str, Any]:
-    """p of the t test of the tested value against its threshold; none where the runs show no spread."""
-    x = values.to_numpy() - thresholds.to_numpy()
-    if len(x) < 2 or not np.isfinite(x).all() or np.ptp(x) == 0:
-        return {}
-    tails = one_sided(x, Region(low=0.0))
-    above, below = min(1.0, 2 * tails.inside), min(1.0, 2 * tails.outside)
-    holds_above = RUN_TESTS[asked.test].holds_above
-    claimed_above = holds_above == asked.expect
-    return {"p_for": above if claimed_above else below, "p_against": below if claimed_above else above}
-
-
-def _lacking(claim: Claim, frames: Frames, outcomes: pd.DataFrame) -> str:
-    """What the mechanism needs and some judged run did not show; "" where all did, or nothing is asked for."""
-    if claim.precondition is None:
-        return ""
-    shown = _seen(claim.precondition, frames, outcomes)
-    count = sum(shown.values())
-    if shown and count == len(shown):
-        return ""
-    return f"what it needs ({claim.precondition}) was there in {count} of {len(shown)} runs"
-
-
-def _seen(seen: Seen, frames: Frames, outcomes: pd.DataFrame) -> dict[int, bool]:
-    """{seed: whether all of its runs on that side showed it}."""
-    if seen.test:
-        rows = _of_side(outcomes[outcomes["name"] == seen.test], seen.side)
-        shown = rows["holds"].map(lambda holds: not pd.isna(holds) and bool(holds) == seen.expect)
-    else:
-        try:
-            rows = seen.side.of(frames).runs
-        except MuonlabError:
-            return {}
-        shown = rows[seen.metric].between(seen.above, seen.below, inclusive="neither")
-    return {int(seed): bool(each.all()) for seed, each in shown.groupby(rows["seed"])}
-
-
-def _of_side(outcomes: pd.DataFrame, side: Side) -> pd.DataFrame:
-    rows = outcomes[outcomes["condition"].isin(side.conditions) & (outcomes["arm"] == side.arm)]
-    return rows[at_levels(rows["level"], side.levels)] if side.levels else rows
-
-
-# ---------------------------------------------------------------- from evidence to an answer
-def _answer(claim: Claim, evidence: Evidence, p_holm: float) -> Answer:
-    word, why = _word(claim, evidence, p_holm)
+def _answer(claim: Claim, finding: Finding, p_holm: float) -> Answer:
+    word, why = _word(claim, finding, p_holm)
     side = claim.sides.get(word, "cannot tell" if word == "not testable" else "neither")
     return Answer(
         claim=claim.claim,
         source=claim.source,
-        arm=claim.side.arm,
-        conditions=", ".join(claim.side.conditions),
         own=claim.own,
-        n=evidence.n,
-        effect=evidence.effect + ("" if math.isnan(p_holm) else f", p = {p_holm:.2g}"),
-        estimate=evidence.estimate,
-        low=evidence.low,
-        high=evidence.high,
-        unit=evidence.unit,
-        p=evidence.p,
+        conditions=", ".join(claim.side.conditions),
+        arm=claim.side.arm,
+        n=finding.n,
+        effect=finding.effect + ("" if math.isnan(p_holm) else f", p = {p_holm:.2g}"),
+        estimate=finding.estimate,
+        low=finding.low,
+        high=finding.high,
+        unit=finding.unit,
+        p=finding.p,
         p_holm=p_holm,
-        equivalence_p=NAN if evidence.untestable else evidence.equivalence_p,
+        equivalence_p=NAN if finding.untestable else finding.equivalence_p,
         answer=word,
         why=why,
         headline=claim.headlines.get(word, ""),
@@ -351,24 +131,24 @@ def _answer(claim: Claim, evidence: Evidence, p_holm: float) -> Answer:
     )
 
 
-def _word(claim: Claim, evidence: Evidence, p_holm: float) -> tuple[str, str]:
+def _word(claim: Claim, finding: Finding, p_holm: float) -> tuple[str, str]:
     """The answer, and what keeps it from saying more."""
-    if evidence.untestable:
-        return "not testable", evidence.untestable
-    if evidence.equivalence_p < SIGNIFICANT:
+    if finding.untestable:
+        return "not testable", finding.untestable
+    if finding.equivalence_p < SIGNIFICANT:
         return "equivalent", ""
     found = not p_holm >= SIGNIFICANT  # no p: the share of the runs decides alone
-    if found and evidence.agree and not evidence.p_for > evidence.p_against:
+    if found and finding.agree and not finding.p_for > finding.p_against:
         return "reproduced", ""
-    absent = "; ".join(filter(None, (evidence.lacking, evidence.absent)))
-    if found and evidence.differ and not evidence.p_against > evidence.p_for:
-        if evidence.lacking:
+    absent = "; ".join(filter(None, (finding.lacking, finding.absent)))
+    if found and finding.differ and not finding.p_against > finding.p_for:
+        if finding.lacking:
             return "not seen here", absent
         # That a test fails says nothing where it is not known whether its cause was there.
         if not isinstance(claim.asked, Tested) or claim.precondition or claim.control:
             return "contradicted", ""
-    if evidence.absent:
+    if finding.absent:
         return "not seen here", absent
-    if evidence.p < SIGNIFICANT:
-        return "unresolved", f"p = {evidence.p:.2g} alone, {p_holm:.2g} among the claims of its experiment"
-    return "unresolved", evidence.unclear
+    if finding.p < SIGNIFICANT:
+        return "unresolved", f"p = {finding.p:.2g} alone, {p_holm:.2g} among the claims of its experiment"
+    return "unresolved", finding.unclear

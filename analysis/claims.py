@@ -285,7 +285,8 @@ def _asked(given: Mapping[str, Any], side: Side, name: str) -> Tested | Ranged |
         raise MuonlabError(
             f"measure {quantity.name} compares two arms, so the claim '{name}' needs a `baseline`"
         )
-    ratio = "as" in given
+    # A quantity that is a factor itself is compared by its ratio too.
+    ratio = "as" in given or (quantity.unit == "x" and baseline is not None and quantity.kind != "pair")
     if "expect" not in given:
         return Ranged(quantity, given.get("above"), given.get("below"), baseline, ratio)
     if given["expect"] not in DIRECTIONS:
