@@ -122,7 +122,7 @@ class TestDifference:
         row = answer(wide, metric="loss", baseline="b", expect="lower")
         assert row["answer"] == "unresolved"
         size = smallest_detectable([0.1, 1.0, 0.2])
-        assert row["why"] == f"a difference of {size:.3g} nats would have been seen"
+        assert row["why"] == f"a difference of {size:.3g} nats or more would have been detected (power 0.8)"
         assert answer(wide, metric="loss", baseline="b", expect="equal")["answer"] == "unresolved"
 
     def test_a_ratio_is_a_geometric_mean_judged_on_logarithms(self):
