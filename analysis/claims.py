@@ -167,7 +167,7 @@ class Claim:
 
 
 def read_claim(
-    values: Mapping[str, Any], conditions: Mapping[str, Collection[str]], searched: Collection[str] = ()
+    values: Mapping[str, object], conditions: Mapping[str, Collection[str]], searched: Collection[str] = ()
 ) -> Claim:
     """The claim in a mapping. experiments/README.md describes its keys.
 
@@ -212,7 +212,7 @@ def read_claim(
     return Claim(name, given["source"], side, asked, **extra)
 
 
-def _checked(values: Mapping[str, Any], keys: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _checked(values: Mapping[str, object], keys: Mapping[str, Any], name: str) -> dict[str, Any]:
     for key in values:
         if key not in keys:
             raise unknown_name(f"key of the claim '{name}'", str(key), keys)

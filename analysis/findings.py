@@ -128,7 +128,9 @@ def _detectable(effect: Effect) -> str:
     size = effect.paired.detectable
     if effect.unit == "x":
         return f"a factor of {math.exp(size):.3g} or more would have been detected (power 0.8)"
-    return f"a difference of {size:.3g} {effect.unit}".rstrip() + " or more would have been detected (power 0.8)"
+    return (
+        f"a difference of {size:.3g} {effect.unit}".rstrip() + " or more would have been detected (power 0.8)"
+    )
 
 
 def _of_test(asked: Tested, claim: Claim, outcomes: pd.DataFrame) -> Finding:

@@ -225,7 +225,7 @@ def _spikes_begun(events: pd.DataFrame, series: str, steps: pd.Series) -> np.nda
     return steps.isin(begun["step"]).to_numpy(int)
 
 
-def _labelled(table: pd.DataFrame, identity: dict[str, Any]) -> pd.DataFrame:
+def _labelled(table: pd.DataFrame, identity: dict[str, object]) -> pd.DataFrame:
     # A step's own `lr` (the schedule's) must not hide the run's.
     table = table.rename(columns={"lr": "scheduled_lr"})
     labels = pd.DataFrame({name: [identity[name]] * len(table) for name in IDENTITY}, index=table.index)

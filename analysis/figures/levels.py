@@ -1,7 +1,6 @@
 """A number of each run over what a sweep varied: learning rate, tau, weight decay, kappa, heads, batch size."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +25,7 @@ from muonlab.errors import MuonlabError
 @figure("levels")
 def draw_levels(
     frames: Frames,
-    metrics: Sequence[str | Mapping[str, Any]] = ("loss",),
+    metrics: Sequence[str | Mapping[str, object]] = ("loss",),
     x: str | Mapping[str, str] = "level",
     log: bool = True,
     cut: bool = False,
@@ -72,7 +71,9 @@ def draw_levels(
     )
 
 
-def _measured(frames: Frames, metrics: Sequence[str | Mapping[str, Any]]) -> tuple[pd.DataFrame, list[str]]:
+def _measured(
+    frames: Frames, metrics: Sequence[str | Mapping[str, object]]
+) -> tuple[pd.DataFrame, list[str]]:
     """The runs with a column for every metric that is a measure, and the columns' names."""
     runs, names = frames.runs.copy(), []
     parts = run_parts(frames)

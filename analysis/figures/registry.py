@@ -52,11 +52,11 @@ class FigureSpec:
     conditions: Sequence[str] = ()
     arms: Sequence[str] = ()
     table: str = ""
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
 
 
 def read_figure(
-    values: Mapping[str, Any], windows: Mapping[str, Sequence[Sequence[int]]] | None = None
+    values: Mapping[str, object], windows: Mapping[str, Sequence[Sequence[int]]] | None = None
 ) -> FigureSpec:
     """The figure in a mapping.
 
@@ -67,7 +67,7 @@ def read_figure(
     for key in ("name", "kind"):
         if key not in values:
             raise MuonlabError(f"a figure needs '{key}', not {dict(values)}")
-    name, kind = values["name"], values["kind"]
+    name, kind = str(values["name"]), str(values["kind"])
     if kind not in FIGURES:
         raise unknown_name("kind of figure", kind, FIGURES)
     parameters = dict(list(inspect.signature(FIGURES[kind]).parameters.items())[1:])

@@ -12,6 +12,7 @@ import pandas as pd
 from analysis.columns import METRICS
 from analysis.frames import Frames, level_of
 from muonlab.errors import MuonlabError, unknown_name
+from muonlab.settings.check import check
 
 KINDS = ("run", "sweep", "pair")
 
@@ -122,7 +123,7 @@ class Quantity:
     """
 
     name: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
     of: "Quantity | None" = None
 
     def __str__(self) -> str:
@@ -170,20 +171,23 @@ class Quantity:
         return float(MEASURES[self.name].function(arm, baseline, **self.settings))
 
 
-def read_quantity(text: str | Mapping[str, Any], kinds: tuple[str, ...] = KINDS) -> Quantity:
+def read_quantity(text: str | Mapping[str, object], kinds: tuple[str, ...] = KINDS) -> Quantity:
     """The quantity that a file calls `name` or `{name: ..., setting: ...}`.
 
     Raises MuonlabError, naming what is near, for an unknown measure or setting and for a missing one.
     """
     settings = {"name": text} if isinstance(text, str) else dict(text)
-    name = settings.pop("name", "")
+    name = str(settings.pop("name", ""))
     if name in METRICS and "run" in kinds and not settings:
         return Quantity(name)
     allowed = {n: m for n, m in MEASURES.items() if m.kind in kinds}
     if name not in allowed:
         raise unknown_name("measure", name, [*allowed, *(METRICS if "run" in kinds else ())])
     sweep = allowed[name].kind == "sweep"
-    of = read_quantity(settings.pop("of"), ("run",)) if sweep and "of" in settings else None
+    of = None
+    if sweep and "of" in settings:
+        inner = check(str | Mapping[str, object], settings.pop("of"), f"`of` of measure {name}")
+        of = read_quantity(inner, ("run",))
     parameters = list(inspect.signature(allowed[name].function).parameters.values())
     own = {p.name: p for p in parameters[2 if allowed[name].kind == "pair" else 1 :]}
     for key in settings:
