@@ -1,6 +1,6 @@
 """Named numbers that a claim can be judged by: of a run, of one seed's levels, or of two arms of one seed."""
 
-from analysis.measures import mechanism, runs, scaling, sweeps  # noqa: F401  (they register their measures)
+from analysis.measures import mechanism, runs, scaling, spikes, sweeps  # noqa: F401  (they register their measures)
 from analysis.measures.registry import (
     MEASURES,
     Measure,
