@@ -1,7 +1,7 @@
 """Spikes free of the batch: the loss of a step minus that of another arm on the same batch.
 
-Two arms of one seed see the same batches. A batch that is hard for both leaves their difference alone, so a spike of the
-difference is the arm's own, and a smaller one is found: `smallest_own_spike` says how small.
+Two arms of one seed see the same batches. A batch that is hard for both leaves their difference alone, so a spike of
+the difference is the arm's own, and a smaller one is found: `smallest_own_spike` says how small.
 """
 
 import numpy as np
