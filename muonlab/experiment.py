@@ -13,7 +13,7 @@ from muonlab.record.files import check_folder
 from muonlab.settings.address import storage_address
 from muonlab.settings.check import Count, check
 from muonlab.study.catalogue import experiment_names
-from muonlab.study.design import load_experiment
+from muonlab.study.reading import load_experiment
 from muonlab.study.study import Study, overrides_for_runs
 
 

@@ -17,7 +17,8 @@ from muonlab.record.identity import run_identity
 from muonlab.settings.address import storage_address
 from muonlab.settings.check import Name, PathText, build, check
 from muonlab.settings.search import SearchSettings
-from muonlab.study.design import Condition, Design, read_experiment
+from muonlab.study.design import Condition, Design
+from muonlab.study.reading import read_experiment
 from muonlab.study.slots import check_spaces
 from muonlab.study.study import Study, overrides_for_runs
 

@@ -231,7 +231,7 @@ def compose(arguments):
     if module == "muonlab.train":
         assert read_config(plain(compose_config("train", overrides))).trainer.max_steps > 1
     elif module == "muonlab.sweep":
-        from muonlab.study.design import read_experiment
+        from muonlab.study.reading import read_experiment
         from muonlab.sweep import make_study, with_quoted_ranges
 
         design, overrides = read_experiment("sweep"), with_quoted_ranges(overrides)
@@ -273,7 +273,7 @@ def workplace(tmp_path, tiny_overrides, monkeypatch, request):
         (tmp_path / "corpus.txt").write_text("To be, or not to be, that is the question.\n\n" * 400)
 
     def study():
-        from muonlab.study.design import read_experiment
+        from muonlab.study.reading import read_experiment
         from muonlab.sweep import make_study
 
         design, overrides = read_experiment("sweep"), [*small("SEARCH", [], tiny_overrides), "study=narrow"]

@@ -6,7 +6,8 @@ from pathlib import Path
 from muonlab.cli import project_folder
 from muonlab.command import argument_parser, run_command
 from muonlab.errors import MuonlabError
-from muonlab.study.design import Design, read_experiment
+from muonlab.study.design import Design
+from muonlab.study.reading import read_experiment
 
 BEGIN, END = "<!-- catalogue: python -m muonlab.study.catalogue -->", "<!-- end of the catalogue -->"
 

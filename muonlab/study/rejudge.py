@@ -4,7 +4,8 @@ from pathlib import Path
 
 from muonlab.command import argument_parser, run_command
 from muonlab.errors import MuonlabError
-from muonlab.study.design import Design, make_design, read_experiment
+from muonlab.study.design import Design
+from muonlab.study.reading import make_design, read_experiment
 
 
 def design_of(folder: Path) -> Design:

@@ -14,8 +14,8 @@ from muonlab.record.files import remove_leftovers, set_aside, write_atomic
 from muonlab.record.identity import HARDWARE
 from muonlab.settings.address import public_address, with_password
 from muonlab.settings.check import Named, check
-from muonlab.study.design import Design, make_design, searches
-from muonlab.study.reading import fault
+from muonlab.study.design import Design, searches
+from muonlab.study.reading import fault, make_design
 from muonlab.study.slots import Level, Slot, keys, slots
 from muonlab.train.config import RunConfig, read_config
 

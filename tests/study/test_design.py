@@ -11,15 +11,8 @@ from analysis.figures import read_figure
 from muonlab.cli import compose_config, plain, project_folder
 from muonlab.errors import MuonlabError
 from muonlab.study.catalogue import experiment_names, with_catalogue
-from muonlab.study.design import (
-    Arm,
-    at_scale,
-    load_experiment,
-    make_design,
-    read_design,
-    read_experiment,
-    searches,
-)
+from muonlab.study.design import Arm, searches
+from muonlab.study.reading import at_scale, load_experiment, make_design, read_design, read_experiment
 from muonlab.study.slots import slots
 from muonlab.train.config import read_config
 
@@ -203,7 +196,7 @@ def test_what_cannot_be_run_is_refused_before_anything_runs(design, change, mess
 def test_a_file_that_is_not_yaml_and_a_misspelt_name_are_reported(tmp_path, monkeypatch, design):
     with pytest.raises(MuonlabError, match="did you mean 'ablation'"):
         load_experiment("ablatoin")
-    monkeypatch.setattr("muonlab.study.design.project_folder", lambda _: tmp_path)
+    monkeypatch.setattr("muonlab.study.reading.project_folder", lambda _: tmp_path)
     (tmp_path / "bad.yaml").write_text("a: [1")
     with pytest.raises(MuonlabError, match=r"bad\.yaml is not YAML"):
         load_experiment("bad")

@@ -5,7 +5,7 @@ from tiny_designs import PUBLISHED, SPACE, WORDS, search
 
 from muonlab.cli import compose_config, plain
 from muonlab.errors import MuonlabError
-from muonlab.study.design import at_scale, load_experiment, make_design
+from muonlab.study.reading import at_scale, load_experiment, make_design
 from muonlab.study.slots import Level, check_spaces, levels_of, slots
 from muonlab.train.config import read_config
 

@@ -19,9 +19,9 @@ from muonlab.errors import EnvironmentFault, MuonlabError
 from muonlab.record import database
 from muonlab.settings.address import public_address, storage_address, with_password, without_password
 from muonlab.study import storage as module
-from muonlab.study.design import read_experiment
 from muonlab.study.pool import Pool
 from muonlab.study.queue import Queue
+from muonlab.study.reading import read_experiment
 from muonlab.study.storage import open_storage
 from muonlab.study.study import load_study
 from muonlab.study.work import Worker

@@ -7,7 +7,7 @@ import pytest
 
 from muonlab.cli import compose_config, plain
 from muonlab.errors import MuonlabError
-from muonlab.study.design import read_experiment
+from muonlab.study.reading import read_experiment
 from muonlab.sweep import make_study, sweep
 from muonlab.train.run import with_corpus
 

@@ -1,6 +1,6 @@
 """Designs that are composed in milliseconds and trained in seconds."""
 
-from muonlab.study.design import at_scale, make_design
+from muonlab.study.reading import at_scale, make_design
 
 WORDS = dict.fromkeys(("question", "prediction", "source", "held_equal", "tuning", "primary"), "said")
 QUICK = [
