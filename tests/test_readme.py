@@ -473,6 +473,15 @@ def test_every_path_that_a_page_links_to_exists(page):
     assert not [link for link in links if not (page.parent / link).exists()]
 
 
+def test_the_readme_opens_with_the_first_three_findings():
+    page = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    first = [line for line in page.splitlines() if line[:3] in ("1. ", "2. ", "3. ")][:3]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Two commands")[0]
+    assert len(first) == 3
+    for line in first:
+        assert line.replace("](", "](results/") in readme
+
+
 def test_results_say_how_to_repeat_them_by_commands_that_exist():
     text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
     repeats = re.findall(r"^Repeat: `([^`]+)`", text, re.M)
