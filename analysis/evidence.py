@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,8 @@ TITLES = {
     "effect": "effect [95 %]",
     "why": "what keeps it from saying more",
 }
-KNOWN, UNKNOWN = 10, 3  # sentences that the page opens with, at most
+KNOWN, UNKNOWN, FRONT = 10, 3, 3  # sentences that the page opens with, at most, and the project's README
+MARK = re.compile("<!-- findings -->")
 # What an experiment's file said before it ran, in the order of a page.
 SAID = {
     "prediction": "Prediction",
@@ -174,12 +176,23 @@ def evidence(experiments: Sequence[Experiment]) -> str:
 
 
 def write_evidence(folder: Path) -> Path:
-    """Write `folder`/README.md, whole or not at all; its path."""
-    path = folder / "README.md"
-    draft = folder / f".README.{os.getpid()}.md"
-    draft.write_text(evidence(load_evidence(folder)), encoding="utf-8")
-    draft.replace(path)
+    """Write `folder`/README.md, whole or not at all, and the first findings between their marks in the README of the
+    project beside it; its path."""
+    path, front = folder / "README.md", folder.resolve().parent / "README.md"
+    experiments = load_evidence(folder)
+    _write(path, evidence(experiments))
+    if front.exists() and len(parts := MARK.split(front.read_text(encoding="utf-8"))) == 3:
+        known = list(rows_of(make_page(experiments).known))[:FRONT]
+        lines = [f"{place}. {_sentence(row, f'{folder.name}/')}" for place, row in enumerate(known, start=1)]
+        parts[1] = "\n" + "\n".join(lines) + "\n"
+        _write(front, "<!-- findings -->".join(parts))
     return path
+
+
+def _write(path: Path, text: str) -> None:
+    draft = path.with_name(f".{path.stem}.{os.getpid()}.md")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
 
 
 def _load(folder: Path) -> Experiment:
@@ -208,15 +221,15 @@ def _rows(answers: pd.DataFrame, columns: list[str]) -> str:
     return as_markdown(table[shown].rename(columns=TITLES))
 
 
-def _sentence(row: Any) -> str:
+def _sentence(row: Any, place: str = "") -> str:
     """A sentence of the top of the page, with its number, interval, n and figure."""
-    figure = f", {_figure(row)}" if row.figure else ""
+    figure = f", {_figure(row, place)}" if row.figure else ""
     why = f"; {row.why}" if row.why else ""
     return f"{row.headline.rstrip('.')}: {row.effect} (n = {row.n}{figure}){why}."
 
 
-def _figure(row: Any) -> str:
-    return f"[{row.figure}]({row.experiment}/{row.figure}.png)" if row.figure else ""
+def _figure(row: Any, place: str = "") -> str:
+    return f"[{row.figure}]({place}{row.experiment}/{row.figure}.png)" if row.figure else ""
 
 
 def main() -> None:

@@ -148,6 +148,7 @@ TABLE: dict[str, Run | Compose | Look] = {
     "python -m muonlab.experiment NAME": Compose("make ablation runs one"),
     "python -m muonlab.experiment NAME scale=gpu": Look("needs a GPU"),
     # contributing
+    "python -m muonlab.study.rejudge results": Run(needs=("results",), says="README.md"),
     "python -m muonlab.study.catalogue": Look("writes experiments/README.md; test_design.py compares the two"),
     "pre-commit install": Look("writes into .git"),
     "pipx install pre-commit": Look("needs a network"),

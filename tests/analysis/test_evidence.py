@@ -152,6 +152,31 @@ def test_the_page_opens_with_what_is_known_strongest_first_and_what_is_not(resul
     )
 
 
+def test_the_readme_of_the_project_has_the_first_findings_between_its_marks(results, tmp_path):
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    keep(folder, "c", [ROW | {"headline": f"Finding {n}", "p": 1e-9 * n} for n in range(1, 6)])
+    front = tmp_path / "README.md"
+    front.write_text("Above\n<!-- findings -->\nold\n<!-- findings -->\nbelow\n")
+    write_evidence(folder)
+    lines = front.read_text().splitlines()
+    assert (lines[0], lines[1], lines[-2], lines[-1]) == (
+        "Above",
+        "<!-- findings -->",
+        "<!-- findings -->",
+        "below",
+    )
+    assert [line.partition(":")[0] for line in lines[2:-2]] == [
+        "1. Finding 1",
+        "2. Finding 2",
+        "3. Finding 3",
+    ]
+    assert "[f](kept/c/f.png)" in lines[2]
+    front.write_text("no marks\n")
+    write_evidence(folder)
+    assert front.read_text() == "no marks\n"
+
+
 def test_a_finding_that_is_one_of_many_is_none(results):
     """A p of 0.03 among hundreds of tests."""
     keep(
