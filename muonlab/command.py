@@ -30,6 +30,7 @@ class Interruption(KeyboardInterrupt):
 
 
 _asked: list[int] = []
+_hooks: list["Callable[[sys.UnraisableHookArgs], object]"] = []  # that `listen` replaced
 
 
 def listen() -> None:
@@ -41,6 +42,9 @@ def listen() -> None:
     for number in STOPPING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _on_signal)
+    if sys.unraisablehook is not _lost:
+        _hooks.append(sys.unraisablehook)
+        sys.unraisablehook = _lost
 
 
 def times_asked() -> int:
@@ -63,6 +67,17 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         last = threading.Timer(GRACE, _end_now, [128 + number])
         last.daemon = True
         last.start()
+
+
+def _lost(lost: "sys.UnraisableHookArgs") -> None:
+    """Python drops what is raised while it collects garbage. A signal that arrived then is sent again."""
+    if not isinstance(lost.exc_value, Interruption):
+        _hooks[-1](lost)
+        return
+    _asked.clear()
+    again = threading.Timer(0.01, os.kill, [os.getpid(), lost.exc_value.number])
+    again.daemon = True
+    again.start()
 
 
 def _end_now(code: int) -> NoReturn:

@@ -96,3 +96,34 @@ def test_a_signal_is_one_sentence_whatever_it_tears_apart(program):
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=60) == ("", SENTENCE)
     assert process.returncode == 143
+
+
+GARBAGE = """
+import gc, sys, time
+from muonlab import command
+
+class Cycle:
+    def __del__(self):
+        print("collecting", flush=True)
+        time.sleep(2)
+
+def main():
+    cycle = Cycle()
+    cycle.itself = cycle
+    del cycle
+    gc.collect()
+    time.sleep(60)
+
+command.run_command(main)
+"""
+
+
+def test_a_signal_while_python_collects_garbage_is_not_lost():
+    """There Python drops what a handler raises, and prints a traceback."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", GARBAGE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "collecting\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60) == ("", SENTENCE)
+    assert process.returncode == 143

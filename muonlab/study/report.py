@@ -6,6 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.tables import as_text, comparison_table, save_table
+from muonlab.errors import EnvironmentFault, MuonlabError
+from muonlab.record.mlflow_link import Link
 from muonlab.settings.search import SearchSettings
 from muonlab.study.design import Design, searches
 from muonlab.study.judging import Judgement
@@ -37,9 +39,9 @@ def fairness(design: Design, config: RunConfig) -> str:
 
 
 def finished_report(study: Study) -> str | None:
-    """The report of a study whose runs are all over; None while anything is left to do."""
+    """The report of a study whose runs are all over and shown in MLflow; None while anything is left to do."""
     report = study.folder / "report.txt"
-    if not report.exists() or not (study.folder / FILE).exists():
+    if not report.exists() or not (study.folder / FILE).exists() or not _shown(study):
         return None
     study.save()  # refuses a different study of this name
     queue = Queue(open_storage(study.storage, study.folder), study.name, study.design)
@@ -54,6 +56,19 @@ def finished_report(study: Study) -> str | None:
         return None
     remove_dead_sockets()
     return report.read_text(encoding="utf-8")
+
+
+def _shown(study: Study) -> bool:
+    """Whether MLflow has the study's results and its end; a server may have been out of reach."""
+    if study.base().tracking.name == "none":
+        return True
+    try:
+        link = Link.read(study.folder)
+    except EnvironmentFault:
+        raise
+    except MuonlabError:  # a torn file, which the whole command writes again
+        return False
+    return link is not None and link.complete
 
 
 def comparison_text(

@@ -77,6 +77,7 @@ class StopBetweenSteps(L.Callback):
         self.checkpoints, self.peers = checkpoints, peers
         self.asked = 0
         self._old: dict[int, Handler] = {}
+        self._hook = sys.unraisablehook
 
     def install(self) -> None:
         """Install the handlers, if this is the main thread of the process."""
@@ -85,6 +86,7 @@ class StopBetweenSteps(L.Callback):
                 if (old := signal.getsignal(number)) is not signal.SIG_IGN:  # as SIGHUP is under nohup
                     signal.signal(number, self._ask)
                     self._old.setdefault(number, old)
+            sys.unraisablehook = self._lost
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Take over from Lightning, whose own handlers end a run without a checkpoint; stop here if already asked."""
@@ -99,6 +101,11 @@ class StopBetweenSteps(L.Callback):
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             # Not KeyboardInterrupt, for which Lightning exits by itself.
             raise Interrupted(f"{self._name} within a step", self.asked)
+
+    def _lost(self, lost: "sys.UnraisableHookArgs") -> None:
+        """A second Ctrl-C while Python collects garbage cannot end the step; the run stops after it."""
+        if not isinstance(lost.exc_value, Interrupted):
+            self._hook(lost)
 
     def _all_asked(self) -> bool:
         """Whether any process was asked to stop; all are then. A signal that arrives meanwhile counts next time."""
@@ -126,6 +133,7 @@ class StopBetweenSteps(L.Callback):
         for number, handler in self._old.items():
             signal.signal(number, handler)
         self._old = {}
+        sys.unraisablehook = self._hook
 
 
 class ProgressBar(L.Callback):

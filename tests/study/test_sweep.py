@@ -4,9 +4,12 @@ import shlex
 
 import pandas as pd
 import pytest
+from mlflow import MlflowClient
 
 from muonlab.cli import compose_config, plain
 from muonlab.errors import MuonlabError
+from muonlab.record.mlflow_link import Link
+from muonlab.record.store import store_uri
 from muonlab.study.reading import read_experiment
 from muonlab.sweep import make_study, sweep
 from muonlab.train.run import with_corpus
@@ -55,6 +58,24 @@ def test_a_sweep_ends_with_a_comparison_over_fresh_seeds_and_a_finished_one_prin
     assert sweep(made("search.trials=3")) == 0
     more = capsys.readouterr().out
     assert "4 of 6 runs done" in more
+
+
+def test_a_finished_sweep_whose_end_mlflow_does_not_show_is_completed(made, capsys):
+    """As where the server was out of reach when the study ended."""
+    few = ["tracking=mlflow", "search.trials=1", "search.replicate_seeds=[1]", "~search.optimizers.muonclip"]
+    study = made(*few)
+    assert sweep(study) == 0
+    link = Link.read(study.folder)
+    assert link.complete
+    client = MlflowClient(store_uri(None, study.base().paths.runs))
+    client.update_run(link.run_id, status="RUNNING")
+    link.keep(study.folder, complete=False)
+    assert sweep(made(*few)) == 0
+    assert client.get_run(link.run_id).info.status == "FINISHED"
+    assert Link.read(study.folder).complete
+    capsys.readouterr()
+    assert sweep(made(*few)) == 0
+    assert capsys.readouterr().out.startswith(f"study {study.name} is complete")
 
 
 def test_a_study_is_named_after_its_model_and_what_defines_it(made):

@@ -1,5 +1,6 @@
 """What happens to a run's folder around the run: kills at its end, torn files, signals, another writer."""
 
+import gc
 import json
 import shutil
 import signal
@@ -164,6 +165,32 @@ def test_a_second_ctrl_c_ends_a_run_at_once(whole, tmp_path):
 
     outcome = train(config, on_step=insist)
     assert (outcome.status, outcome.signal, outcome.cause) == ("interrupted", 2, "SIGINT within a step")
+    assert train(config).status == "finished"
+    assert_equal(folder, run_folder(config))
+
+
+def test_a_second_ctrl_c_while_python_collects_garbage_ends_a_run_after_its_step(whole, tmp_path, capsys):
+    """There Python drops what the handler raises, and would print it as a traceback."""
+    folder, ask = whole
+    config = ask(tmp_path)
+
+    class Cycle:
+        def __init__(self):
+            self.itself = self
+
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    def insist(done):
+        if done == 7:
+            Cycle()
+            gc.collect()
+
+    outcome = train(config, on_step=insist)
+    assert (outcome.status, outcome.signal) == ("interrupted", 2)
+    assert outcome.cause.startswith("SIGINT after step")
+    assert "Traceback" not in capsys.readouterr().err
     assert train(config).status == "finished"
     assert_equal(folder, run_folder(config))
 
