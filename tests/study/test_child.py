@@ -27,7 +27,7 @@ def torn_imports(monkeypatch):
             raise RuntimeError("libcudart.so is missing")
 
     monkeypatch.setattr(command, "_asked", [])
-    # The import looks at the module twice; after a second signal a process ends in GRACE seconds, and this one is pytest's.
+    # The import looks at the module twice, and GRACE seconds after a second signal a process ends: here, pytest's.
     monkeypatch.setattr(command, "_end_now", lambda code: None)
     return lambda sent: monkeypatch.setitem(sys.modules, "muonlab.train.run", Torn(sent))
 
