@@ -55,10 +55,14 @@ def fill(folder: Path) -> Path:
     return filler
 
 
-def make_read_only(folder: Path) -> None:
-    """Nothing can be opened for writing below `folder`, until `unmount(folder)`.
+def make_read_only(folder: Path) -> bool:
+    """Nothing can be opened for writing below `folder`, until `unmount(folder)`; whether it could be done.
 
-    A second mount of the folder over itself: the first one cannot be made read-only while a file is open on it.
+    A second mount of the folder over itself: the first one cannot be made read-only while a file is open on it, nor can
+    this one if somebody was quick.
     """
     subprocess.run(["mount", "--bind", folder, folder], check=True)
-    subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+    if subprocess.run(["mount", "-o", "remount,bind,ro", folder], stderr=subprocess.DEVNULL).returncode:
+        unmount(folder)
+        return False
+    return True

@@ -143,7 +143,8 @@ def make_read_only(scene: Scene) -> str | None:
     if not folders or any(os.path.ismount(folder) for folder in folders):
         return None
     folder, pause = scene.random.choice(folders), scene.random.uniform(0.5, 1.5)
-    disk.make_read_only(folder)
+    if not disk.make_read_only(folder):
+        return None
     scene.after(pause, partial(disk.unmount, folder))
     return f"{folder.relative_to(places.disk)} for {pause:.1f} s"
 
