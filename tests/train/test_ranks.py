@@ -40,8 +40,9 @@ def same(run, expected):
 
 
 def ranks_of(parent):
-    """The processes that `parent` has started, in the order of their start."""
-    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    """The ranks that `parent` has started, in the order of their start, without multiprocessing's helpers."""
+    children = [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    return [pid for pid in children if b"muonlab.train" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 @linux
