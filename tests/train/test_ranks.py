@@ -42,7 +42,8 @@ def same(run, expected):
 def ranks_of(parent):
     """The ranks that `parent` has started, in the order of their start, without multiprocessing's helpers."""
     children = [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
-    return [pid for pid in children if b"muonlab.train" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    words = {pid: set(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")) for pid in children}
+    return [pid for pid in children if words[pid] & {b"muonlab.train", b"muonlab.train.ranks"}]
 
 
 @linux
