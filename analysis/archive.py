@@ -63,6 +63,14 @@ def load_frames(folder: Path) -> Frames:
     return Frames(runs, steps, heads, pd.DataFrame())
 
 
+def kept_in(folder: Path) -> list[Path]:
+    """The folders of the experiments kept in `folder` or below, by name. Raises MuonlabError where there is none."""
+    kept = sorted(path.parent for path in folder.rglob("experiment.yaml"))
+    if not kept:
+        raise MuonlabError(f"no experiment is kept in {folder}; run `make ablation` to make one")
+    return kept
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turns whatever reading this file raises into MuonlabError."""

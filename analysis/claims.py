@@ -17,6 +17,7 @@ ANSWERS = ("reproduced", "contradicted", "equivalent", "unresolved", "not seen h
 # The answers that name a side of a disagreement: the others say what these runs could not.
 SETTLED = ANSWERS[:3]
 DIRECTIONS = ("lower", "higher", "equal")
+MOST = 0.5  # the share of runs that a claim is about at least, unless it says that some are
 LOGIT_MARGIN = 1.25  # a factor between two max logits that makes no difference
 OWN = "muonlab"  # the first word of the source of a claim that no paper makes
 Level = int | float | str
@@ -80,7 +81,7 @@ class Tested:
 
     test: str
     expect: bool
-    share: float = 0.5
+    share: float = MOST
 
 
 @dataclass(frozen=True)
@@ -269,7 +270,7 @@ def _asked(given: Mapping[str, Any], side: Side, name: str) -> Tested | Ranged |
             raise MuonlabError(
                 f"the claim '{name}' is about a test of each run, so `expect` is true or false"
             )
-        return Tested(given["test"], given["expect"], given.get("share", 0.5))
+        return Tested(given["test"], given["expect"], given.get("share", MOST))
     if "harmless" in given:
         given = {**given, "metric": "loss", "baseline": given["harmless"], "expect": "equal"}
     text = given.get("measure", given.get("metric"))

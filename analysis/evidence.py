@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.answers import ANSWER_COLUMNS, correct_page
-from analysis.archive import read_mapping, read_rows, read_table
+from analysis.archive import kept_in, read_mapping, read_rows, read_table
 from analysis.claims import ANSWERS, SETTLED
 from analysis.frames import rows_of
 from analysis.tables import as_markdown
@@ -121,9 +121,7 @@ class Experiment:
 def load_evidence(folder: Path) -> list[Experiment]:
     """Every experiment in `folder`, by name. Raises MuonlabError where there is none, and for one with claims but
     without answers."""
-    experiments = [_load(path.parent) for path in sorted(folder.glob("*/experiment.yaml"))]
-    if not experiments:
-        raise MuonlabError(f"no experiment is kept in {folder}; run `make ablation` to make one")
+    experiments = [_load(each) for each in kept_in(folder)]
     page = correct_page(pd.concat([e.answers for e in experiments], ignore_index=True))
     return [replace(e, answers=page[page["experiment"] == e.name]) for e in experiments]
 

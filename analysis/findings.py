@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.claims import Claim, Compared, Ranged, Seen, Side, Tested
+from analysis.claims import MOST, Claim, Compared, Ranged, Seen, Side, Tested
 from analysis.effects import Effect, measure_effect
 from analysis.frames import Frames, at_levels
 from analysis.inference import Region, one_sided, share_bound, share_interval
@@ -85,7 +85,7 @@ def _of_effect(asked: Ranged | Compared, effect: Effect) -> Finding:
         # Where a value is infinite, or all are equal, there is no spread to judge by: the seeds are counted.
         region = _region(asked, logarithmic=False)
         inside = sum(map(region.holds, effect.values))
-        return replace(finding, **_by_share(inside, interval.n, 0.5))
+        return replace(finding, **_by_share(inside, interval.n, MOST))
     region = _region(asked, logarithmic=effect.unit == "x")
     x = np.log(effect.values) if effect.unit == "x" else np.array(effect.values)
     tails = one_sided(x, region)
@@ -154,31 +154,42 @@ def _of_test(asked: Tested, claim: Claim, outcomes: pd.DataFrame) -> Finding:
     if asked.expect and not count:
         bound = share_bound(0, n)
         finding = replace(finding, absent=f"in none of {n} runs; the share may be as large as {bound:.2f}")
+    if asked.share != MOST:
+        return replace(finding, **_by_count(count if asked.expect else n - count, n, asked.share))
     return replace(finding, **_by_value(asked, values, judged["threshold"].astype(float)))
 
 
 def _by_share(count: int, n: int, share: float) -> dict[str, Any]:
-    """`count` of `n` runs are as the claim says, which is about `share` of them or more."""
-    every, none = 1 - share_bound(0, n), share_bound(count, n)
-    unclear = f"{count} of {n} runs are as claimed, and the share may lie from "
+    """`count` of `n` runs are as the claim says, which is about `share` of them or more: by the exact one-sided 95 %
+    bounds. Half the runs need five of five."""
     whole = share_interval(count, n)
     return {
-        "agree": count == n and every > 0.5,
-        "differ": none < share,
-        "unclear": unclear + f"{whole.low:.2f} to {whole.high:.2f}",
+        "agree": 1 - share_bound(n - count, n) > share,
+        "differ": share_bound(count, n) < share,
+        "unclear": f"{count} of {n} runs are as claimed, and the share may lie from"
+        f" {whole.low:.2f} to {whole.high:.2f}",
     }
 
 
 def _by_value(asked: Tested, values: pd.Series, thresholds: pd.Series) -> dict[str, Any]:
-    """p of the t test of the tested value against its threshold; none where the runs show no spread."""
+    """p of a claim about most runs: of the t test of the tested value against its threshold; none where the runs show
+    no spread."""
     x = values.to_numpy() - thresholds.to_numpy()
     if len(x) < 2 or not np.isfinite(x).all() or np.ptp(x) == 0:
         return {}
     tails = one_sided(x, Region(low=0.0))
     above, below = min(1.0, 2 * tails.inside), min(1.0, 2 * tails.outside)
-    holds_above = RUN_TESTS[asked.test].holds_above
-    claimed_above = holds_above == asked.expect
+    claimed_above = RUN_TESTS[asked.test].holds_above == asked.expect
     return {"p_for": above if claimed_above else below, "p_against": below if claimed_above else above}
+
+
+def _by_count(count: int, n: int, share: float) -> dict[str, Any]:
+    """p of a claim about some runs: of the exact binomial test of their share, since how far a run passes the threshold
+    says nothing of the others."""
+    from scipy import stats
+
+    more, fewer = stats.binom.sf(count - 1, n, share), stats.binom.cdf(count, n, share)
+    return {"p_for": min(1.0, 2 * more), "p_against": min(1.0, 2 * fewer)}
 
 
 def _lacking(claim: Claim, frames: Frames, outcomes: pd.DataFrame) -> str:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from analysis.archive import load_frames, read_mapping, read_table
+from analysis.archive import kept_in, load_frames, read_mapping, read_table
 from analysis.figures import draw, read_figure
 from muonlab.command import argument_parser, run_command
 from muonlab.errors import MuonlabError
@@ -43,10 +43,7 @@ def main() -> None:
     parser = argument_parser("analysis.redraw", __doc__.partition(": ")[2])
     parser.add_argument("folder", type=Path, help="results/, or one experiment's folder in it")
     folder = parser.parse_args().folder
-    experiments = sorted(path.parent for path in folder.rglob("experiment.yaml"))
-    if not experiments:
-        raise MuonlabError(f"no experiment is kept in {folder}; run `make ablation` to make one")
-    for experiment in experiments:
+    for experiment in kept_in(folder):
         for path in redraw(experiment):
             print(path)
 

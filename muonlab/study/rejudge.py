@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from muonlab.command import argument_parser, run_command
-from muonlab.errors import MuonlabError
 from muonlab.study.design import Design
 from muonlab.study.reading import make_design, read_experiment
 
@@ -27,12 +26,11 @@ def main() -> None:
     parser = argument_parser("muonlab.study.rejudge", __doc__.partition(": ")[2])
     parser.add_argument("folder", type=Path, help="results/, or one experiment's folder in it")
     folder = parser.parse_args().folder
+    from analysis.archive import kept_in
     from analysis.evidence import write_evidence
     from muonlab.study.answering import judge_again
 
-    kept = sorted(path.parent for path in folder.rglob("experiment.yaml"))
-    if not kept:
-        raise MuonlabError(f"no experiment is kept in {folder}; run `make ablation` to make one")
+    kept = kept_in(folder)
     for each in kept:
         if (each / "tests.csv").exists():
             judge_again(each, design_of(each))
