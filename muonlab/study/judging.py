@@ -34,12 +34,15 @@ def judge(study: Study, trained: Trained, tuned: list[Best], out: Path) -> Judge
     frames, outcomes = gather(study.design, trained)
     added = added_seeds(study.design, out)
     save_frames(frames, out)
-    write_design(study.design, out)
     made = provenance(trained, study.command) | {"date": datetime.now(UTC).date().isoformat()}
     made |= {"added_seeds": added} if added else {}
+    # In this order: a kill in between loses no seed that was added, which is found by the old design.
     (out / "made.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    write_design(study.design, out)
     if tuned:
-        table = pd.DataFrame([vars(best) | {"level": str(best.level)} for best in tuned])
+        table = pd.DataFrame([vars(best) | {"level": str(best.level)} for best in tuned]).drop(
+            columns="sides"
+        )
         table.to_csv(out / "tuned.csv", index=False, float_format="%.6g", lineterminator="\n")
     outcomes.to_csv(out / "tests.csv", index=False, float_format="%.6g", lineterminator="\n")
     searched = [Searched(best.condition, best.arm, str(best), bool(best.edge)) for best in tuned]

@@ -110,6 +110,7 @@ def make_design(values: object, where: str = "the experiment") -> Design:
             _check_search(design, name, condition, where)
         if not design.arms_of(name):
             raise MuonlabError(f"condition '{name}' of {where} has no arms")
+    _check_looks(design, where)
     _check_questions(design, where)
     return design
 
@@ -150,7 +151,7 @@ def at_scale(design: Design, scale: str) -> Design:
         name: _with(section, name, changes.conditions.get(name, {}))
         for name, section in design.conditions.items()
     }
-    return replace(
+    scaled = replace(
         design,
         conditions=conditions,
         seeds=changes.seeds or design.seeds,
@@ -159,6 +160,8 @@ def at_scale(design: Design, scale: str) -> Design:
         scale=scale,
         scale_common=tuple(changes.common),
     )
+    _check_looks(scaled, f"scale {scale}")
+    return scaled
 
 
 def _with(section: Condition, name: str, changed: Mapping[str, object]) -> Condition:
@@ -180,6 +183,18 @@ def _check_questions(design: Design, where: str) -> None:
             raise unknown_name(f"figure of '{claim.claim}' in {where}", claim.figure, figures)
     for figure in design.figures:
         _known(figure.conditions, design.conditions, f"condition of figure {figure.name} in {where}")
+
+
+def _check_looks(design: Design, where: str) -> None:
+    """Raise MuonlabError for a number of seeds that no planned look has: before the runs, not after."""
+    looks = design.looks or ()
+    for name in design.conditions if looks else ():
+        count = len(design.seeds_of(name))
+        if name not in design.tuning_conditions and count not in looks:
+            planned = ", ".join(map(str, looks))
+            raise MuonlabError(
+                f"condition '{name}' of {where} has {count} seeds, which is none of its `looks`: {planned}"
+            )
 
 
 def _check_search(design: Design, name: str, section: Condition, where: str) -> None:

@@ -26,7 +26,7 @@ class Best:
 
     edge: where it is the end of a range, so that a better one may lie beyond: "lowest" or "highest" of a list of
     levels, or "lr: lowest, weight_decay: highest" of several keys; else "". sides: the same as places in
-    `vary`. extended: how often the ranges grew.
+    `vary`. extended: how often its condition's ranges grew.
     """
 
     condition: str
@@ -123,13 +123,17 @@ def with_ranges(
 
     trained: the runs of a study's searches; None where some are missing, and then nothing can be said.
     """
-    turns = 0
+    asked = study.design.conditions
     while (runs := trained(study)) is not None:
-        found = [replace(best, extended=turns) for best in best_levels(runs, study.design)]
+        now = study.design.conditions
+        found = [
+            replace(best, extended=asked[best.condition].extend - now[best.condition].extend)
+            for best in best_levels(runs, study.design)
+        ]
         wider = extended(study.design, found)
         if wider is None:
             return study, runs, found
-        study, turns = replace(study, design=wider), turns + 1
+        study = replace(study, design=wider)
     return None
 
 

@@ -9,6 +9,7 @@ import yaml
 from tiny_designs import design as make
 
 from analysis.frames import Frames
+from muonlab.errors import MuonlabError
 from muonlab.study.answering import Material, Searched, write_answers
 from muonlab.study.judging import added_seeds
 
@@ -85,3 +86,12 @@ def test_added_seeds_are_found_in_what_was_judged_before(tmp_path):
     assert added_seeds(design, tmp_path) == {"c": [2]}, "remembered"
     kept([4, 5])
     assert added_seeds(design, tmp_path) == {}, "other seeds are no addition"
+
+
+def test_a_number_of_seeds_that_no_look_has_is_refused_before_the_runs():
+    conditions = {"c": {"arms": {"a": ["optimizer=muon"]}}}
+    make(conditions, seeds=[1, 2, 3], looks=[3, 6])
+    with pytest.raises(
+        MuonlabError, match=r"condition 'c' of .* has 2 seeds, which is none of its `looks`: 3, 6"
+    ):
+        make(conditions, seeds=[1, 2], looks=[3, 6])

@@ -74,6 +74,23 @@ def test_the_same_runs_give_the_same_ranges(searched):
     assert [slot.name for slot, _ in first[1]] == [slot.name for slot, _ in second[1]]
 
 
+def test_each_search_counts_its_own_extensions(study, monkeypatch):
+    monkeypatch.setattr("muonlab.study.tuning.load_run", lambda slot: slot)
+    monkeypatch.setattr(
+        "muonlab.study.tuning.objective",
+        lambda slot: slot.level.value if slot.condition == "low" else abs(slot.level.value - 0.02),
+    )
+    section = {"seeds": [0], "extend": 2, "vary": {"optimizer.lr": [0.01, 0.02, 0.04]}}
+    arms = {"muon": ["optimizer=muon"]}
+    conditions = {name: section | {"arms": arms} for name in ("low", "inside")}
+    conditions |= {f"best_{name}": {"tuned_on": name, "arms": arms} for name in ("low", "inside")}
+    _, _, found = with_ranges(study(conditions), lambda grown: [(slot, slot) for slot in grown.slots()])
+    assert {each.condition: (each.extended, each.tried) for each in found} == {
+        "low": (2, 5),
+        "inside": (0, 3),
+    }
+
+
 def test_where_runs_are_missing_nothing_is_said(study):
     made = study({"search": {"seeds": [0], "arms": {"muon": MUON}, "extend": 1}})
     assert with_ranges(made, lambda grown: None) is None
