@@ -78,7 +78,8 @@ def test_a_run_outlives_its_server_and_every_point_is_there_once(serve, tmp_path
         run.finish("finished", metrics={"val_loss": 2.0})
     texts = [str(each.message) for each in caught if "MLflow store" in str(each.message)]
     assert len(texts) == 1
-    assert "refused" in texts[0]
+    # Refused, or reset where the connection that was kept open is used once more.
+    assert "the run continues and is recorded in its folder" in texts[0]
     assert not Link.read(tmp_path).complete
     with pytest.raises(EnvironmentFault, match="refused"):
         prepare_store(uri, "served", tmp_path)
