@@ -73,17 +73,18 @@ def attend(
     *,
     soft_cap: float = 0.0,
     forced_max: float = 0.0,
+    softmax_dtype: torch.dtype = torch.float32,
     documents: Tensor | None = None,
     measure_weights: bool = False,
 ) -> tuple[Tensor, LayerLogits, Tensor | None]:
     """Attention by the fastest suitable kernel: output (B, H, T, d_v), its logits, and its weights or None.
 
-    The arguments are those of `explicit_attention`, which runs for the weights (B, H, T, T), soft-cap and forced
-    maxima, and on a CPU up to EXPLICIT_CONTEXT; the kernel of `fused_attention` runs otherwise.
+    The arguments are those of `explicit_attention`, which runs for the weights (B, H, T, T), soft-cap, forced
+    maxima and a softmax below fp32, and on a CPU up to EXPLICIT_CONTEXT; `fused_attention` runs otherwise.
     """
     short = q.device.type == "cpu" and q.shape[2] <= EXPLICIT_CONTEXT
-    if measure_weights or soft_cap or forced_max or short:
-        out, weights, extremes = explicit_attention(q, k, v, soft_cap, forced_max, documents)
+    if measure_weights or soft_cap or forced_max or short or softmax_dtype is not torch.float32:
+        out, weights, extremes = explicit_attention(q, k, v, soft_cap, forced_max, documents, softmax_dtype)
         return out, LayerLogits(extremes), weights if measure_weights else None
     return *fused_attention(q, k, v, documents), None
 
@@ -97,6 +98,8 @@ class Attention(nn.Module):
     rotary_fraction: the share of each head's entries, the first ones, that RoPE rotates; 1: all, 0: no positions.
     forced_max: kappa > 0 forces every head's largest |logit| over the batch, later tokens included, to kappa; 0: off.
         An experiment on what large logits do by themselves, not a model to use.
+    softmax_dtype: the name of the dtype to which the logits are rounded and in which their softmax is taken: an
+        experiment on its precision (arXiv 2510.04212).
 
     `NanoGPTSettings` checks that the sizes fit each other.
     """
@@ -113,11 +116,13 @@ class Attention(nn.Module):
         soft_cap: float = 0.0,
         rotary_fraction: float = 1.0,
         forced_max: float = 0.0,
+        softmax_dtype: str = "float32",
     ):
         super().__init__()
         num_kv_heads = num_kv_heads or num_heads
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, d_model // num_heads
         self.soft_cap, self.forced_max = soft_cap, forced_max
+        self.softmax_dtype = getattr(torch, softmax_dtype)
         self.rotary_dim = rotary_dim(self.head_dim, rotary_fraction)
         query_rows, key_rows = num_heads * self.head_dim, num_kv_heads * self.head_dim
         self.fused = fused_qkv
@@ -147,6 +152,7 @@ class Attention(nn.Module):
             v,
             soft_cap=self.soft_cap,
             forced_max=self.forced_max,
+            softmax_dtype=self.softmax_dtype,
             documents=documents,
             measure_weights=measure_entropy,
         )

@@ -92,9 +92,10 @@ def _weights(weights: int, others: int = 0) -> Count:
 def _ends(s: DecoderSettings) -> dict[str, Count]:
     """Embedding, norms of the residual stream and head; a tied head adds no parameters and uses the embedding's."""
     table = s.vocabulary * s.d_model
+    gains = (2 * s.num_layers + 1) * s.d_model * (s.norm == "rms")
     return {
         "embedding": Count(table, 0 if s.tied_head else s.d_model, 0.0),
-        "norms": Count((2 * s.num_layers + 1) * s.d_model, (2 * s.num_layers + 1) * s.d_model, 0.0),
+        "norms": Count(gains, gains, 0.0),
         "head": Count(0 if s.tied_head else table, table, 6.0 * table),
     }
 

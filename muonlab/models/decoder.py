@@ -53,11 +53,11 @@ class AttentionPart(BlockPart, Protocol):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); both parts declare their parameters' `roles()`."""
 
-    def __init__(self, attention: AttentionPart, mlp: BlockPart, d_model: int):
+    def __init__(self, attention: AttentionPart, mlp: BlockPart, norm: Callable[[], nn.Module]):
         super().__init__()
-        self.attention_norm = RMSNorm(d_model)
+        self.attention_norm = norm()
         self.attention = attention
-        self.mlp_norm = RMSNorm(d_model)
+        self.mlp_norm = norm()
         self.mlp = mlp
 
     def forward(
@@ -83,7 +83,7 @@ class Decoder(nn.Module):
         # A seed's weights depend on this order, because every constructor draws before `_initialise` does.
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.blocks = nn.ModuleList([self._block(i) for i in range(settings.num_layers)])
-        self.final_norm = RMSNorm(d_model)
+        self.final_norm = self._norm()
         self.head = nn.Linear(d_model, vocab_size, bias=False)
         cos, sin = rotary_tables(self.layers[0].attention.rotary_dim, settings.context, settings.rotary_base)
         self.register_buffer("cos", cos.unsqueeze(1), persistent=False)
@@ -95,6 +95,10 @@ class Decoder(nn.Module):
         self._initialise(settings.init_scale, settings.qk_init_scale)
         if settings.tied_head:
             self.head.weight = self.embedding.weight
+
+    def _norm(self) -> nn.Module:
+        """A norm of the residual stream, or nothing in its place."""
+        return RMSNorm(self.settings.d_model) if self.settings.norm == "rms" else nn.Identity()
 
     @abstractmethod
     def _block(self, layer: int) -> Block:
@@ -238,11 +242,14 @@ class Decoder(nn.Module):
 
     def parameter_roles(self) -> dict[str, ParameterRole]:
         """The role of every parameter by its name; a tied head is one parameter and appears as the embedding."""
-        roles = {"embedding.weight": ParameterRole("embedding"), "final_norm.weight": ParameterRole("norm")}
+        roles = {"embedding.weight": ParameterRole("embedding")}
+        if self.settings.norm == "rms":
+            roles["final_norm.weight"] = ParameterRole("norm")
         if self.head.weight is not self.embedding.weight:
             roles["head.weight"] = ParameterRole("head")
         for i, block in enumerate(self.layers):
-            roles |= {f"blocks.{i}.{n}.weight": ParameterRole("norm") for n in ("attention_norm", "mlp_norm")}
+            norms = ("attention_norm", "mlp_norm") if self.settings.norm == "rms" else ()
+            roles |= {f"blocks.{i}.{n}.weight": ParameterRole("norm") for n in norms}
             roles |= {f"blocks.{i}.attention.{n}": r for n, r in block.attention.roles().items()}
             roles |= {f"blocks.{i}.mlp.{n}": r for n, r in block.mlp.roles().items()}
         return roles

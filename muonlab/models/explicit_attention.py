@@ -19,6 +19,7 @@ def explicit_attention(
     soft_cap: float = 0.0,
     forced_max: float = 0.0,
     documents: Tensor | None = None,
+    softmax_dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor, LogitRange]:
     """softmax(q k' / sqrt(d)) v: output (B, H, T, d), weights (B, H, T, T), extremes; logits in fp32 at least.
 
@@ -26,6 +27,7 @@ def explicit_attention(
     before the cap. `forced_max` kappa > 0 scales each head's logits so that their largest magnitude over the batch is
     kappa, with no gradient through the factor (Wortsman et al., arXiv 2309.14322, Fig 7); the extremes are those
     after it. 0 means neither. `documents` (B, T): a position sees only its own document's.
+    `softmax_dtype` below fp32 rounds the logits to it, behind the extremes, and takes the softmax in it.
     """
     batch, heads, length, head_dim = q.shape
     group = heads // k.shape[1]
@@ -47,7 +49,10 @@ def explicit_attention(
         highest, lowest = highest * factor, lowest * factor
     if soft_cap:
         scores = soft_cap * torch.tanh(scores / soft_cap) + bias  # the cap maps -inf to -c
-    weights = scores.softmax(-1).view(batch, heads, length, length)
+    if softmax_dtype.itemsize < torch.float32.itemsize:
+        scores = scores.to(softmax_dtype)
+    with torch.autocast(q.device.type, enabled=False):  # which would take every softmax in fp32
+        weights = scores.softmax(-1).view(batch, heads, length, length)
     return weights.to(v.dtype) @ v, weights, LogitRange(highest, lowest)
 
 

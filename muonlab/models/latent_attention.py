@@ -22,7 +22,7 @@ class LatentAttention(nn.Module):
     qk_nope_head_dim, qk_rope_head_dim: entries of a head's query without and with positions; all heads share the
         rotary key k^R.
     v_head_dim: entries of a head's value.
-    soft_cap: c of c tanh(s/c) on the logits; 0: none.
+    soft_cap: c of c tanh(s/c) on the logits; 0: none. softmax_dtype: as in Attention.
 
     Both latents are RMS-normalised, so that the scale of the down-projections does not reach the logits.
     """
@@ -38,9 +38,11 @@ class LatentAttention(nn.Module):
         qk_rope_head_dim: int,
         v_head_dim: int,
         soft_cap: float = 0.0,
+        softmax_dtype: str = "float32",
     ):
         super().__init__()
         self.num_heads, self.soft_cap = num_heads, soft_cap
+        self.softmax_dtype = getattr(torch, softmax_dtype)
         self.nope_dim, self.rotary_dim, self.v_dim = qk_nope_head_dim, qk_rope_head_dim, v_head_dim
 
         def linear(inputs: int, outputs: int) -> nn.Linear:
@@ -69,7 +71,13 @@ class LatentAttention(nn.Module):
         """x (B, T, D) with rotary tables (T, 1, rope); `documents` (B, T) int64, None: one per sequence."""
         q, k, v = self.project(x, cos, sin)
         out, logits, weights = attend(
-            q, k, v, soft_cap=self.soft_cap, documents=documents, measure_weights=measure_entropy
+            q,
+            k,
+            v,
+            soft_cap=self.soft_cap,
+            softmax_dtype=self.softmax_dtype,
+            documents=documents,
+            measure_weights=measure_entropy,
         )
         x = self.output(out.transpose(1, 2).flatten(2))
         measured = () if weights is None else (attention_entropy(weights), one_hot_share(weights))

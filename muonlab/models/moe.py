@@ -105,11 +105,18 @@ class MoE(Decoder):
                 qk_rope_head_dim=s.qk_rope_head_dim,
                 v_head_dim=s.v_head_dim,
                 soft_cap=s.attention_soft_cap,
+                softmax_dtype=s.softmax_dtype,
             )
         else:
-            attention = Attention(s.d_model, s.num_heads, qk_norm=s.qk_norm, soft_cap=s.attention_soft_cap)
+            attention = Attention(
+                s.d_model,
+                s.num_heads,
+                qk_norm=s.qk_norm,
+                soft_cap=s.attention_soft_cap,
+                softmax_dtype=s.softmax_dtype,
+            )
         if layer < s.num_dense_layers:
-            return Block(attention, MLP(s.d_model, s.dense_hidden, "swiglu"), s.d_model)
+            return Block(attention, MLP(s.d_model, s.dense_hidden, "swiglu"), self._norm)
         router = Router(
             s.d_model,
             s.routed_experts,
@@ -124,7 +131,7 @@ class MoE(Decoder):
         return Block(
             attention,
             ExpertLayer(router, experts, MLP(s.d_model, shared, "swiglu") if shared else None),
-            s.d_model,
+            self._norm,
         )
 
     @property

@@ -28,5 +28,6 @@ class NanoGPT(Decoder):
             soft_cap=s.attention_soft_cap,
             rotary_fraction=s.rotary_fraction,
             forced_max=s.forced_max_logit,
+            softmax_dtype=s.softmax_dtype,
         )
-        return Block(attention, MLP(s.d_model, s.mlp_hidden, s.activation, s.bias), s.d_model)
+        return Block(attention, MLP(s.d_model, s.mlp_hidden, s.activation, s.bias), self._norm)

@@ -16,6 +16,8 @@ SizeOrNone = Annotated[int, Ge(0), Le(LARGEST)]  # 0: there is none
 Activation = Literal["gelu", "relu2", "swiglu"]
 AttentionKind = Literal["mla", "mha"]
 Balance = Literal["bias", "loss", "none"]
+Norm = Literal["rms", "none"]
+SoftmaxDtype = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,9 @@ class DecoderSettings:
     embedding matrix. z_loss: weight of mean(logsumexp(logits)^2) (PaLM, arXiv 2204.02311, section 5); 0: none.
     init_scale: matrices start normal with standard deviation init_scale / sqrt(fan_in), those that write to the
     residual stream divided by sqrt(2 num_layers). rotary_base: the theta of RoPE. qk_init_scale: further factor on the
-    first query and key weights; the first logits grow with its square.
+    first query and key weights; the first logits grow with its square. norm: RMSNorm before every attention, every MLP
+    and the head, or "none". softmax_dtype: to which the attention logits are rounded, and in which their softmax is
+    taken; the max logits are those before the rounding.
     """
 
     name: str
@@ -44,6 +48,8 @@ class DecoderSettings:
     init_scale: NonNegative = 0.6
     rotary_base: Positive = 10_000.0
     qk_init_scale: NonNegative = 1.0
+    norm: Norm = "rms"
+    softmax_dtype: SoftmaxDtype = "float32"
 
     @property
     def vocabulary(self) -> int:

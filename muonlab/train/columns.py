@@ -34,6 +34,27 @@ def gradient_norm(step: Step) -> Columns:
     return Columns({"grad_norm": whole(torch.nn.utils.get_total_norm(gradients))})
 
 
+@provider("second-moment lag", at="gradients", every=lambda trainer: trainer.probe_every)
+def second_moment_lag(step: Step) -> Columns:
+    """`second_moment_lag`: RMS of sqrt(v / (1 - beta2^t)) over RMS of the gradient, v being AdamW's before this step.
+
+    Over all parameters that AdamW updates; above 1 where v remembers larger gradients than today's, which is what
+    arXiv 2506.04805 calls lag. No column before the first step, and where nothing is under AdamW.
+    """
+    optimizer = step.module.optimizer
+    remembered, today = [], []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            if parameter.grad is not None and {"exp_avg_sq", "step"} <= state.keys() and "betas" in group:
+                bias = 1 - group["betas"][1] ** state["step"]
+                remembered.append(whole((state["exp_avg_sq"] / bias).sum()))
+                today.append(whole(parameter.grad.double().square().sum()))
+    if not remembered:
+        return Columns()
+    return Columns({"second_moment_lag": (torch.stack(remembered).sum() / torch.stack(today).sum()).sqrt()})
+
+
 @provider("learning rate", at="gradients")
 def learning_rate(step: Step) -> Columns:
     """`lr` of this very update, as `base_rate` reads it; no column where no group has a rate."""

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 
 from muonlab.models.attention import rotary_tables, rotate
@@ -43,6 +44,20 @@ def test_rotation_keeps_lengths_and_depends_on_distance_alone():
 def test_the_gradient_of_a_rotation_is_autograds():
     cos, sin = (t.double().unsqueeze(1) for t in rotary_tables(6, 5, 100.0))
     assert torch.autograd.gradcheck(rotate, (random(2, 5, 3, 6).requires_grad_(), cos, sin))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_softmax_in_bf16_rounds_the_logits_and_reports_those_before_it(autocast):
+    q, k, v = (4 * random(2, 3, 6, 8, seed=seed, dtype=torch.float32) for seed in range(3))
+    exact, _, extremes = explicit_attention(q, k, v)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out, weights, rounded_extremes = explicit_attention(q, k, v, softmax_dtype=torch.bfloat16)
+    scores = (q @ k.mT / 8**0.5).bfloat16()
+    scores.masked_fill_(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -torch.inf)
+    assert weights.dtype is torch.bfloat16
+    torch.testing.assert_close(weights, scores.softmax(-1), rtol=2**-7, atol=2**-9)
+    torch.testing.assert_close(rounded_extremes, extremes)
+    assert (out - exact).abs().max() > 1e-3
 
 
 def test_soft_cap_bounds_the_logits_and_reports_those_before_it():

@@ -66,6 +66,25 @@ def test_the_rate_is_that_of_the_update_and_of_no_group_with_a_factor(tiny):
     assert plain.max() == pytest.approx(tiny().optimizer.lr)
 
 
+def test_without_memory_the_second_moment_lags_by_one_step(tiny):
+    """With beta2 = 0 the second moment is the square of the last gradient, so the lag is the ratio of two norms."""
+    settings = [
+        "optimizer=adamw",
+        "optimizer.betas=[0.9,0.0]",
+        "trainer.probe_every=1",
+        "trainer.grad_clip=0",
+    ]
+    steps = load_run(train(tiny(*settings)).folder).steps
+    ratio = steps["grad_norm"].shift() / steps["grad_norm"]
+    assert steps["second_moment_lag"].isna().tolist() == [True] + [False] * (len(steps) - 1)
+    torch.testing.assert_close(
+        torch.tensor(steps["second_moment_lag"][1:].to_numpy()),
+        torch.tensor(ratio[1:].to_numpy()),
+        rtol=1e-5,
+        atol=0,
+    )
+
+
 def optimizer_with(*groups, **defaults):
     made = torch.optim.SGD([{"params": [torch.zeros(1)], **group} for group in groups], **defaults)
     torch.optim.lr_scheduler.LambdaLR(made, lambda step: 0.25)
