@@ -67,8 +67,8 @@ class CombinedOptimizer(torch.optim.Optimizer):
     params: tensors, (name, tensor) pairs, or groups {"params": ..., "rule": "muon", "name": ..., settings}, where
         "lr_scale" multiplies the group's lr.
     rule: the rule of groups that name none.
-    defaults: by rule, the settings that its groups have where they give none; None and rules that are not here: the
-        rule's own defaults.
+    defaults: by rule, an object with all its settings, which its groups have where they give none; None and rules
+        that are not here: the rule's own defaults.
     clip: a QKClip that acts after every update, or None.
 
     process_group: an attribute, None at first: then this process orthogonalises every matrix. Set it to the ranks of
@@ -103,7 +103,9 @@ class CombinedOptimizer(torch.optim.Optimizer):
         """Take the settings of a rule as defaults of its groups; None: the rule's own."""
         if rule not in RULES:
             raise unknown_name("rule of a parameter group", rule, RULES)
-        values = dict(vars(RULES[rule].settings() if settings is None else settings))
+        kind = RULES[rule].settings
+        source = kind() if settings is None else settings
+        values = {name: getattr(source, name) for name in setting_names(kind)}
         prepare_group(rule, values)
         self._rule_defaults[rule] = values
 

@@ -23,7 +23,7 @@ from muonlab.errors import MuonlabError
 from muonlab.optim.matrix_view import Group, MatrixSettings, MatrixView, State, moment_name
 from muonlab.optim.newton_schulz import orthogonalise
 from muonlab.optim.ranks import local_part
-from muonlab.optim.rules import Batch, Rule, Stages, plain_value, register_rule
+from muonlab.optim.rules import Batch, Rule, Stages, plain_value, register_rule, setting_names
 from muonlab.optim.schedule_design import Row, Schedule
 from muonlab.optim.schedules import SCHEDULES, Coefficients, resolve_schedule
 from muonlab.settings.optimizer import MuonGroup
@@ -34,6 +34,11 @@ ADAMW_RMS = 0.2  # RMS of a typical AdamW update over lr: Moonlight, arXiv 2502.
 @dataclass(frozen=True, kw_only=True)
 class MuonRuleSettings(MuonGroup, MatrixSettings):
     """The settings of one group; `Muon` explains them."""
+
+    @classmethod
+    def of(cls, settings: MuonGroup) -> "MuonRuleSettings":
+        """These settings, for parameters that are whole matrices."""
+        return cls(**{name: getattr(settings, name) for name in setting_names(MuonGroup)})
 
 
 # From gradients, states, momentum and whether to look ahead to the directions; they advance the momentum.

@@ -4,7 +4,6 @@ A file of this package registers its own builder with `@register_optimizer("NAME
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +15,7 @@ from muonlab.optim.combined import CombinedOptimizer
 from muonlab.optim.muon_rule import MuonRuleSettings
 from muonlab.optim.qk_clip import QKClip
 from muonlab.optim.routing import parameter_groups
+from muonlab.optim.rules import setting_names
 from muonlab.optim.schedules import Coefficients
 from muonlab.registry import Registry
 from muonlab.settings.optimizer import (
@@ -115,26 +115,8 @@ class Muon(CombinedOptimizer):
         adamw_weight_decay: float = 0.0,
         clip: QKClip | None = None,
     ):
-        muon = MuonRuleSettings(
-            lr=lr,
-            momentum=momentum,
-            momentum_kind=momentum_kind,
-            nesterov=nesterov,
-            ns_schedule=ns_schedule,  # type: ignore[arg-type]  # becomes a name or rows in MuonRule.prepare
-            ns_steps=ns_steps,
-            ns_backend=ns_backend,
-            ns_dtype=ns_dtype,  # type: ignore[arg-type]  # likewise
-            scale_rule=scale_rule,
-            weight_decay=weight_decay,
-            weight_decay_kind=weight_decay_kind,
-            cautious=cautious,
-            row_blocks=row_blocks,
-            col_blocks=col_blocks,
-            flatten=flatten,
-            equilibrate_rows=equilibrate_rows,
-            renormalise=renormalise,
-            normuon_beta2=normuon_beta2,
-        )
+        given = locals()
+        muon = MuonRuleSettings(**{name: given[name] for name in setting_names(MuonRuleSettings)})
         adamw = AdamWGroup(lr=adamw_lr, betas=adamw_betas, eps=adamw_eps, weight_decay=adamw_weight_decay)
         super().__init__(params, "muon", {"muon": muon, "adamw": adamw}, clip)
 
@@ -144,7 +126,8 @@ class MuonClip(Muon):
 
     layouts: one AttentionLayout per layer: which rows of which weights belong to which head.
     tau, alpha, maximum, per, windows: as in `QKClip`; clip_momentum is its `momentum`.
-    settings: those of `Muon`.
+    settings: every argument of `Muon` but clip, by name, with the same defaults and checks: lr, momentum,
+        ns_schedule, weight_decay, adamw_lr and the others that `help(Muon)` lists.
     """
 
     def __init__(
@@ -158,10 +141,10 @@ class MuonClip(Muon):
         per: str = "head",
         windows: Sequence[Sequence[int | None]] | None = None,
         clip_momentum: str = "keep",
-        **settings: Any,
+        **settings: object,
     ):
         clip = QKClip(layouts, tau, alpha, maximum, per, windows, clip_momentum)
-        super().__init__(params, clip=clip, **settings)
+        super().__init__(params, clip=clip, **settings)  # type: ignore[arg-type]  # checked by the rules
 
 
 class AdamW(CombinedOptimizer):
@@ -206,27 +189,28 @@ def build_optimizer(name: str, model: nn.Module, **settings: object) -> Combined
 
 
 @register_optimizer("adamw")
-def adamw(model: nn.Module, settings: AdamWSettings, clip: QKClip | None = None) -> AdamW:
+def adamw(model: nn.Module, settings: AdamWSettings, clip: QKClip | None = None) -> CombinedOptimizer:
     """AdamW for every parameter."""
     groups = parameter_groups(model, "adamw", lr_scale=settings.lr_scale, other_lr=settings.other_lr)
-    return AdamW(groups, **settings.arguments(), clip=clip)
+    return CombinedOptimizer(groups, "adamw", {"adamw": settings}, clip)
 
 
 @register_optimizer("adamwclip")
-def adamwclip(model: nn.Module, settings: AdamWClipSettings) -> AdamW:
+def adamwclip(model: nn.Module, settings: AdamWClipSettings) -> CombinedOptimizer:
     """AdamW followed by QK-Clip."""
     return adamw(model, settings, _clip(model, settings))
 
 
 @register_optimizer("muon")
-def muon(model: nn.Module, settings: MuonSettings, clip: QKClip | None = None) -> Muon:
+def muon(model: nn.Module, settings: MuonSettings, clip: QKClip | None = None) -> CombinedOptimizer:
     """Muon for the hidden matrices, AdamW for the rest."""
-    groups = parameter_groups(model, "muon", **settings.routing())
-    return Muon(groups, **settings.arguments(), clip=clip)
+    s = settings
+    groups = parameter_groups(model, "muon", s.routes, s.lr_scale, s.per_head, s.split_qkv)
+    return CombinedOptimizer(groups, "muon", {"muon": MuonRuleSettings.of(s), "adamw": s.adamw}, clip)
 
 
 @register_optimizer("muonclip")
-def muonclip(model: nn.Module, settings: MuonClipSettings) -> Muon:
+def muonclip(model: nn.Module, settings: MuonClipSettings) -> CombinedOptimizer:
     """Muon followed by QK-Clip."""
     return muon(model, settings, _clip(model, settings))
 
@@ -237,4 +221,5 @@ def _clip(model: nn.Module, settings: ClipSettings) -> QKClip:
         raise MuonlabError(
             f"{type(model).__name__} declares no attention_layouts(), without which QK-Clip cannot act"
         )
-    return QKClip(declare(), **settings.clip_arguments())
+    s = settings
+    return QKClip(declare(), s.tau, s.alpha, s.maximum, s.per, s.windows, s.clip_momentum)

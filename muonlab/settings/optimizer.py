@@ -3,8 +3,8 @@ each one."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from muonlab.errors import MuonlabError, unknown_name
 from muonlab.settings.check import Average, Count, NonNegative, Positive, Share, Steps, Text
@@ -58,10 +58,6 @@ class ClipSettings:
                     f"optimizer.windows contains {[first, last]}; a window is [first step, last step) with first < last"
                 )
 
-    def clip_arguments(self) -> dict[str, Any]:
-        """The arguments of `QKClip`, except the layouts."""
-        return {name.removeprefix("clip_"): value for name, value in _values(self, ClipSettings).items()}
-
 
 @dataclass(frozen=True, kw_only=True)
 class AdamWGroup:
@@ -84,10 +80,6 @@ class AdamWSettings(AdamWGroup):
     name: Literal["adamw"] = "adamw"
     lr_scale: Factors | None = None
     other_lr: NonNegative | None = None
-
-    def arguments(self) -> dict[str, Any]:
-        """The arguments of `AdamW`, except parameters and clip."""
-        return _values(self, AdamWGroup)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,14 +152,15 @@ class MuonSettings(MuonGroup, RoutingSettings):
         stages = [(setting, getattr(self, setting)) for setting in NAMES if setting != "routes"]
         return stages + [("routes", rule) for rule in (self.routes or {}).values()]
 
-    def routing(self) -> dict[str, Any]:
-        """The arguments of `parameter_groups`, except model and rule."""
-        return _values(self, RoutingSettings)
-
-    def arguments(self) -> dict[str, Any]:
-        """The arguments of `Muon`, except parameters and clip."""
-        without = {"name", *_values(self, RoutingSettings)}
-        return {k: v for k, v in _values(self, MuonSettings).items() if k not in without}
+    @property
+    def adamw(self) -> AdamWGroup:
+        """The settings of the groups that AdamW updates."""
+        return AdamWGroup(
+            lr=self.adamw_lr,
+            betas=self.adamw_betas,
+            eps=self.adamw_eps,
+            weight_decay=self.adamw_weight_decay,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,8 +187,3 @@ OPTIMIZER_SETTINGS: dict[str, type] = {
     "muon": MuonSettings,
     "muonclip": MuonClipSettings,
 }
-
-
-def _values(settings: object, section: type) -> dict[str, Any]:
-    """The fields that `section` declares or inherits, with their values in `settings`."""
-    return {field.name: getattr(settings, field.name) for field in fields(section)}

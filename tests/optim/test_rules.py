@@ -11,7 +11,16 @@ from torch import nn
 
 import muonlab.optim.rules as rules
 from muonlab.errors import MuonlabError
-from muonlab.optim import AdamW, CombinedOptimizer, Muon, adamw_rule, build_optimizer, format_routing
+from muonlab.layout import AttentionLayout, HeadRows
+from muonlab.optim import (
+    AdamW,
+    CombinedOptimizer,
+    Muon,
+    MuonClip,
+    adamw_rule,
+    build_optimizer,
+    format_routing,
+)
 from muonlab.optim.muon_rule import APPLY, MuonRuleSettings
 from muonlab.optim.routing import parameter_groups
 from muonlab.optim.rules import RULES, Rule, register_rule
@@ -123,6 +132,26 @@ def test_the_signatures_name_every_setting_with_the_default_of_its_rule():
         for outside in ("params", "clip"):
             shown.pop(outside, None)
         assert shown == vars(settings)
+
+
+def test_muonclip_passes_every_setting_of_muon_on():
+    """Its signature names those of the clip alone."""
+    query, key = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4, 4))
+    layout = AttentionLayout("attention", 2, 2, (HeadRows(query, 2),), (HeadRows(key, 2),))
+    own = {
+        "lr": 0.5,
+        "ns_schedule": "polar_express",
+        "nesterov": False,
+        "row_blocks": 2,
+        "normuon_beta2": 0.9,
+    }
+    with_clip = MuonClip([query, key], [layout], tau=7.0, adamw_lr=0.25, **own)
+    alone = Muon([query, key], adamw_lr=0.25, **own)
+    assert with_clip.param_groups == alone.param_groups
+    assert with_clip._rule_defaults == alone._rule_defaults
+    assert with_clip.clip.tau == 7.0
+    with pytest.raises(TypeError, match="momentun"):
+        MuonClip([query, key], [layout], momentun=0.9)
 
 
 # ---------------------------------------------------------------- routes, stages, rules without a rate
