@@ -50,7 +50,7 @@ KEYS: dict[str, Any] = {
     "headlines": Mapping[str, Text],
 }
 SIDE = ("arm", "condition", "conditions", "level", "levels")
-SEEN: dict[str, Any] = {key: KEYS[key] for key in (*SIDE, "test", "metric", "above", "below")} | {
+SEEN: dict[str, Any] = {key: KEYS[key] for key in (*SIDE, "test", "metric", "measure", "above", "below")} | {
     "expect": bool
 }
 
@@ -114,12 +114,12 @@ class Compared:
 
 @dataclass(frozen=True)
 class Seen:
-    """Something that runs must have shown: a test that holds (`expect`), or a column of `Frames.runs` within limits."""
+    """Something that runs must have shown: a test that holds (`expect`), or a quantity of each run within limits."""
 
     side: Side
     test: str = ""
     expect: bool = True
-    metric: str = ""
+    quantity: Quantity | None = None
     above: float = -math.inf
     below: float = math.inf
 
@@ -128,7 +128,7 @@ class Seen:
             return f"{self.side.arm} {'' if self.expect else 'not '}{self.test}"
         limits = [f"above {self.above:g}"] if self.above > -math.inf else []
         limits += [f"below {self.below:g}"] if self.below < math.inf else []
-        return f"{self.side.arm}'s {self.metric} {' and '.join(limits)}"
+        return f"{self.side.arm}'s {self.quantity} {' and '.join(limits)}"
 
 
 @dataclass(frozen=True)
@@ -249,17 +249,27 @@ def _check_side(side: Side, conditions: Mapping[str, Collection[str]], name: str
 def _seen(given: Mapping[str, Any], side: Side, name: str) -> Seen:
     own = _checked(given, SEEN, name)
     where = _baseline({key: own[key] for key in SIDE if key in own}, side, name)
-    what = {key: own[key] for key in ("test", "expect", "metric", "above", "below") if key in own}
-    if ("test" in what) == ("metric" in what):
-        raise MuonlabError(f"the {name} names either a `test` or a `metric` with `above` or `below`")
-    if "test" in what and what["test"] not in RUN_TESTS:
-        raise unknown_name(f"test in the {name}", what["test"], RUN_TESTS)
-    if "metric" in what:
-        if what["metric"] not in METRICS:
-            raise unknown_name(f"metric in the {name}", what["metric"], METRICS)
-        if not {"above", "below"} & set(what):
-            raise MuonlabError(f"the {name} has a `metric` and needs `above` or `below`")
-    return Seen(where, **what)
+    if len({"test", "metric", "measure"} & set(own)) != 1:
+        raise MuonlabError(
+            f"the {name} names a `test`, or a `metric` or `measure` of each run with `above` or `below`"
+        )
+    if "test" in own:
+        if own["test"] not in RUN_TESTS:
+            raise unknown_name(f"test in the {name}", own["test"], RUN_TESTS)
+        return Seen(where, own["test"], own.get("expect", True))
+    quantity = _quantity_seen(own, name)
+    if not {"above", "below"} & set(own):
+        raise MuonlabError(f"the {name} has a quantity and needs `above` or `below`")
+    limits = {key: own[key] for key in ("above", "below") if key in own}
+    return Seen(where, quantity=quantity, **limits)
+
+
+def _quantity_seen(own: Mapping[str, Any], name: str) -> Quantity:
+    if "measure" in own:
+        return read_quantity(own["measure"], ("run",))
+    if own["metric"] not in METRICS:
+        raise unknown_name(f"metric in the {name}", own["metric"], METRICS)
+    return Quantity(own["metric"])
 
 
 def _asked(given: Mapping[str, Any], side: Side, name: str) -> Tested | Ranged | Compared:

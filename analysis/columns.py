@@ -37,6 +37,7 @@ RECORDED = {
     "entropy": Column("attention entropy (nats)", thinned="mean"),
     "gamma": Column("smallest clip factor (gamma)", thinned="min"),
     "grad_norm": Column("gradient norm", log=True, thinned="max"),
+    "log_partition": Column("log of the softmax's sum (nats)"),
     "second_moment_lag": Column("second moment over gradient (RMS)", log=True, thinned="max"),
     "loss_spikes": Column("loss spikes", thinned="sum"),
     "grad_spikes": Column("gradient spikes", thinned="sum"),

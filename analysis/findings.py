@@ -11,6 +11,7 @@ from analysis.claims import MOST, Claim, Compared, Ranged, Seen, Side, Tested
 from analysis.effects import Effect, measure_effect
 from analysis.frames import Frames, at_levels
 from analysis.inference import Region, one_sided, share_bound, share_interval
+from analysis.measures import run_parts
 from analysis.run_tests import RUN_TESTS
 from muonlab.errors import MuonlabError
 
@@ -210,10 +211,13 @@ def _seen(seen: Seen, frames: Frames, outcomes: pd.DataFrame) -> dict[int, bool]
         shown = rows["holds"].map(lambda holds: not pd.isna(holds) and bool(holds) == seen.expect)
     else:
         try:
-            rows = seen.side.of(frames).runs
+            runs = seen.side.of(frames)
         except MuonlabError:
             return {}
-        shown = rows[seen.metric].between(seen.above, seen.below, inclusive="neither")
+        assert seen.quantity is not None
+        rows, quantity = runs.runs, seen.quantity
+        values = pd.Series([quantity.value(part)[0] for part in run_parts(runs)], rows.index, dtype=float)
+        shown = values.between(seen.above, seen.below, inclusive="neither")
     return {int(seed): bool(each.all()) for seed, each in shown.groupby(rows["seed"])}
 
 

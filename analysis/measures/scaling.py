@@ -11,6 +11,7 @@ from analysis.measures.registry import Part, measure
 from muonlab.errors import MuonlabError
 
 Numbers = TypeVar("Numbers", float, np.ndarray)
+Points = tuple[np.ndarray, np.ndarray]  # compute in FLOPs and loss, by size
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,41 @@ def compute_ratio_trend(arm: Part, baseline: Part, column: str = "loss") -> floa
     return reference.exponent / law.exponent - 1
 
 
-def _points(part: Part, column: str) -> tuple[np.ndarray, np.ndarray]:
+@measure("pair", "x", "muonlab: no law is assumed")
+def interpolated_ratio(arm: Part, baseline: Part, column: str = "loss") -> float:
+    """`compute_ratio` at the baseline's largest compute, the arm's loss being interpolated between its sizes."""
+    _, ratios = interpolated_ratios(_points(arm, column), _points(baseline, column))
+    return float(ratios[-1])
+
+
+@measure("pair", "", "muonlab: no law is assumed")
+def interpolated_ratio_trend(arm: Part, baseline: Part, column: str = "loss") -> float:
+    """Slope of the logarithm of the ratio of compute over that of the baseline's compute, at every size of the baseline
+    whose loss lies within the arm's: above 0 where the saving shrinks with scale; NaN for fewer than two such sizes."""
+    compute, ratios = interpolated_ratios(_points(arm, column), _points(baseline, column))
+    return float(fit_lines(np.log(compute), np.log(ratios))[0]) if len(compute) > 1 else math.nan
+
+
+def interpolated_ratios(arm: Points, baseline: Points) -> tuple[np.ndarray, np.ndarray]:
+    """The baseline's computes whose loss L lies within the arm's, and C_arm(L) / C_baseline(L) there.
+
+    log C_arm is linear in log L between neighbouring sizes. arm, baseline: compute and loss by size. Raises
+    MuonlabError where the arm's loss does not fall with every size, or none of the baseline's lies within.
+    """
+    (compute, loss), (baseline_compute, baseline_loss) = (
+        (c[np.argsort(c)], values[np.argsort(c)]) for c, values in (arm, baseline)
+    )
+    if (np.diff(loss) >= 0).any():
+        raise MuonlabError(
+            "compute at a loss cannot be read off where the loss does not fall with every size"
+        )
+    within = (baseline_loss <= loss.max()) & (baseline_loss >= loss.min())
+    if not within.any():
+        raise MuonlabError("none of the baseline's losses lies within the arm's")
+    equal = np.interp(np.log(baseline_loss[within]), np.log(loss[::-1]), np.log(compute[::-1]))
+    return baseline_compute[within], np.exp(equal) / baseline_compute[within]
+
+
+def _points(part: Part, column: str) -> Points:
     runs = part.runs.dropna(subset=[column])
     return runs["flops"].to_numpy(float), runs[column].to_numpy(float)

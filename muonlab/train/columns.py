@@ -19,9 +19,12 @@ def validation(step: Step) -> Columns:
 
 @provider("probe", at="start", every=lambda trainer: trainer.probe_every)
 def probe(step: Step) -> Columns:
-    """`probe_loss`, attention entropy and one-hot share of the fixed batch, of the weights before the update."""
-    loss, entropy, one_hot = step.module.probe()
-    return Columns({"probe_loss": loss}, {"entropy": entropy, "one_hot": one_hot})
+    """`probe_loss`, `log_partition`, attention entropy and one-hot share of the fixed batch, of the weights before the
+    update. Output logits that diverge move `log_partition` away from 0 (Wortsman et al., arXiv 2309.14322, Fig 3)."""
+    loss, log_partition, entropy, one_hot = step.module.probe()
+    return Columns(
+        {"probe_loss": loss, "log_partition": log_partition}, {"entropy": entropy, "one_hot": one_hot}
+    )
 
 
 # ---------------------------------------------------------------------- with the gradients

@@ -22,9 +22,11 @@ from muonlab.train.schedule import SCHEDULES
 
 
 class Probe(NamedTuple):
-    """`loss` in nats per token; `entropy` of attention in nats and `one_hot` share of its rows, (layers, heads)."""
+    """`loss` in nats per token; `log_partition`, the mean of log sum exp over the vocabulary, in nats; `entropy` of
+    attention in nats and `one_hot` share of its rows, (layers, heads)."""
 
     loss: Tensor
+    log_partition: Tensor
     entropy: Tensor
     one_hot: Tensor
 
@@ -133,7 +135,9 @@ class LanguageModel(L.LightningModule):
         forward = self.model.forward if self.device_mesh is None else self.model
         with self._evaluating():
             output = forward(tokens.to(self.device), targets.to(self.device), measure_entropy=True)
-        return Probe(_losses(output)[1], self.model.attention_entropy(), self.model.one_hot_share())
+        log_partition = output.logits.float().logsumexp(-1).mean()
+        entropy, one_hot = self.model.attention_entropy(), self.model.one_hot_share()
+        return Probe(_losses(output)[1], log_partition, entropy, one_hot)
 
     def validate(self) -> Tensor:
         """Mean cross-entropy in nats per token over fixed windows spread evenly over the held-out works.

@@ -335,6 +335,9 @@ class TestControl:
             self.frames, outcomes, control={"arm": "ill", "metric": "loss", "above": 2.3}, **self.claim
         )
         assert (by_value["n"], by_value["answer"]) == (4, "reproduced")
+        measured = {"arm": "ill", "measure": {"name": "peak", "column": "probe_loss"}}
+        assert answer(self.frames, outcomes, control=measured | {"below": 100}, **self.claim)["n"] == 6
+        assert answer(self.frames, outcomes, control=measured | {"above": 100}, **self.claim)["n"] == 0
 
     def test_absence_where_the_control_showed_it_is_a_finding_from_five_seeds_on(self):
         claim = {
@@ -515,7 +518,7 @@ CONDITIONS = {"x": ["a", "b"], "search": ["a"]}
         ({"test": "capped", "expect": False}, "something is absent; it needs a `control`"),
         ({"control": {"arm": "b", "test": "explode"}}, "did you mean 'exploded'"),
         ({"control": {"arm": "q", "test": "exploded"}}, "unknown control of 'c' 'q'"),
-        ({"control": {"arm": "b"}}, "names either a `test` or a `metric`"),
+        ({"control": {"arm": "b"}}, "names a `test`, or a `metric` or `measure`"),
         ({"precondition": {"metric": "los", "above": 1}}, "did you mean 'loss'"),
         ({"precondition": {"metric": "loss"}}, "needs `above` or `below`"),
         ({"margin": 0}, "`margin` of the claim 'c' must be"),

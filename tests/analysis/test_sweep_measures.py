@@ -9,7 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.measures import MEASURES, Part, read_quantity
-from analysis.measures.scaling import bootstrap_ratio, compute_at_equal_loss, fit_power_law
+from analysis.measures.scaling import (
+    bootstrap_ratio,
+    compute_at_equal_loss,
+    fit_power_law,
+    interpolated_ratios,
+)
 from muonlab.errors import MuonlabError
 
 
@@ -133,3 +138,24 @@ def test_the_bootstrap_covers_the_true_ratio_about_as_often_as_it_says():
     assert bootstrap_ratio(arm, baseline, COMPUTE, 1e9, 20) == bootstrap_ratio(
         arm, baseline, COMPUTE, 1e9, 20
     )
+
+
+def test_interpolated_ratios_are_the_laws_where_the_points_lie_on_laws():
+    compute = np.geomspace(1e9, 1e12, 5)
+    arm, baseline = 40.0 * compute**-0.13, 30.0 * compute**-0.11
+    order = np.array([3, 0, 4, 1, 2])
+    at, ratios = interpolated_ratios((compute[order], arm[order]), (compute, baseline))
+    law, reference = fit_power_law(compute, arm), fit_power_law(compute, baseline)
+    within = (baseline <= arm.max()) & (baseline >= arm.min())
+    assert at.tolist() == compute[within].tolist()
+    assert 2 <= within.sum() < 5
+    np.testing.assert_allclose(ratios, [compute_at_equal_loss(law, reference, c) for c in at], rtol=1e-9)
+
+
+def test_interpolation_refuses_what_it_cannot_read_off():
+    compute = np.array([1.0, 2.0, 4.0])
+    falling, rising = np.array([3.0, 2.0, 1.0]), np.array([3.0, 2.0, 2.5])
+    with pytest.raises(MuonlabError, match="does not fall with every size"):
+        interpolated_ratios((compute, rising), (compute, falling))
+    with pytest.raises(MuonlabError, match="none of the baseline's losses"):
+        interpolated_ratios((compute, falling), (compute, falling + 5))
