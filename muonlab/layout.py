@@ -23,6 +23,7 @@ ROLES = (
     "expert",
     "router",
     "gate",
+    "sink",
     "embedding",
     "head",
     "norm",
@@ -37,7 +38,8 @@ class ParameterRole:
 
     `role` is one of ROLES. `num_heads` says how many equal blocks its heads make: of rows for query, key and
     value, of columns for output; 0 means that the matrix has no heads. A `latent` is a down-projection that the
-    heads share (MLA) and a norm follows. A `qkv` is query, key and value in one weight, each with as many rows as
+    heads share (MLA) and a norm follows. A `gate` scales another map's output; a `sink` is a logit per head that takes
+    weight from the keys. A `qkv` is query, key and value in one weight, each with as many rows as
     `row_blocks` says; its heads are those of all three. An `expert` is a stack (experts, rows, cols); everything
     else that is orthogonalised is (rows, cols) = (out, in).
     """

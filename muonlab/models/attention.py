@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from muonlab.layout import AttentionLayout, HeadRows, ParameterRole
 from muonlab.models.explicit_attention import attention_entropy, explicit_attention, one_hot_share
+from muonlab.models.flex import flex_supports
 from muonlab.models.fused_attention import fused_attention
 from muonlab.models.max_logits import LayerLogits
 from muonlab.models.norm import RMSNorm
@@ -66,6 +67,36 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return _Rotate.apply(x, cos, sin)
 
 
+def output_gate(kind: str, d_model: int, num_heads: int, v_dim: int, bias: bool = False) -> nn.Linear | None:
+    """W of `gated`: a row for each "head", or for each "element" of its output; None for "none"."""
+    if kind == "none":
+        return None
+    return nn.Linear(d_model, num_heads * (v_dim if kind == "element" else 1), bias=bias)
+
+
+def gated(out: Tensor, gate: nn.Linear | None, x: Tensor) -> Tensor:
+    """out * sigmoid(W x), heads side by side: (B, T, H, d_v) and the attention's input (B, T, D) -> (B, T, H d_v).
+
+    Gated attention (arXiv 2505.06708, eq. 5 at position G1, before the output map). Without a gate `out` as it is.
+    """
+    if gate is not None:
+        out = out * torch.sigmoid(gate(x)).unflatten(-1, (out.shape[2], -1))
+    return out.flatten(2)
+
+
+def add_sink(attention: nn.Module, kind: str, num_heads: int) -> None:
+    """Give a module its `sink` (H,): a parameter that starts at 0 ("learnt"), zeros ("zero") or None ("none").
+
+    A zero adds 1 to the denominator of every softmax.
+    """
+    if kind == "zero":
+        attention.register_buffer("sink", torch.zeros(num_heads), persistent=False)
+    else:
+        attention.register_parameter(
+            "sink", nn.Parameter(torch.zeros(num_heads)) if kind == "learnt" else None
+        )
+
+
 def attend(
     q: Tensor,
     k: Tensor,
@@ -75,18 +106,23 @@ def attend(
     forced_max: float = 0.0,
     softmax_dtype: torch.dtype = torch.float32,
     documents: Tensor | None = None,
+    sink: Tensor | None = None,
     measure_weights: bool = False,
 ) -> tuple[Tensor, LayerLogits, Tensor | None]:
     """Attention by the fastest suitable kernel: output (B, H, T, d_v), its logits, and its weights or None.
 
     The arguments are those of `explicit_attention`, which runs for the weights (B, H, T, T), soft-cap, forced
-    maxima and a softmax below fp32, and on a CPU up to EXPLICIT_CONTEXT; `fused_attention` runs otherwise.
+    maxima and a softmax below fp32, on a CPU up to EXPLICIT_CONTEXT, and for a sink where the kernel of a GPU does not
+    say how much weight a row had; `fused_attention` runs otherwise.
     """
     short = q.device.type == "cpu" and q.shape[2] <= EXPLICIT_CONTEXT
-    if measure_weights or soft_cap or forced_max or short or softmax_dtype is not torch.float32:
-        out, weights, extremes = explicit_attention(q, k, v, soft_cap, forced_max, documents, softmax_dtype)
+    blind = sink is not None and q.device.type != "cpu" and not flex_supports(q, v)
+    if measure_weights or soft_cap or forced_max or short or blind or softmax_dtype is not torch.float32:
+        out, weights, extremes = explicit_attention(
+            q, k, v, soft_cap, forced_max, documents, softmax_dtype, sink
+        )
         return out, LayerLogits(extremes), weights if measure_weights else None
-    return *fused_attention(q, k, v, documents), None
+    return *fused_attention(q, k, v, documents, sink), None
 
 
 class Attention(nn.Module):
@@ -100,9 +136,12 @@ class Attention(nn.Module):
         An experiment on what large logits do by themselves, not a model to use.
     softmax_dtype: the name of the dtype to which the logits are rounded and in which their softmax is taken: an
         experiment on its precision (arXiv 2510.04212).
+    gate: "head" or "element" (`gated`), or "none". sink: "zero" or "learnt" (`add_sink`), or "none".
 
     `NanoGPTSettings` checks that the sizes fit each other.
     """
+
+    sink: Tensor | None
 
     def __init__(
         self,
@@ -117,6 +156,8 @@ class Attention(nn.Module):
         rotary_fraction: float = 1.0,
         forced_max: float = 0.0,
         softmax_dtype: str = "float32",
+        gate: str = "none",
+        sink: str = "none",
     ):
         super().__init__()
         num_kv_heads = num_kv_heads or num_heads
@@ -133,6 +174,8 @@ class Attention(nn.Module):
             self.key = nn.Linear(d_model, key_rows, bias=bias)
             self.value = nn.Linear(d_model, key_rows, bias=bias)
         self.output = nn.Linear(num_heads * self.head_dim, d_model, bias=bias)
+        self.gate = output_gate(gate, d_model, num_heads, self.head_dim, bias)
+        add_sink(self, sink, num_heads)
         self.query_norm = RMSNorm(self.head_dim) if qk_norm else None
         self.key_norm = RMSNorm(self.head_dim) if qk_norm else None
 
@@ -154,9 +197,10 @@ class Attention(nn.Module):
             forced_max=self.forced_max,
             softmax_dtype=self.softmax_dtype,
             documents=documents,
+            sink=self.sink,
             measure_weights=measure_entropy,
         )
-        x = self.output(out.transpose(1, 2).flatten(2))
+        x = self.output(gated(out.transpose(1, 2), self.gate, x))
         shape = () if weights is None else (attention_entropy(weights), one_hot_share(weights))
         return AttentionOutput(x, logits if self.training else None, *shape)
 
@@ -212,13 +256,16 @@ class Attention(nn.Module):
             "value": self.num_kv_heads,
             "qkv": self.num_heads + 2 * self.num_kv_heads,
             "output": self.num_heads,
+            "gate": self.num_heads,
         }
         key_rows = self.num_kv_heads * self.head_dim
         fused = (self.num_heads * self.head_dim, key_rows, key_rows)
         roles = {}
         for name, _ in self.named_parameters():
-            module, kind = name.rsplit(".", 1)
-            if module.endswith("_norm"):
+            module, _, kind = name.rpartition(".")
+            if kind == "sink":
+                roles[name] = ParameterRole("sink")
+            elif module.endswith("_norm"):
                 roles[name] = ParameterRole("norm")
             elif kind == "bias":
                 roles[name] = ParameterRole("bias")

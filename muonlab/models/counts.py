@@ -113,7 +113,7 @@ def _multi_head(s: DecoderSettings, num_kv_heads: int, bias: bool, length: int) 
         (rows + s.num_heads * head_dim) * s.d_model,
         (rows + s.d_model) * bias + 2 * head_dim * s.qk_norm,
     )
-    return weights + _square(s.num_heads, head_dim, head_dim, length)
+    return weights + _gate_and_sink(s, head_dim, bias) + _square(s.num_heads, head_dim, head_dim, length)
 
 
 def _latent(s: MoESettings, length: int) -> Count:
@@ -127,7 +127,14 @@ def _latent(s: MoESettings, length: int) -> Count:
         + heads * (nope + v) * s.kv_lora_rank  # key_up, value_up
         + s.d_model * heads * v  # output
     )
-    return _weights(weights, s.q_lora_rank + s.kv_lora_rank) + _square(heads, nope + rope, v, length)
+    latents = s.q_lora_rank + s.kv_lora_rank  # gains of their norms
+    return _weights(weights, latents) + _gate_and_sink(s, v) + _square(heads, nope + rope, v, length)
+
+
+def _gate_and_sink(s: DecoderSettings, v_dim: int, bias: bool = False) -> Count:
+    """The gate's map on the attention's output, a row for each head or for each of its v_dim entries, and the sinks."""
+    rows = s.num_heads * {"none": 0, "head": 1, "element": v_dim}[s.attention_gate]
+    return _weights(rows * s.d_model, rows * bias + s.num_heads * (s.attention_sink == "learnt"))
 
 
 def _square(heads: int, qk_dim: int, v_dim: int, length: int) -> Count:

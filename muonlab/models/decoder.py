@@ -108,7 +108,7 @@ class Decoder(nn.Module):
         roles = self.parameter_roles()
         for name, parameter in self.named_parameters():
             role = roles[name].role
-            if role == "bias":
+            if role in ("bias", "sink"):
                 nn.init.zeros_(parameter)
             elif role in ("embedding", "head"):
                 nn.init.normal_(parameter, std=0.02)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muonlab.layout import ParameterRole
+from muonlab.models.mlp import swiglu
 
 # What torch's grouped product takes on a device; it reads rows of whole 16 bytes.
 GROUPED_DTYPES = {"cpu": (torch.float32, torch.bfloat16, torch.float16), "cuda": (torch.bfloat16,)}
@@ -120,10 +121,11 @@ def grouped_products(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 
 
 class Experts(nn.Module):
-    """E swiglu experts down_e(silu(gate_e x) * up_e x) (arXiv 2002.05202) as three stacks (E, rows, cols)."""
+    """E experts down_e(swiglu(gate_e x, up_e x)) as three stacks (E, rows, cols); `clamp` as in `swiglu`."""
 
-    def __init__(self, num_experts: int, d_model: int, hidden: int):
+    def __init__(self, num_experts: int, d_model: int, hidden: int, clamp: float = 0.0):
         super().__init__()
+        self.clamp = clamp
         self.gate = nn.Parameter(torch.empty(num_experts, hidden, d_model))
         self.up = nn.Parameter(torch.empty(num_experts, hidden, d_model))
         self.down = nn.Parameter(torch.empty(num_experts, d_model, hidden))
@@ -136,7 +138,7 @@ class Experts(nn.Module):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         rows = _Dispatch.apply(x, groups.order, groups.inverse, gates.shape[1])
         gate, up = (grouped_products(rows, w.to(x.dtype), groups.ends) for w in (self.gate, self.up))
-        out = grouped_products(F.silu(gate) * up, self.down.to(x.dtype), groups.ends)
+        out = grouped_products(swiglu(gate, up, self.clamp), self.down.to(x.dtype), groups.ends)
         return _Combine.apply(out, gates.to(out.dtype), groups.order, groups.inverse)
 
     def roles(self) -> dict[str, ParameterRole]:

@@ -20,6 +20,7 @@ def explicit_attention(
     forced_max: float = 0.0,
     documents: Tensor | None = None,
     softmax_dtype: torch.dtype = torch.float32,
+    sink: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, LogitRange]:
     """softmax(q k' / sqrt(d)) v: output (B, H, T, d), weights (B, H, T, T), extremes; logits in fp32 at least.
 
@@ -28,6 +29,8 @@ def explicit_attention(
     kappa, with no gradient through the factor (Wortsman et al., arXiv 2309.14322, Fig 7); the extremes are those
     after it. 0 means neither. `documents` (B, T): a position sees only its own document's.
     `softmax_dtype` below fp32 rounds the logits to it, behind the extremes, and takes the softmax in it.
+    `sink` (H,): the logit of a further key without a value, which every row of the head sees and no extreme counts: the
+    weights are exp(s_ij) / (exp(sink_h) + sum_j exp(s_ij)), a row's sum is below 1 (GPT-OSS, arXiv 2508.10925).
     """
     batch, heads, length, head_dim = q.shape
     group = heads // k.shape[1]
@@ -51,8 +54,11 @@ def explicit_attention(
         scores = soft_cap * torch.tanh(scores / soft_cap) + bias  # the cap maps -inf to -c
     if softmax_dtype.itemsize < torch.float32.itemsize:
         scores = scores.to(softmax_dtype)
+    if sink is not None:
+        column = sink.to(scores.dtype).repeat(batch).view(-1, 1, 1)
+        scores = torch.cat((scores, column.expand(-1, length, 1)), -1)
     with torch.autocast(q.device.type, enabled=False):  # which would take every softmax in fp32
-        weights = scores.softmax(-1).view(batch, heads, length, length)
+        weights = scores.softmax(-1)[..., :length].unflatten(0, (batch, heads))
     return weights.to(v.dtype) @ v, weights, LogitRange(highest, lowest)
 
 

@@ -17,10 +17,13 @@ def flex_supports(q: Tensor, v: Tensor) -> bool:
     return q.device.type == "cuda" and q.dtype in DTYPES and min(q.shape[-1], v.shape[-1]) >= LEAST_HEAD_DIM
 
 
-def flex_attend(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> tuple[Tensor, Tensor]:
+def flex_attend(
+    q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, sink: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Output (B, H, T, d) and the highest visible logit of every head (H,), in fp32, which has no gradient.
 
     The maxima are of the scores after scaling, in natural units (the kernel's own are log2's; torch converts them).
+    With the log-sum-exp L of a row, a sink (H,) leaves its keys exp(L) / (exp(L) + exp(sink)) of their weight.
     """
     from torch.nn.attention.flex_attention import AuxRequest
 
@@ -30,8 +33,10 @@ def flex_attend(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> tu
         v,
         block_mask=_block_mask(q.shape[2], q.device, documents),
         enable_gqa=q.shape[1] > k.shape[1],
-        return_aux=AuxRequest(max_scores=True),
+        return_aux=AuxRequest(max_scores=True, lse=sink is not None),
     )
+    if sink is not None:
+        out = out * torch.sigmoid(aux.lse - sink.to(aux.lse.dtype).view(-1, 1)).unsqueeze(-1).to(out.dtype)
     return out, aux.max_scores.detach().amax((0, 2))
 
 

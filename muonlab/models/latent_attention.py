@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muonlab.layout import AttentionLayout, ParameterRole
-from muonlab.models.attention import AttentionOutput, attend, head_rows, rotate
+from muonlab.models.attention import (
+    AttentionOutput,
+    add_sink,
+    attend,
+    gated,
+    head_rows,
+    output_gate,
+    rotate,
+)
 from muonlab.models.explicit_attention import attention_entropy, one_hot_share
 from muonlab.models.norm import RMSNorm
 
@@ -22,10 +30,12 @@ class LatentAttention(nn.Module):
     qk_nope_head_dim, qk_rope_head_dim: entries of a head's query without and with positions; all heads share the
         rotary key k^R.
     v_head_dim: entries of a head's value.
-    soft_cap: c of c tanh(s/c) on the logits; 0: none. softmax_dtype: as in Attention.
+    soft_cap: c of c tanh(s/c) on the logits; 0: none. softmax_dtype, gate, sink: as in Attention.
 
     Both latents are RMS-normalised, so that the scale of the down-projections does not reach the logits.
     """
+
+    sink: Tensor | None
 
     def __init__(
         self,
@@ -39,6 +49,8 @@ class LatentAttention(nn.Module):
         v_head_dim: int,
         soft_cap: float = 0.0,
         softmax_dtype: str = "float32",
+        gate: str = "none",
+        sink: str = "none",
     ):
         super().__init__()
         self.num_heads, self.soft_cap = num_heads, soft_cap
@@ -59,6 +71,8 @@ class LatentAttention(nn.Module):
         self.key_up = linear(kv_lora_rank, num_heads * qk_nope_head_dim)  # W^UK
         self.value_up = linear(kv_lora_rank, num_heads * v_head_dim)  # W^UV
         self.output = linear(num_heads * v_head_dim, d_model)  # W^O
+        self.gate = output_gate(gate, d_model, num_heads, v_head_dim)
+        add_sink(self, sink, num_heads)
 
     def forward(
         self,
@@ -77,9 +91,10 @@ class LatentAttention(nn.Module):
             soft_cap=self.soft_cap,
             softmax_dtype=self.softmax_dtype,
             documents=documents,
+            sink=self.sink,
             measure_weights=measure_entropy,
         )
-        x = self.output(out.transpose(1, 2).flatten(2))
+        x = self.output(gated(out.transpose(1, 2), self.gate, x))
         measured = () if weights is None else (attention_entropy(weights), one_hot_share(weights))
         return AttentionOutput(x, logits if self.training else None, *measured)
 
@@ -130,6 +145,8 @@ class LatentAttention(nn.Module):
             "key_up.weight": ParameterRole("key", heads),
             "value_up.weight": ParameterRole("value", heads),
             "output.weight": ParameterRole("output", heads),
+            "gate.weight": ParameterRole("gate", heads),
+            "sink": ParameterRole("sink"),
         }
         return {name: roles[name] for name, _ in self.named_parameters()}
 

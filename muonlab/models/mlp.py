@@ -30,18 +30,31 @@ def relu2(x: Tensor) -> Tensor:
     return _Relu2.apply(x)
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu2": relu2, "swiglu": F.silu}
+def swiglu(gate: Tensor, up: Tensor, clamp: float = 0.0) -> Tensor:
+    """silu(gate) * up (arXiv 2002.05202).
+
+    `clamp` c > 0 makes it silu(min(gate, c)) * min(max(up, -c), c), of magnitude c max(c, 0.28) at most (the clamp of
+    GPT-OSS, by its reference code; DeepSeek-V4's, section 4.2.3); 0: none.
+    """
+    if clamp:
+        gate, up = gate.clamp(max=clamp), up.clamp(-clamp, clamp)
+    return F.silu(gate) * up
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu2": relu2}
 
 
 class MLP(nn.Module):
     """x (..., D) -> (..., D) through `hidden` units.
 
-    `swiglu` multiplies silu(gate(x)) into up(x) (arXiv 2002.05202) and so has a third matrix.
+    activation: "gelu", "relu2" or "swiglu", which has a third matrix, and `clamp` is its.
     """
 
-    def __init__(self, d_model: int, hidden: int, activation: str = "relu2", bias: bool = False):
+    def __init__(
+        self, d_model: int, hidden: int, activation: str = "relu2", bias: bool = False, clamp: float = 0.0
+    ):
         super().__init__()
-        self.activation = ACTIVATIONS[activation]
+        self.activation, self.clamp = activation, clamp
         self.gate = nn.Linear(d_model, hidden, bias=bias) if activation == "swiglu" else None
         self.up = nn.Linear(d_model, hidden, bias=bias)
         self.down = nn.Linear(hidden, d_model, bias=bias)
@@ -49,8 +62,9 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Same shape as x."""
         up = self.up(x)
-        hidden = self.activation(up) if self.gate is None else self.activation(self.gate(x)) * up
-        return self.down(hidden)
+        if self.gate is not None:
+            return self.down(swiglu(self.gate(x), up, self.clamp))
+        return self.down(ACTIVATIONS[self.activation](up))
 
     def roles(self) -> dict[str, ParameterRole]:
         """The role of each parameter by its name within this module."""

@@ -106,6 +106,8 @@ class MoE(Decoder):
                 v_head_dim=s.v_head_dim,
                 soft_cap=s.attention_soft_cap,
                 softmax_dtype=s.softmax_dtype,
+                gate=s.attention_gate,
+                sink=s.attention_sink,
             )
         else:
             attention = Attention(
@@ -114,9 +116,13 @@ class MoE(Decoder):
                 qk_norm=s.qk_norm,
                 soft_cap=s.attention_soft_cap,
                 softmax_dtype=s.softmax_dtype,
+                gate=s.attention_gate,
+                sink=s.attention_sink,
             )
         if layer < s.num_dense_layers:
-            return Block(attention, MLP(s.d_model, s.dense_hidden, "swiglu"), self._norm)
+            return Block(
+                attention, MLP(s.d_model, s.dense_hidden, "swiglu", clamp=s.swiglu_clamp), self._norm
+            )
         router = Router(
             s.d_model,
             s.routed_experts,
@@ -126,13 +132,10 @@ class MoE(Decoder):
             balance_speed=s.balance_speed,
             balance_loss=s.balance_loss,
         )
-        experts = Experts(s.routed_experts, s.d_model, s.expert_hidden)
-        shared = s.num_shared_experts * s.expert_hidden
-        return Block(
-            attention,
-            ExpertLayer(router, experts, MLP(s.d_model, shared, "swiglu") if shared else None),
-            self._norm,
-        )
+        experts = Experts(s.routed_experts, s.d_model, s.expert_hidden, s.swiglu_clamp)
+        hidden = s.num_shared_experts * s.expert_hidden
+        shared = MLP(s.d_model, hidden, "swiglu", clamp=s.swiglu_clamp) if hidden else None
+        return Block(attention, ExpertLayer(router, experts, shared), self._norm)
 
     @property
     def expert_layers(self) -> dict[int, ExpertLayer]:

@@ -29,5 +29,9 @@ class NanoGPT(Decoder):
             rotary_fraction=s.rotary_fraction,
             forced_max=s.forced_max_logit,
             softmax_dtype=s.softmax_dtype,
+            gate=s.attention_gate,
+            sink=s.attention_sink,
         )
-        return Block(attention, MLP(s.d_model, s.mlp_hidden, s.activation, s.bias), self._norm)
+        return Block(
+            attention, MLP(s.d_model, s.mlp_hidden, s.activation, s.bias, s.swiglu_clamp), self._norm
+        )

@@ -18,6 +18,8 @@ AttentionKind = Literal["mla", "mha"]
 Balance = Literal["bias", "loss", "none"]
 Norm = Literal["rms", "none"]
 SoftmaxDtype = Literal["float32", "bfloat16", "float16"]
+Gate = Literal["none", "head", "element"]
+Sink = Literal["none", "zero", "learnt"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,10 @@ class DecoderSettings:
     residual stream divided by sqrt(2 num_layers). rotary_base: the theta of RoPE. qk_init_scale: further factor on the
     first query and key weights; the first logits grow with its square. norm: RMSNorm before every attention, every MLP
     and the head, or "none". softmax_dtype: to which the attention logits are rounded, and in which their softmax is
-    taken; the max logits are those before the rounding.
+    taken; the max logits are those before the rounding. attention_gate: a sigmoid gate of the attention's input on its
+    output, one per "head" or per "element" of a head (arXiv 2505.06708). attention_sink: a further logit in every
+    row's softmax whose weight goes to no value, "zero" or "learnt" per head; the max logits are those of q.k.
+    swiglu_clamp: c > 0 makes every swiglu silu(min(gate, c)) * min(max(up, -c), c) (GPT-OSS: 7); 0: no clamp.
     """
 
     name: str
@@ -50,6 +55,9 @@ class DecoderSettings:
     qk_init_scale: NonNegative = 1.0
     norm: Norm = "rms"
     softmax_dtype: SoftmaxDtype = "float32"
+    attention_gate: Gate = "none"
+    attention_sink: Sink = "none"
+    swiglu_clamp: NonNegative = 0.0
 
     @property
     def vocabulary(self) -> int:
@@ -100,6 +108,10 @@ class NanoGPTSettings(DecoderSettings):
         if self.num_heads % self.kv_heads:
             raise MuonlabError(
                 f"model.num_kv_heads={self.kv_heads} does not divide model.num_heads={self.num_heads}"
+            )
+        if self.swiglu_clamp and self.activation != "swiglu":
+            raise MuonlabError(
+                f"model.swiglu_clamp={self.swiglu_clamp:g} is for model.activation=swiglu, not {self.activation}"
             )
         if self.mlp_hidden < 1:
             raise MuonlabError(

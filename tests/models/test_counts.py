@@ -19,6 +19,8 @@ common = dict(
     d_model=st.sampled_from([8, 16]),
     num_heads=st.sampled_from([1, 2]),
     tied_head=st.booleans(),
+    attention_gate=st.sampled_from(["none", "head", "element"]),
+    attention_sink=st.sampled_from(["none", "learnt"]),
 )
 DRAWN = {
     "nanogpt": st.fixed_dictionaries(
@@ -80,7 +82,7 @@ def grouped_flops(a, b, *others, **named):
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_formulas_give_what_is_counted(name):
-    @settings(max_examples=12)
+    @settings(max_examples=20)
     @given(DRAWN[name])
     def check(drawn):
         model = build_model(name, **drawn)

@@ -5,9 +5,9 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 from muonlab.models import build_model
+from muonlab.models.attention import attend
 from muonlab.models.explicit_attention import explicit_attention
 from muonlab.models.flex import _block_mask, flex_attend, flex_highest, flex_supports
-from muonlab.models.fused_attention import fused_attention
 from muonlab.models.max_logits import LayerLogits, bounded_logits, logit_extremes, logit_range
 
 on_gpu = [
@@ -86,11 +86,16 @@ def test_flex_attention_and_its_maxima_are_explicit_attentions(device, documents
 @pytest.mark.parametrize("device", [gpu])
 @pytest.mark.parametrize("head_dim", [8, 32])  # SDPA, FlexAttention
 @pytest.mark.parametrize("documents", DOCUMENTS)
-def test_gradients_on_a_gpu_are_explicit_attentions(device, head_dim, documents):
+@pytest.mark.parametrize("sunk", [False, True])
+def test_gradients_on_a_gpu_are_explicit_attentions(device, head_dim, documents, sunk):
     q, k, v, ids = inputs(130, device, head_dim=head_dim, documents=documents)
-    leaves = [x.requires_grad_() for x in (q, k, v)]
+    sink = random(4, seed=4, device=device) if sunk else None
+    leaves = [x.requires_grad_() for x in (q, k, v, sink) if x is not None]
     results = []
-    for out in (fused_attention(q, k, v, ids)[0], explicit_attention(q, k, v, documents=ids)[0]):
+    for out in (
+        attend(q, k, v, documents=ids, sink=sink)[0],
+        explicit_attention(q, k, v, documents=ids, sink=sink)[0],
+    ):
         results.append(torch.autograd.grad(out.square().sum(), leaves))
     for fused, explicit in zip(*results, strict=True):
         torch.testing.assert_close(fused, explicit, rtol=1e-3, atol=1e-3)

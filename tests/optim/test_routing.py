@@ -24,6 +24,7 @@ class Declared(nn.Module):
         self.experts = nn.Parameter(torch.randn(3, 4, 8))
         self.router = nn.Linear(8, 3, bias=False)
         self.gate = nn.Linear(8, 1, bias=False)
+        self.sink = nn.Parameter(torch.zeros(4))
         self.filter = nn.Conv1d(8, 8, 3, bias=False)
         self.norm = nn.RMSNorm(8)
         self.head = nn.Linear(8, 7, bias=False)
@@ -42,6 +43,7 @@ class Declared(nn.Module):
             "experts": ParameterRole("expert"),
             "router.weight": ParameterRole("router"),
             "gate.weight": ParameterRole("gate"),
+            "sink": ParameterRole("sink"),
             "filter.weight": ParameterRole("conv"),
             "norm.weight": ParameterRole("norm"),
             "head.weight": ParameterRole("head"),
@@ -144,7 +146,7 @@ def test_learning_rates_are_scaled_by_role():
 def test_gains_and_biases_never_decay():
     for name, settings in (("adamw", {"weight_decay": 0.1}), ("muon", {"adamw_weight_decay": 0.1})):
         for group in build_optimizer(name, Declared(), **settings).param_groups:
-            expected = 0.0 if group["name"] in ("norm", "bias") or group["rule"] == "muon" else 0.1
+            expected = 0.0 if group["name"] in ("norm", "bias", "sink") or group["rule"] == "muon" else 0.1
             assert group["weight_decay"] == expected
 
 
