@@ -14,6 +14,7 @@ from muonlab.settings.check import Count
 # torch's own dicts, of a parameter group and of what is kept for one parameter: values of every kind by name.
 Group = dict[str, Any]
 State = dict[str, Any]
+Kept = dict[str, Tensor]  # what stages keep of one stack of matrices from step to step, to be written to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,24 +132,25 @@ class Matrices:
     """Whole matrices that are to be transformed, as stacks (..., rows, cols).
 
     stacks: views, where strides allow, of the tensors that they were split from.
-    moments: the second moment of each stack, to be written to; empty where there are none.
+    kept: of each stack, the entries that stages keep of it from step to step, to be written to.
     join: from the transformed stacks, in their order, to one tensor per parameter, of the shape that it was split from.
     """
 
     stacks: list[Tensor]
-    moments: list[Tensor]
+    kept: list[Kept]
     join: Callable[[Sequence[Tensor]], list[Tensor]]
 
 
 def matrices(
-    tensors: Sequence[Tensor], views: Sequence[MatrixView], states: Sequence[State] | None = None
+    tensors: Sequence[Tensor], views: Sequence[MatrixView], states: Sequence[State], entries: Sequence[str]
 ) -> Matrices:
-    """The matrices of whole tensors, one tensor and one view per parameter; with `states`, their second moments too."""
+    """The matrices of whole tensors, one tensor, one view and one state per parameter, with these entries of each."""
     blocks = [view.split(tensor) for view, tensor in zip(views, tensors, strict=True)]
-    moments = []
-    if states is not None:
-        for state, own in zip(states, blocks, strict=True):
-            moments += [state[moment_name(j)] for j in range(len(own))]
+    kept = [
+        {entry: state[entry_name(entry, j)] for entry in entries}
+        for state, own in zip(states, blocks, strict=True)
+        for j in range(len(own))
+    ]
 
     def join(transformed: Sequence[Tensor]) -> list[Tensor]:
         rest = iter(transformed)
@@ -157,9 +159,9 @@ def matrices(
             for view, own, tensor in zip(views, blocks, tensors, strict=True)
         ]
 
-    return Matrices([stack for own in blocks for stack in own], moments, join)
+    return Matrices([stack for own in blocks for stack in own], kept, join)
 
 
-def moment_name(block: int) -> str:
-    """What a parameter's state calls the second moment of its block `block` of matrices."""
-    return f"second_moment_{block}"
+def entry_name(entry: str, block: int) -> str:
+    """What a parameter's state calls an entry that a stage keeps of its block `block` of matrices."""
+    return f"{entry}_{block}"

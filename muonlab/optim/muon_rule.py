@@ -3,29 +3,41 @@
 With G the gradient of a matrix W (rows, cols), every line one stage:
 
     M <- average of past gradients; D = M, or Nesterov's look-ahead      momentum: momentum_kind
-    O = NewtonSchulz(D)                                                   transform: orthogonal
-    O <- scale(rows, cols) O                                              scale: scale_rule
-    W <- (1 - share) W - lr O                                             apply: weight_decay_kind
+    O = after(polar(before(D)))                                           transform: before, after (muon_stages.py)
+    O <- scale(rows, cols) O, stretched to a norm                         scale: scale_rule, update_norm
+    W <- (1 - share) W - lr O, brought to a norm                          apply: weight_decay_kind, weight_norm
 
 From `CombinedOptimizer.step` (combined.py) it is two calls to the equations: `step` calls `MuonRule.update`, the chain
 below, which calls the stages. A third call, from `orthogonal`, leads to newton_schulz.py, which has the iteration.
+`update_norm` and `weight_norm` are in weight_norms.py.
 Where several ranks share the work, `Batch.matrices` gives each its share, and the chain stays the same.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from muonlab.errors import MuonlabError
-from muonlab.optim.matrix_view import Group, MatrixSettings, MatrixView, State, moment_name
-from muonlab.optim.newton_schulz import orthogonalise
-from muonlab.optim.ranks import local_part
-from muonlab.optim.rules import Batch, Rule, Stages, plain_value, register_rule, setting_names
+from muonlab.optim.matrix_view import Group, Matrices, MatrixSettings, MatrixView, State, entry_name
+from muonlab.optim.muon_stages import AFTER, BEFORE, norm, polar
+from muonlab.optim.ranks import is_sharded, local_part
+from muonlab.optim.rules import (
+    Batch,
+    MatrixStages,
+    Rule,
+    Stages,
+    chosen,
+    plain_value,
+    register_rule,
+    setting_names,
+)
 from muonlab.optim.schedule_design import Row, Schedule
 from muonlab.optim.schedules import SCHEDULES, Coefficients, resolve_schedule
+from muonlab.optim.weight_norms import UPDATE_NORMS, WEIGHT_NORMS
 from muonlab.settings.optimizer import MuonGroup
 
 ADAMW_RMS = 0.2  # RMS of a typical AdamW update over lr: Moonlight, arXiv 2502.16982, section 2.2
@@ -47,8 +59,8 @@ MOMENTUM_KINDS: Stages[Callable[[list[Tensor], list[State], float, bool], Sequen
 )
 # From rows and columns to a factor.
 SCALE_RULES: Stages[Callable[[int, int], float]] = Stages("scale_rule")
-# From settings, batch, scaled updates and the length of each to new weights, in place.
-APPLY: Stages[Callable[[MuonRuleSettings, Batch, list[Tensor], float], None]] = Stages("weight_decay_kind")
+# From settings, the lr that the group was made with and the scale of a matrix to the share of it that a step takes.
+DECAYS: Stages[Callable[[MuonRuleSettings, float, float], float]] = Stages("weight_decay_kind")
 
 
 @register_rule("muon")
@@ -57,7 +69,8 @@ class MuonRule(Rule):
 
     settings = MuonRuleSettings
     buffers = ("momentum_buffer",)
-    stages = (MOMENTUM_KINDS, SCALE_RULES, APPLY)
+    matrix_stages: ClassVar[tuple[MatrixStages[Any], ...]] = (BEFORE, AFTER, UPDATE_NORMS, WEIGHT_NORMS)
+    stages = (MOMENTUM_KINDS, SCALE_RULES, DECAYS, *matrix_stages)
 
     def update(self, batch: Batch) -> None:
         """One step of every parameter, in place.
@@ -68,10 +81,11 @@ class MuonRule(Rule):
         s = batch.settings(MuonRuleSettings)
         for part in batch.by_shape():
             D = MOMENTUM_KINDS[s.momentum_kind](part.grads, part.states, s.momentum, s.nesterov)
-            matrices = part.matrices(D, moments=_with_second_moments(s, part))
-            O = orthogonal(s, matrices.stacks, matrices.moments)
-            O, length = _scaled(s, part, O)
-            APPLY[s.weight_decay_kind](s, part, matrices.join(O), length)
+            matrices = part.matrices(D, self.entries(s, part))
+            reads = BEFORE.read_gradients & {*s.before} or AFTER.read_gradients & {*s.after}
+            G = part.matrices(part.grads).stacks if reads else matrices.stacks
+            O = orthogonal(s, matrices, G)
+            apply(s, part, matrices, *scaled(s, part, O))
 
     def prepare(self, group: Group) -> None:
         """Check the settings; schedules and dtypes become names and numbers, which a checkpoint may hold."""
@@ -80,16 +94,48 @@ class MuonRule(Rule):
         group["ns_schedule"] = plain_value(_plain_schedule(group["ns_schedule"]))
         super().prepare(group)
         resolve_schedule(group["ns_schedule"], group["ns_steps"])
+        MuonGroup(**{name: group[name] for name in setting_names(MuonGroup)}).check_stages()
         if group["weight_decay_kind"] == "shape_scaled" and isinstance(group["row_blocks"], tuple):
             raise MuonlabError(
                 "shape_scaled weight decay needs blocks of one shape, but row_blocks has unequal sizes"
             )
 
+    def check_parameter(self, param: Tensor, name: str, group: Group) -> None:
+        """Besides what every rule for matrices refuses: a weight of zeros whose norm is to stay."""
+        super().check_parameter(param, name, group)
+        kept = group["update_norm"] == "relative" or group["weight_norm"] == "fixed"
+        if kept and not param.is_meta and not is_sharded(param) and not param.any():
+            raise MuonlabError(
+                f"{name} begins as zeros, and update_norm={group['update_norm']!r} with"
+                f" weight_norm={group['weight_norm']!r} would keep it there; initialise it or give it another rule"
+            )
+
     def state_shapes(self, shape: torch.Size, group: Group) -> dict[str, tuple[int, ...] | None]:
-        """The momentum, the product of all momenta (`ema_corrected`), and NorMuon's second moments."""
+        """The momentum, the product of all momenta (`ema_corrected`), and what stages keep of every block."""
         blocks = MatrixView.of(group).block_shapes(shape)
-        moments = {moment_name(i): second_moment_shape(block) for i, block in enumerate(blocks)}
-        return {**super().state_shapes(shape, group), "momentum_product": None, **moments}
+        kept = {
+            entry_name(entry, j): shape_of(block)
+            for table in self.matrix_stages
+            for entries in table.entries.values()
+            for entry, shape_of in entries.items()
+            for j, block in enumerate(blocks)
+        }
+        return {**super().state_shapes(shape, group), "momentum_product": None, **kept}
+
+    def entries(self, s: MuonRuleSettings, part: Batch) -> tuple[str, ...]:
+        """The names of what the chosen stages keep of every block; where it is not there yet, it begins as zeros."""
+        kept = {
+            entry: shape_of
+            for table in self.matrix_stages
+            for stage in chosen(getattr(s, table.setting))
+            for entry, shape_of in table.entries.get(stage, {}).items()
+        }
+        for state, view, W, g in zip(part.states, part.views, part.whole, part.grads, strict=True):
+            for j, block in enumerate(view.block_shapes(W.shape) if kept else ()):
+                for entry, shape_of in kept.items():
+                    if entry_name(entry, j) not in state:
+                        state[entry_name(entry, j)] = g.new_zeros(shape_of(block))
+        return tuple(kept)
 
     def init_state(self, param: Tensor, dtype: torch.dtype) -> State:
         """A zero momentum, contiguous so that the iteration reads it fast."""
@@ -145,66 +191,16 @@ def _momenta(states: list[State]) -> list[Tensor]:
 
 
 # ---------------------------------------------------------------- transform
-def orthogonal(s: MuonRuleSettings, D: list[Tensor], moments: list[Tensor]) -> list[Tensor]:
-    """O = U f(S) Vᵀ near U Vᵀ, from stacks D = U S Vᵀ (..., rows, cols), with what evens it out before and after."""
-    if s.equilibrate_rows:
-        D = [equilibrate_rows(each) for each in D]
-    dtype = None if s.ns_dtype is None else getattr(torch, s.ns_dtype)
+def orthogonal(s: MuonRuleSettings, matrices: Matrices, G: list[Tensor]) -> list[Tensor]:
+    """O = after(polar(before(D))) of stacks D (..., rows, cols), G being their gradients."""
+    D, kept = matrices.stacks, matrices.kept
+    for name in s.before:
+        D = [BEFORE[name](s, *each) for each in zip(D, G, kept, strict=True)]
     # Nesterov's look-ahead is a fresh tensor and may be written over; without it the direction is the buffer.
-    O = orthogonalise(D, s.ns_schedule, s.ns_steps, dtype, s.ns_backend, out=D if s.nesterov else None)
-    if s.renormalise:
-        O = [renormalise(each) for each in O]
-    if s.normuon_beta2 is not None:
-        O = [normalise_neurons(each, v, s.normuon_beta2) for each, v in zip(O, moments, strict=True)]
+    O = polar(s, D, out=D if s.nesterov and not s.after else None)
+    for name in s.after:
+        O = [AFTER[name](s, *each) for each in zip(O, D, G, kept, strict=True)]
     return O
-
-
-def equilibrate_rows(D: Tensor) -> Tensor:
-    """Before it: every row gets the RMS row norm (MuonEq, arXiv 2603.28254). Zero rows stay zero."""
-    largest = D.abs().amax((-2, -1), keepdim=True)
-    D = D / torch.where(largest > 0, largest, 1.0)  # squares neither overflow nor vanish
-    row_norm = torch.linalg.vector_norm(D, dim=-1, keepdim=True)
-    target = row_norm.square().mean(-2, keepdim=True).sqrt()
-    return D * torch.where(row_norm > 0, target / row_norm, 0.0)
-
-
-def renormalise(O: Tensor) -> Tensor:
-    """After it: Frobenius norm sqrt(min(rows, cols)), an orthogonal matrix's (Muon+, arXiv 2602.21545)."""
-    norm = torch.linalg.vector_norm(O, dim=(-2, -1), keepdim=True)
-    return O * (min(O.shape[-2:]) ** 0.5 / norm.clamp_min(1e-6))
-
-
-def normalise_neurons(O: Tensor, second_moment: Tensor, beta2: float) -> Tensor:
-    """After it: divide each neuron by its running RMS (NorMuon, arXiv 2510.05491, algorithm 1).
-
-    With v_i the mean square of neuron i's entries, s <- beta2 s + (1 - beta2) v and neuron i is divided by
-    sqrt(s_i); then all are multiplied by one factor that restores the Frobenius norm. Neurons are rows of
-    tall and square matrices and columns of wide ones, as in nanochat (the paper takes rows). Advances
-    `second_moment`, of `second_moment_shape` and zero at first.
-    """
-    along = -1 if second_moment.shape[-1] == 1 else -2
-    second_moment.lerp_(O.square().mean(along, keepdim=True), 1 - beta2)
-    evened = O * second_moment.clamp_min(1e-10).rsqrt()
-    before = torch.linalg.vector_norm(O, dim=(-2, -1), keepdim=True)
-    after = torch.linalg.vector_norm(evened, dim=(-2, -1), keepdim=True)
-    return evened * (before / after.clamp_min(1e-10))
-
-
-def second_moment_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape of `normalise_neurons`' state: one number per row of tall and square matrices, else per column."""
-    *stack, rows, cols = shape
-    return (*stack, rows, 1) if rows >= cols else (*stack, 1, cols)
-
-
-def _with_second_moments(s: MuonRuleSettings, part: Batch) -> bool:
-    """Whether there are second moments; they begin as zeros, and are whole on every rank, since they are small."""
-    if s.normuon_beta2 is None:
-        return False
-    for state, view, W, g in zip(part.states, part.views, part.whole, part.grads, strict=True):
-        for j, block in enumerate(view.block_shapes(W.shape)):
-            if moment_name(j) not in state:
-                state[moment_name(j)] = g.new_zeros(second_moment_shape(block))
-    return True
 
 
 # ---------------------------------------------------------------- scale
@@ -242,7 +238,7 @@ def none(rows: int, cols: int) -> float:
     return 1.0
 
 
-def _scaled(s: MuonRuleSettings, part: Batch, O: list[Tensor]) -> tuple[list[Tensor], float]:
+def scaled(s: MuonRuleSettings, part: Batch, O: list[Tensor]) -> tuple[list[Tensor], float]:
     """Updates and their length: lr times the scale where all have the same one, instead of a pass over every entry."""
     scales = {scale for own in _scales(s, part) for scale in own}
     if len(scales) == 1:
@@ -265,39 +261,56 @@ def _scales(s: MuonRuleSettings, part: Batch) -> list[list[float]]:
 # The kinds differ in the share of a weight that one update takes away; it is 0 for weight_decay 0 and for lr 0.
 
 
-@APPLY.register
-def decoupled(s: MuonRuleSettings, part: Batch, O: list[Tensor], length: float) -> None:
-    """share = lr weight_decay: half the lr, half the decay. PyTorch's AdamW, Keller Jordan, Moonlight."""
-    decay_and_step(s, part, O, length, [s.lr * s.weight_decay] * len(O))
+@DECAYS.register
+def decoupled(s: MuonRuleSettings, peak_lr: float, scale: float) -> float:
+    """lr weight_decay: half the lr, half the decay. PyTorch's AdamW, Keller Jordan, Moonlight."""
+    return s.lr * s.weight_decay
 
 
-@APPLY.register
-def independent(s: MuonRuleSettings, part: Batch, O: list[Tensor], length: float) -> None:
-    """share = weight_decay lr / peak_lr, peak_lr being the lr that the group was made with: tuning lr leaves it alone,
-    only the schedule acts on it. Loshchilov and Hutter, arXiv 1711.05101, algorithm 2."""
-    peak_lr = part.groups[0]["peak_lr"]
-    decay_and_step(s, part, O, length, [s.lr * (s.weight_decay / peak_lr if peak_lr else 0.0)] * len(O))
+@DECAYS.register
+def independent(s: MuonRuleSettings, peak_lr: float, scale: float) -> float:
+    """weight_decay lr / peak_lr, peak_lr being the lr that the group was made with: tuning lr leaves it alone, only the
+    schedule acts on it. Loshchilov and Hutter, arXiv 1711.05101, algorithm 2."""
+    return s.lr * (s.weight_decay / peak_lr if peak_lr else 0.0)
 
 
-@APPLY.register
-def shape_scaled(s: MuonRuleSettings, part: Batch, O: list[Tensor], length: float) -> None:
-    """share = lr scale weight_decay, scale being the factor of the matrix's shape. nanochat, muonium."""
-    decay_and_step(s, part, O, length, [s.lr * own[0] * s.weight_decay for own in _scales(s, part)])
+@DECAYS.register
+def shape_scaled(s: MuonRuleSettings, peak_lr: float, scale: float) -> float:
+    """lr scale weight_decay, scale being the factor of the matrix's shape. nanochat, muonium."""
+    return s.lr * scale * s.weight_decay
+
+
+def apply(s: MuonRuleSettings, part: Batch, matrices: Matrices, O: list[Tensor], length: float) -> None:
+    """New weights from scaled updates and their length; entry by entry where no stage looks at whole weights."""
+    share, peak_lr = DECAYS[s.weight_decay_kind], part.groups[0]["peak_lr"]
+    if s.update_norm == "scaled" and s.weight_norm == "free" and not (s.weight_decay and "namo" in s.after):
+        shares = [share(s, peak_lr, own[0]) for own in _scales(s, part)]
+        decay_and_step(s, part.params, matrices.join(O), length, shares)
+    else:
+        W, scale = part.matrices(part.params).stacks, SCALE_RULES[s.scale_rule]
+        for w, o, kept in zip(W, O, matrices.kept, strict=True):
+            if not isinstance(length, Tensor) and length == 0:
+                break  # lr 0 must not even round a weight
+            old = norm(w)
+            o *= UPDATE_NORMS[s.update_norm](s, old, norm(o) * (length / s.lr))
+            decay = share(s, peak_lr, scale(*w.shape[-2:])) * kept.get("gain", 1.0)
+            decay_and_step(s, [w], [o], length, [decay])
+            w *= WEIGHT_NORMS[s.weight_norm](s, old, norm(w), kept)
+        torch._foreach_copy_(part.params, matrices.join(W))
 
 
 def decay_and_step(
-    s: MuonRuleSettings, part: Batch, O: list[Tensor], length: float, shares: Sequence[float]
+    s: MuonRuleSettings, W: list[Tensor], O: list[Tensor], length: float, shares: Sequence[float | Tensor]
 ) -> None:
     """W <- (1 - share) W - length O, in place; a share and the length are tensors where the lr is one.
 
     `cautious`: an entry decays only where the update pulls it the same way, W O >= 0 (arXiv 2510.12402).
     """
-    W = part.params
     if s.weight_decay and s.cautious:
         for weight, update, share in zip(W, O, shares, strict=True):
             weight.sub_(weight * (weight * update >= 0) * share)
     elif s.weight_decay:
-        torch._foreach_mul_(W, [1 - share for share in shares])
+        torch._foreach_mul_(W, [1 - share for share in shares])  # type: ignore[misc]  # numbers or tensors
     if isinstance(length, Tensor):
         torch._foreach_sub_(W, torch._foreach_mul(O, length))
     else:

@@ -38,6 +38,8 @@ class Muon(CombinedOptimizer):
         O = scale(rows, cols) * NewtonSchulz(D)
         W <- (1 - lr * weight_decay) W - lr O
 
+    and what the field has put before, after and around it (`before`, `after`, `update_norm`, `weight_norm`).
+
     params: matrices, (name, matrix) pairs, or parameter groups. A group {"params": [...], "rule": "adamw"} is
         updated by AdamW, every other by Muon; each may give any setting below for itself (an adamw group's
         are called lr, betas, eps, weight_decay). (experts, rows, cols) is a stack of matrices; what is not a
@@ -64,9 +66,17 @@ class Muon(CombinedOptimizer):
     cautious: an entry decays only where the update pulls it the same way.
     row_blocks, col_blocks, flatten: which blocks are orthogonalised separately, such as heads, and whether filters
         are flattened (`muonlab.optim.matrix_view`).
-    equilibrate_rows, renormalise, normuon_beta2: even out neurons around the iteration
-        (`muonlab.optim.muon_rule`); False, False, None: off. normuon_beta2 in [0, 1) is the weight of the
-        past; 0 looks at this update alone. Sane: 0.9 to 0.99.
+    before, after: lists of stages on whole matrices around the iteration, in their order
+        (`muonlab.optim.muon_stages`); empty: none. Before: `equilibrate_rows` (MuonEq), `sign`, `muon2`, `pmuon`,
+        `aurora`. After: `renormalise` (Muon+), `normuon`, `adamuon`, `namo`, `contra`, `spectral_power`.
+    update_norm: `scaled`, `relative` (to the weight's norm) or `floor` (no less than a share of it).
+    weight_norm: `free`, `fixed` (at its start; with `relative`, Hyperball) or `brake`
+        (`muonlab.optim.weight_norms`).
+    beta2, gamma, contra, power, floor, outward: settings that some of these stages read and no others; None: the
+        stage's own (`muonlab.settings.optimizer.STAGE_SETTINGS`). beta2 in [0, 1) is the weight of the past in
+        second moments; 0 looks at this step alone. Sane: 0.9 to 0.99. gamma: the power of PMuon's covariances, 0: none.
+        contra: twice the share of the momentum that is taken off, 0: none. power: of the singular values, 0: Muon.
+        floor: the least update over the weight, times lr. outward: the share of a norm's growth that remains; 1: all.
 
     For AdamW groups (arXiv 1711.05101):
 
@@ -78,7 +88,7 @@ class Muon(CombinedOptimizer):
 
     clip: a `QKClip` that acts after every update (`MuonClip` makes one), or None.
 
-    momentum_kind, scale_rule and weight_decay_kind also take stages of one's own (`muonlab.optim.rules`).
+    The settings that name stages also take those of one's own (`muonlab.optim.rules`).
 
     Every scheduler of torch works; those that cycle the momentum (`OneCycleLR`, `CyclicLR`) cycle the first
     beta of adamw groups with it, and take a list with one max_lr per group.
@@ -106,9 +116,16 @@ class Muon(CombinedOptimizer):
         row_blocks: int | Sequence[int] = 1,
         col_blocks: int = 1,
         flatten: bool = False,
-        equilibrate_rows: bool = False,
-        renormalise: bool = False,
-        normuon_beta2: float | None = None,
+        before: Sequence[str] = (),
+        after: Sequence[str] = (),
+        update_norm: str = "scaled",
+        weight_norm: str = "free",
+        beta2: float | None = None,
+        gamma: float | None = None,
+        contra: float | None = None,
+        power: float | None = None,
+        floor: float | None = None,
+        outward: float | None = None,
         adamw_lr: float = 3e-3,
         adamw_betas: tuple[float, float] = (0.9, 0.95),
         adamw_eps: float = 1e-8,

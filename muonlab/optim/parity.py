@@ -6,6 +6,7 @@ Equal means: the same equations, so the same weights in exact arithmetic. What s
 to the norm and we need not, of relative size 1e-7 over the norm of the momentum.
 """
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 from muonlab.errors import MuonlabError, unknown_name
@@ -25,9 +26,9 @@ class ParitySettings(TypedDict, total=False):
     weight_decay: float
     weight_decay_kind: str
     cautious: bool
-    equilibrate_rows: bool
-    renormalise: bool
-    normuon_beta2: float
+    before: Sequence[str]
+    after: Sequence[str]
+    beta2: float
 
 
 # nanochat divides by 1.01 times the norm before rows that were fitted for 1.02.
@@ -83,9 +84,9 @@ _PARITY: dict[str, ParitySettings] = {
         "weight_decay": 0.28,
         "weight_decay_kind": "shape_scaled",
         "cautious": True,
-        "equilibrate_rows": True,
-        "renormalise": True,
-        "normuon_beta2": 0.9,
+        "before": ["equilibrate_rows"],
+        "after": ["renormalise", "normuon"],
+        "beta2": 0.9,
     },
     "pytorch_optimizer": {**_EMA, **_JORDAN, "scale_rule": "original", "weight_decay": 0.0},
     "heavyball": {

@@ -22,7 +22,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from muonlab.errors import MuonlabError
-from muonlab.optim.matrix_view import Matrices, MatrixView, State, moment_name
+from muonlab.optim.matrix_view import Kept, Matrices, MatrixView, State, entry_name
+
+Shapes = Sequence[torch.Size]  # of whole parameters
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -82,20 +84,21 @@ def gathered(state: Any, keep: bool = True) -> Any:
 class Run:
     """Whole matrices of one parameter that lie together: its rows from `start` to `stop` along dim 0, seen as `view`.
 
-    `moments` names the second moments of its matrices in the parameter's state, `part` what of each is theirs.
+    `blocks` numbers its blocks of matrices among the parameter's; `part` is the run's share of each, a number for one.
     """
 
     param: int
     start: int
     stop: int
     view: MatrixView
-    moments: tuple[str, ...]
-    part: slice | None
+    blocks: tuple[int, ...]
+    part: slice | int | None  # None: all
     owner: int = 0
 
-    def moments_in(self, state: State) -> list[Tensor]:
-        """Views of the second moments, to be written to."""
-        return [state[name] if self.part is None else state[name][self.part] for name in self.moments]
+    def kept(self, state: State, entries: Sequence[str]) -> list[Kept]:
+        """These entries of each block, as views to be written to."""
+        here = slice(None) if self.part is None else self.part
+        return [{entry: state[entry_name(entry, j)][here] for entry in entries} for j in self.blocks]
 
 
 def rows_held(rows: int, rank: int, world: int) -> tuple[int, int]:
@@ -110,26 +113,26 @@ def cut_into_runs(param: int, shape: torch.Size, view: MatrixView, most: int) ->
     A stack is cut between its matrices, equal row blocks between blocks, in both cases where FSDP2 would cut if the
     number of ranks divides theirs. Anything else is one run.
     """
-    names = tuple(map(moment_name, range(len(view.block_shapes(shape)))))
+    blocks = tuple(range(len(view.block_shapes(shape))))
     if len(shape) == 3 and not view.flatten:
         pieces = [rows_held(shape[0], i, most) for i in range(most)]
-        return [Run(param, a, b, view, names, slice(a, b)) for a, b in pieces if a < b]
+        return [Run(param, a, b, view, blocks, slice(a, b)) for a, b in pieces if a < b]
     if isinstance(view.row_blocks, tuple):
         ends = [sum(view.row_blocks[: i + 1]) for i in range(len(view.row_blocks))]
         one = replace(view, row_blocks=1)
         return [
-            Run(param, end - size, end, one, (name,), None)
-            for end, size, name in zip(ends, view.row_blocks, names, strict=True)
+            Run(param, end - size, end, one, (block,), None)
+            for end, size, block in zip(ends, view.row_blocks, blocks, strict=True)
         ]
     if view.row_blocks > 1:
-        height = shape[0] // view.row_blocks
+        h = shape[0] // view.row_blocks
         pieces = [rows_held(view.row_blocks, i, most) for i in range(most)]
         return [
-            Run(param, a * height, b * height, replace(view, row_blocks=b - a), names, slice(a, b))
+            Run(param, a * h, b * h, replace(view, row_blocks=b - a), blocks, slice(a, b) if b - a > 1 else a)
             for a, b in pieces
             if a < b
         ]
-    return [Run(param, 0, shape[0], view, names, None)]
+    return [Run(param, 0, shape[0], view, blocks, None)]
 
 
 def work(shape: torch.Size, view: MatrixView) -> int:
@@ -196,20 +199,21 @@ class Ranks:
     def matrices(
         self,
         tensors: Sequence[Tensor],
-        shapes: Sequence[torch.Size],
+        shapes: Shapes,
         views: Sequence[MatrixView],
-        states: Sequence[State] | None,
+        states: Sequence[State],
+        entries: Sequence[str],
     ) -> Matrices:
         """As `matrix_view.matrices`, but only those that this rank owns; `join` is a collective.
 
-        tensors: what this rank holds of each parameter. shapes: of the whole parameters. Second moments are the same
-        on every rank once `join` has returned.
+        tensors: what this rank holds of each parameter. shapes: of the whole parameters. Entries are the same on every
+        rank once `join` has returned.
         """
         runs = deal(tuple(shapes), tuple(views), self.world, self.sharded)
         mine = [run for run in runs if run.owner == self.rank]
         inputs = self._collect(runs, mine, shapes, tensors)
         stacks = [run.view.split(x) for run, x in zip(mine, inputs, strict=True)]
-        moments = {run: run.moments_in(states[run.param]) if states is not None else [] for run in runs}
+        kept = {run: run.kept(states[run.param], entries) for run in runs}
 
         def join(transformed: Sequence[Tensor]) -> list[Tensor]:
             rest = iter(transformed)
@@ -217,16 +221,16 @@ class Ranks:
                 run.view.join([next(rest) for _ in own], x.shape)
                 for run, own, x in zip(mine, stacks, inputs, strict=True)
             ]
-            if states is not None:
-                self._spread_moments(runs, moments, tensors[0])
+            if entries:
+                self._spread_entries(runs, kept, tensors[0])
             if self.sharded:
                 return self._give_back(runs, mine, shapes, results, tensors[0])
             return self._share(runs, shapes, results, tensors[0])
 
-        return Matrices(_chain(stacks), _chain(moments[run] for run in mine), join)
+        return Matrices(_chain(stacks), [entry for run in mine for entry in kept[run]], join)
 
     def _share(
-        self, runs: Sequence[Run], shapes: Sequence[torch.Size], results: Sequence[Tensor], like: Tensor
+        self, runs: Sequence[Run], shapes: Shapes, results: Sequence[Tensor], like: Tensor
     ) -> list[Tensor]:
         """The results of all ranks, whole."""
         sizes = [
@@ -238,20 +242,19 @@ class Ranks:
             parts[run.param].append(next(places[run.owner]).view(_shape(run, shapes[run.param])))
         return [own[0] if len(own) == 1 else torch.cat(own) for own in parts]
 
-    def _spread_moments(self, runs: Sequence[Run], moments: dict[Run, list[Tensor]], like: Tensor) -> None:
-        """Give every rank the second moments that their owners have advanced."""
-        targets = [_chain(moments[run] for run in runs if run.owner == k) for k in self._all]
-        sizes = [[moment.numel() for moment in own] for own in targets]
+    def _spread_entries(self, runs: Sequence[Run], kept: dict[Run, list[Kept]], like: Tensor) -> None:
+        """Give every rank the entries that their owners have advanced."""
+        targets = [
+            [value for run in runs if run.owner == k for entries in kept[run] for value in entries.values()]
+            for k in self._all
+        ]
+        sizes = [[value.numel() for value in own] for own in targets]
         for own, values in zip(targets, self._to_all(targets[self.rank], sizes, like), strict=True):
             for target, value in zip(own, values, strict=True):
                 target.copy_(value.view(target.shape))
 
     def _collect(
-        self,
-        runs: Sequence[Run],
-        mine: Sequence[Run],
-        shapes: Sequence[torch.Size],
-        directions: Sequence[Tensor],
+        self, runs: Sequence[Run], mine: Sequence[Run], shapes: Shapes, directions: Sequence[Tensor]
     ) -> list[Tensor]:
         """The directions of this rank's runs, whole."""
         if not self.sharded:
@@ -271,7 +274,7 @@ class Ranks:
         self,
         runs: Sequence[Run],
         mine: Sequence[Run],
-        shapes: Sequence[torch.Size],
+        shapes: Shapes,
         results: Sequence[Tensor],
         like: Tensor,
     ) -> list[Tensor]:
@@ -291,19 +294,17 @@ class Ranks:
             for part, shape, (start, stop) in zip(parts, shapes, own, strict=True)
         ]
 
-    def _overlap(self, run: Run, shapes: Sequence[torch.Size], rank: int) -> tuple[int, int]:
+    def _overlap(self, run: Run, shapes: Shapes, rank: int) -> tuple[int, int]:
         """The rows of a run that a rank holds, counted from the parameter's first; none: (start, start)."""
         start, stop = rows_held(shapes[run.param][0], rank, self.world)
         start = min(max(start, run.start), run.stop)
         return start, max(start, min(stop, run.stop))
 
-    def _count(self, run: Run, shapes: Sequence[torch.Size], rank: int) -> int:
+    def _count(self, run: Run, shapes: Shapes, rank: int) -> int:
         start, stop = self._overlap(run, shapes, rank)
         return (stop - start) * shapes[run.param][1:].numel()
 
-    def _rows(
-        self, run: Run, shapes: Sequence[torch.Size], rank: int, held: Tensor, first: int | None = None
-    ) -> Tensor:
+    def _rows(self, run: Run, shapes: Shapes, rank: int, held: Tensor, first: int | None = None) -> Tensor:
         """The rows of a run that `rank` holds, out of `held`, whose first row is the parameter's row `first`."""
         start, stop = self._overlap(run, shapes, rank)
         if first is None:

@@ -28,8 +28,8 @@ Its groups are then `{"params": [...], "rule": "lion", "lr": 1e-4}`, in any of t
 the hidden matrices of a model; `batch.matrices` gives them to it whole, however they are cut into heads or spread over
 ranks.
 
-A stage that a setting chooses by name is one function in a `Stages` table: `@APPLY.register` (`muon_rule.py`) makes
-`Muon(..., weight_decay_kind="NAME")` of the function NAME, from any file.
+A stage that a setting chooses by name is one function in a `Stages` table: `@SCALE_RULES.register` (`muon_rule.py`)
+makes `Muon(..., scale_rule="NAME")` of the function NAME, from any file.
 """
 
 from collections import defaultdict
@@ -89,15 +89,15 @@ class Batch:
         """How each parameter is seen as matrices, under a rule with MatrixSettings."""
         return [MatrixView.of(group) for group in self.groups]
 
-    def matrices(self, tensors: Sequence[Tensor], moments: bool = False) -> Matrices:
+    def matrices(self, tensors: Sequence[Tensor], entries: Sequence[str] = ()) -> Matrices:
         """The whole matrices of tensors that are held like `params`: all of them, or this rank's share.
 
-        moments: with the second moments that the states keep of them, the same on every rank after `join`.
+        entries: with what the states keep of each block of matrices under these names, the same on every rank after
+        `join`.
         """
-        states = self.states if moments else None
         if self.ranks is None:
-            return matrices(tensors, self.views, states)
-        return self.ranks.matrices(tensors, [W.shape for W in self.whole], self.views, states)
+            return matrices(tensors, self.views, self.states, entries)
+        return self.ranks.matrices(tensors, [W.shape for W in self.whole], self.views, self.states, entries)
 
     def by_shape(self) -> "list[Batch]":
         """One batch for each shape of matrices; one of a shape and of its transpose are together.
@@ -137,6 +137,36 @@ class Stages(dict[str, Stage], Generic[Stage]):
         return function
 
 
+ShapeOf = Callable[[Sequence[int]], tuple[int, ...]]  # of an entry, from that of a stack (..., rows, cols)
+
+
+class MatrixStages(Stages[Stage]):
+    """Stages on whole matrices, any number of which a setting chains, with what each keeps from step to step."""
+
+    def __init__(self, setting: str):
+        super().__init__(setting)
+        self.entries: dict[str, dict[str, ShapeOf]] = {}
+        self.read_gradients: set[str] = set()
+
+    def keeping(self, gradient: bool = False, **entries: ShapeOf) -> Callable[[Stage], Stage]:
+        """Decorator: `register` for a stage that keeps `entries` of every stack of matrices, zero at first, or reads
+        its gradient. Every rank keeps them whole, also of parameters that FSDP2 shards."""
+
+        def add(stage: Stage) -> Stage:
+            self.register(stage)
+            self.entries[stage.__name__] = entries
+            if gradient:
+                self.read_gradients.add(stage.__name__)
+            return stage
+
+        return add
+
+
+def chosen(value: str | Sequence[str]) -> tuple[str, ...]:
+    """The names of stages that a setting holds: one, or a list of them."""
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
 class Rule:
     """How parameters are updated. `register_rule` makes one instance, which holds no state of its own.
 
@@ -166,10 +196,9 @@ class Rule:
         for name, annotation in _annotations(self.settings).items():
             group[name] = check_setting(annotation, group[name], f"{name} of {group_under(self.name)}")
         for table in self.stages:
-            if group[table.setting] not in table:
-                raise unknown_name(
-                    f"{table.setting} of {group_under(self.name)}", group[table.setting], table
-                )
+            for stage in chosen(group[table.setting]):
+                if stage not in table:
+                    raise unknown_name(f"{table.setting} of {group_under(self.name)}", stage, table)
         if self.takes_matrices:
             MatrixView.of(group)
 

@@ -4,7 +4,9 @@ each one."""
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
 
 from muonlab.errors import MuonlabError, unknown_name
 from muonlab.settings.check import Average, Count, NonNegative, Positive, Share, Steps, Text
@@ -32,9 +34,23 @@ FormOfIteration = Literal["auto", "plain", "gram"]
 NAMES = {
     "momentum_kind": ("ema", "heavy_ball", "ema_corrected"),
     "scale_rule": ("original", "match_rms_adamw", "unit_update_rms", "spectral", "none"),
+    "before": ("equilibrate_rows", "sign", "muon2", "pmuon", "aurora"),
+    "after": ("renormalise", "normuon", "adamuon", "namo", "contra", "spectral_power"),
+    "update_norm": ("scaled", "relative", "floor"),
     "weight_decay_kind": ("decoupled", "independent", "shape_scaled"),
+    "weight_norm": ("free", "fixed", "brake"),
     "routes": ("muon", "adamw"),
 }
+# The settings that only some stages read, and the value of each where it is null: that of the stage's source.
+STAGE_SETTINGS = {
+    "beta2": {"muon2": 0.95, "pmuon": 0.95, "normuon": 0.95, "adamuon": 0.95, "namo": 0.99},
+    "gamma": {"pmuon": 0.3},
+    "contra": {"contra": 0.4},
+    "power": {"spectral_power": 0.25},
+    "floor": {"floor": 0.35},
+    "outward": {"brake": 0.5},
+}
+Power = Annotated[float, Ge(-1), Le(1)]
 Factors = Mapping[str, NonNegative]
 Routes = Mapping[str, Text]
 
@@ -103,7 +119,9 @@ class RoutingSettings:
 class MuonGroup:
     """The settings of one parameter group under Muon, except how its parameters are viewed as matrices.
 
-    momentum_kind, scale_rule and weight_decay_kind name stages (muonlab.optim.muon_rule), a user's own included.
+    momentum_kind, scale_rule and weight_decay_kind name stages of muonlab.optim.muon_rule, before and after chains of
+    those of muon_stages.py, update_norm and weight_norm those of weight_norms.py; a user's own are included. Settings
+    in STAGE_SETTINGS are read by the stages named there alone, and null is the value there.
     """
 
     lr: NonNegative = 0.01
@@ -118,9 +136,47 @@ class MuonGroup:
     scale_rule: str = "match_rms_adamw"
     weight_decay_kind: str = "decoupled"
     cautious: bool = False
-    equilibrate_rows: bool = False
-    renormalise: bool = False
-    normuon_beta2: Average | None = None
+    before: Sequence[Text] = ()
+    after: Sequence[Text] = ()
+    update_norm: str = "scaled"
+    weight_norm: str = "free"
+    beta2: Average | None = None
+    gamma: NonNegative | None = None
+    contra: NonNegative | None = None
+    power: Power | None = None
+    floor: Positive | None = None
+    outward: Share | None = None
+
+    def value(self, setting: str, stage: str) -> float:
+        """A setting of one stage: what was given, or the stage's own."""
+        own = getattr(self, setting)
+        return STAGE_SETTINGS[setting][stage] if own is None else own
+
+    def check_stages(self) -> None:
+        """Raise MuonlabError for a setting that no chosen stage reads, and for stages that contradict each other."""
+        chosen = {*self.before, *self.after, self.update_norm, self.weight_norm}
+        known = {name for names in NAMES.values() for name in names}
+        for setting, stages in STAGE_SETTINGS.items():
+            value = getattr(self, setting)
+            if value is not None and not chosen & stages.keys() and chosen <= known:
+                readers = " or ".join(f"'{stage}'" for stage in stages)
+                raise MuonlabError(
+                    f"{setting}={value} is read by the stage {readers} alone, which is not chosen"
+                )
+        for setting in ("before", "after"):
+            names = getattr(self, setting)
+            if len(set(names)) < len(names):
+                raise MuonlabError(f"{setting}={list(names)} names a stage twice")
+        if self.weight_norm == "fixed" and self.weight_decay:
+            raise MuonlabError(
+                "weight_norm='fixed' keeps the norm of every weight, so weight_decay must be 0, not"
+                f" {self.weight_decay}"
+            )
+        if "namo" in self.after and (self.before or self.momentum_kind != "ema"):
+            raise MuonlabError(
+                "the stage 'namo' compares the momentum's norm with the gradient's, so it needs momentum_kind='ema' and"
+                f" before=[], not {self.momentum_kind!r} and {list(self.before)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,10 +202,16 @@ class MuonSettings(MuonGroup, RoutingSettings):
                 "optimizer.per_head cuts a fused QKV weight into its heads, so optimizer.split_qkv=false cannot"
                 " leave it whole"
             )
+        self.check_stages()
 
     def names(self) -> list[tuple[str, str]]:
         """(setting, name) of every stage, and of the rule of every route."""
-        stages = [(setting, getattr(self, setting)) for setting in NAMES if setting != "routes"]
+        values = {setting: getattr(self, setting) for setting in NAMES if setting != "routes"}
+        stages = [
+            (setting, name)
+            for setting, value in values.items()
+            for name in ((value,) if isinstance(value, str) else value)
+        ]
         return stages + [("routes", rule) for rule in (self.routes or {}).values()]
 
     @property

@@ -31,7 +31,7 @@ class Layer(nn.Module):
 OPTIMIZERS = {
     "muon": lambda m: Muon(m.groups()),
     "corrected": lambda m: Muon(m.groups(), momentum_kind="ema_corrected"),
-    "normuon": lambda m: Muon(m.groups(), normuon_beta2=0.9, weight_decay=0.1),
+    "normuon": lambda m: Muon(m.groups(), after=["normuon"], beta2=0.9, weight_decay=0.1),
     "adamw": lambda m: AdamW(m.parameters()),
     "muonclip": lambda m: MuonClip(m.groups(), m.layouts(), tau=10.0),
     "muonclip scale": lambda m: MuonClip(m.groups(), m.layouts(), tau=10.0, clip_momentum="scale"),
@@ -99,8 +99,8 @@ def step_without_change(model, optimizer, dtype):
     kept = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group.update({"momentum": 1.0} if group["rule"] == "muon" else {"betas": (1.0, 1.0)})
-        if group.get("normuon_beta2"):
-            group["normuon_beta2"] = 1.0
+        if group.get("beta2"):
+            group["beta2"] = 1.0
         if group.get("momentum_kind") == "ema_corrected":
             group["momentum_kind"] = "ema"
     for param in model.parameters():

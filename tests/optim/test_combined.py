@@ -45,8 +45,14 @@ def saved(state):
 SETTINGS = [
     {},
     {"momentum_kind": "ema_corrected"},
-    {"normuon_beta2": 0.9, "ns_schedule": [(2.0, -1.5, 0.5)] * 4, "weight_decay": 0.1},
-    {"row_blocks": [3, 1], "normuon_beta2": 0.9, "weight_decay_kind": "independent", "weight_decay": 0.1},
+    {"after": ["normuon"], "beta2": 0.9, "ns_schedule": [(2.0, -1.5, 0.5)] * 4, "weight_decay": 0.1},
+    {
+        "row_blocks": [3, 1],
+        "after": ["normuon"],
+        "beta2": 0.9,
+        "weight_decay_kind": "independent",
+        "weight_decay": 0.1,
+    },
 ]
 
 

@@ -212,7 +212,7 @@ def test_muonclip_around_somebody_elses_attention():
         ({"ns_steps": 0}, "ns_steps of a muon group must be a whole number of at least 1 or null, not 0"),
         ({"ns_dtype": "float8"}, "unknown ns_dtype of a muon group 'float8'"),
         ({"ns_backend": "gramm"}, "did you mean 'gram'"),
-        ({"normuon_beta2": 1.0}, "normuon_beta2 of a muon group must be a number of at least 0 and below 1"),
+        ({"beta2": 1.0}, "beta2 of a muon group must be a number of at least 0 and below 1"),
         ({"row_blocks": [2, 2], "weight_decay_kind": "shape_scaled"}, "blocks of one shape"),
     ],
 )

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from muonlab.optim import Muon, muon_rule
+from muonlab.optim import Muon, muon_stages
 from muonlab.optim.matrix_view import MatrixView
 from muonlab.optim.ranks import deal, gathered, spread_like, whole, work
 
@@ -22,8 +22,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "no_nesterov": {"nesterov": False, "momentum_kind": "heavy_ball"},
     "corrected": {"momentum_kind": "ema_corrected", "scale_rule": "original"},
-    "evened": {"equilibrate_rows": True, "renormalise": True, "normuon_beta2": 0.9},
-    "normuon_without_nesterov": {"normuon_beta2": 0.9, "nesterov": False, "scale_rule": "none"},
+    "evened": {"before": ["equilibrate_rows"], "after": ["renormalise", "normuon"], "beta2": 0.9},
+    "normuon_without_nesterov": {"after": ["normuon"], "nesterov": False, "scale_rule": "none"},
+    "adamuon": {"before": ["sign"], "after": ["adamuon"]},
+    "namo": {"after": ["namo"], "weight_decay": 0.1},
+    "muon2": {"before": ["muon2", "aurora"]},
+    "pmuon": {"before": ["pmuon"], "after": ["contra", "spectral_power"]},
+    "hyperball": {"update_norm": "relative", "weight_norm": "fixed"},
+    "braked": {"update_norm": "floor", "weight_norm": "brake", "weight_decay": 0.1, "cautious": True},
     "cautious": {"weight_decay": 0.1, "cautious": True, "weight_decay_kind": "independent"},
     "svd": {"ns_schedule": "svd", "weight_decay": 0.1, "scale_rule": "spectral"},
     "gram": {"ns_backend": "gram", "scale_rule": "spectral"},
@@ -75,18 +81,18 @@ def sharded(values: list[Tensor], mesh: Any) -> list[Tensor]:
 
 def count_matrices(of: Muon) -> tuple[list[Tensor], int]:
     """The parameters after `train`, and how many matrices this process orthogonalised."""
-    counted, original = 0, muon_rule.orthogonalise
+    counted, original = 0, muon_stages.orthogonalise
 
     def counting(stacks: list[Tensor], *args: Any, **kwargs: Any) -> list[Tensor]:
         nonlocal counted
         counted += sum(stack.shape[:-2].numel() for stack in stacks)
         return original(stacks, *args, **kwargs)
 
-    muon_rule.orthogonalise = counting
+    muon_stages.orthogonalise = counting
     try:
         return train(of), counted
     finally:
-        muon_rule.orthogonalise = original
+        muon_stages.orthogonalise = original
 
 
 def two_matrices(process_group: Any = None) -> list[Tensor]:

@@ -79,7 +79,7 @@ CASES = [
     (muon, "row_blocks", (3, 5), np.array([3, 5])),
     (muon, "row_blocks", (3, 5), [np.int64(3), 5]),
     (muon, "col_blocks", 2, np.uint8(2)),
-    (muon, "normuon_beta2", 0.5, np.float64(0.5)),
+    (muon, "after", ("normuon",), ["normuon"]),
     (adamw, "lr", 0.5, np.float64(0.5)),
     (adamw, "betas", (0.5, 0.75), [0.5, 0.75]),
     (adamw, "betas", (0.5, 0.75), np.array([0.5, 0.75])),

@@ -70,9 +70,9 @@ def test_keller_jordan_overwrote_gradients(nesterov, kind):
         nesterov=nesterov,
         momentum_kind=kind,
         weight_decay=0.1,
-        equilibrate_rows=True,
-        renormalise=True,
-        normuon_beta2=0.9,
+        before=["equilibrate_rows"],
+        after=["renormalise", "normuon"],
+        beta2=0.9,
     )
     optimizer.step()
     optimizer.step()

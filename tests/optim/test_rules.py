@@ -21,9 +21,11 @@ from muonlab.optim import (
     build_optimizer,
     format_routing,
 )
-from muonlab.optim.muon_rule import APPLY, MuonRuleSettings
+from muonlab.optim.muon_rule import MuonRuleSettings
+from muonlab.optim.muon_stages import AFTER, one_each
 from muonlab.optim.routing import parameter_groups
 from muonlab.optim.rules import RULES, Rule, register_rule
+from muonlab.optim.weight_norms import WEIGHT_NORMS
 from muonlab.settings.check import Average, NonNegative
 from muonlab.settings.optimizer import NAMES, AdamWGroup
 from muonlab.train.config import read_section
@@ -143,7 +145,8 @@ def test_muonclip_passes_every_setting_of_muon_on():
         "ns_schedule": "polar_express",
         "nesterov": False,
         "row_blocks": 2,
-        "normuon_beta2": 0.9,
+        "after": ["normuon"],
+        "beta2": 0.9,
     }
     with_clip = MuonClip([query, key], [layout], tau=7.0, adamw_lr=0.25, **own)
     alone = Muon([query, key], adamw_lr=0.25, **own)
@@ -166,30 +169,43 @@ def test_roles_go_under_any_registered_rule(lion):
 
 
 @pytest.fixture
-def hyperball():
-    """An apply stage of one's own, which keeps the norm of a weight, as in normalised training."""
+def sphere():
+    """A stage of one's own, which keeps the norm that a weight had before the step."""
 
-    @APPLY.register
-    def hyperball(s, part, O, length):
-        for W, update in zip(part.params, O, strict=True):
-            radius = W.norm()
-            W.sub_(update * (s.lr * radius / update.norm()))
-            W.mul_(radius / W.norm())
+    @WEIGHT_NORMS.register
+    def sphere(s, before, after, kept):
+        return before / after
 
     yield
-    del APPLY["hyperball"]
+    del WEIGHT_NORMS["sphere"]
 
 
-def test_a_stage_of_ones_own_is_one_function_and_one_registration(hyperball):
+def test_a_stage_of_ones_own_is_one_function_and_one_registration(sphere):
     W = nn.Parameter(torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
     before = W.detach().clone()
-    train(Muon([W], lr=0.1, weight_decay_kind="hyperball"), [W], range(3))
+    train(Muon([W], lr=0.1, weight_norm="sphere"), [W], range(3))
     torch.testing.assert_close(W.norm(), before.norm())
-    assert (W - before).norm() > 0.1 * before.norm()
-    with pytest.raises(MuonlabError, match="did you mean 'hyperball'"):
-        Muon([W], weight_decay_kind="hyperbal")
-    with pytest.raises(MuonlabError, match="a weight_decay_kind 'decoupled' is already registered"):
-        APPLY.register(APPLY["decoupled"])
+    assert (W - before).norm() > 0.02 * before.norm()
+    with pytest.raises(MuonlabError, match="did you mean 'sphere'"):
+        Muon([W], weight_norm="spheer")
+    with pytest.raises(MuonlabError, match="a weight_norm 'fixed' is already registered"):
+        WEIGHT_NORMS.register(WEIGHT_NORMS["fixed"])
+
+
+def test_a_chain_takes_stages_of_ones_own_with_what_they_keep():
+    @AFTER.keeping(calls=one_each)
+    def counted(s, O, D, G, kept):
+        kept["calls"].add_(1)
+        return O
+
+    try:
+        W = nn.Parameter(torch.ones(2, 6, 4))
+        optimizer = Muon([W], after=["counted", "normuon"])
+        train(optimizer, [W], range(3))
+        assert optimizer.state[W]["calls_0"].tolist() == [[[3.0]], [[3.0]]]
+        optimizer.load_state_dict(optimizer.state_dict())
+    finally:
+        del AFTER["counted"], AFTER.entries["counted"]
 
 
 def test_the_names_that_need_no_torch_are_those_of_the_package():
@@ -198,11 +214,9 @@ def test_the_names_that_need_no_torch_are_those_of_the_package():
     assert {**tables, "routes": tuple(sorted(RULES, reverse=True))} == NAMES
 
 
-def test_a_config_may_name_a_stage_or_a_rule_of_ones_own(lion, hyperball):
-    settings = read_section(
-        "optimizer", {"name": "muon", "weight_decay_kind": "hyperball", "routes": {"key": "lion"}}
-    )
-    assert (settings.weight_decay_kind, settings.routes) == ("hyperball", {"key": "lion"})
+def test_a_config_may_name_a_stage_or_a_rule_of_ones_own(lion, sphere):
+    settings = read_section("optimizer", {"name": "muon", "weight_norm": "sphere", "routes": {"key": "lion"}})
+    assert (settings.weight_norm, settings.routes) == ("sphere", {"key": "lion"})
 
 
 @pytest.mark.parametrize(
@@ -212,6 +226,7 @@ def test_a_config_may_name_a_stage_or_a_rule_of_ones_own(lion, hyperball):
             {"weight_decay_kind": "decopled"},
             "unknown optimizer.weight_decay_kind 'decopled'; did you mean 'deco",
         ),
+        ({"after": ["normuom"]}, "unknown optimizer.after 'normuom'; did you mean 'normuon'"),
         ({"routes": {"key": "adam"}}, "unknown optimizer.routes 'adam'; did you mean 'adamw'"),
     ],
 )

@@ -24,7 +24,7 @@ def adamw(shape=(8, 8)):
 
 
 def normuon(shape=(8, 8)):
-    return muon(shape, normuon_beta2=0.9)
+    return muon(shape, after=["normuon"])
 
 
 def corrected(shape=(8, 8)):

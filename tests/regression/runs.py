@@ -36,13 +36,19 @@ RUNS = {
     "muon-bf16-true": f"{DENSE} optimizer=muon trainer.precision=bf16-true schedule=wsd",
     "muonclip-fp64": f"{DENSE} optimizer=muonclip optimizer.tau=0.3 trainer.precision=fp64 "
     "optimizer.clip_momentum=scale",
-    "muon-fused-gqa": f"{DENSE} model.num_kv_heads=1 model.fused_qkv=true optimizer=muon optimizer.normuon_beta2=0.95 "
-    "optimizer.cautious=true trainer.grad_clip=0.5",
+    "muon-fused-gqa": f"{DENSE} model.num_kv_heads=1 model.fused_qkv=true optimizer=muon optimizer.after=[normuon] "
+    "optimizer.beta2=0.95 optimizer.cautious=true trainer.grad_clip=0.5",
     "muon-heads": f"{DENSE} optimizer=muon optimizer.per_head=true optimizer.ns_schedule=deepseek "
-    "optimizer.scale_rule=spectral optimizer.equilibrate_rows=true 'optimizer.lr_scale={query: 0.1}'",
+    "optimizer.scale_rule=spectral optimizer.before=[equilibrate_rows] 'optimizer.lr_scale={query: 0.1}'",
     "muonclip-mla": f"{MIXTURE} optimizer=muonclip optimizer.tau=0.2 trainer.spectra_every=5",
     "adamw-mha-experts": f"{MIXTURE} model.attention=mha model.balance=loss optimizer=adamw trainer.grad_clip=1.0",
 }  # fmt: skip
+
+# What muonlab called these settings until the stages around the iteration became lists.
+RENAMED = {
+    "optimizer.after=[normuon] optimizer.beta2=": "optimizer.normuon_beta2=",
+    "optimizer.before=[equilibrate_rows]": "optimizer.equilibrate_rows=true",
+}
 
 
 def digest(values) -> str:
@@ -56,8 +62,12 @@ def measure(overrides: str, folder: Path) -> dict[str, str | float]:
 
     import torch
 
+    import muonlab
     from muonlab.record import load_run
 
+    settings = Path(muonlab.__file__).parents[1] / "conf" / "optimizer" / "muon.yaml"
+    for new, old in RENAMED.items() if "normuon_beta2" in settings.read_text("utf-8") else ():
+        overrides = overrides.replace(new, old)
     sys.argv = ["muonlab.train", *shlex.split(f"{TINY} {overrides}")]
     sys.argv += [f"paths.runs={folder}/runs", f"paths.cache={folder}/cache"]
     try:
