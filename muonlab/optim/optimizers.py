@@ -142,7 +142,8 @@ class MuonClip(Muon):
     """Muon with QK-Clip (Kimi K2, arXiv 2507.20534): `observe(max_logits)` after each forward, then `step()`.
 
     layouts: one AttentionLayout per layer: which rows of which weights belong to which head.
-    tau, alpha, maximum, per, windows: as in `QKClip`; clip_momentum is its `momentum`.
+    tau, alpha, maximum, per, windows: as in `QKClip`; clip_momentum, clip_power and clip_average are its `momentum`,
+        `power` and `average`.
     settings: every argument of `Muon` but clip, by name, with the same defaults and checks: lr, momentum,
         ns_schedule, weight_decay, adamw_lr and the others that `help(Muon)` lists.
     """
@@ -158,9 +159,13 @@ class MuonClip(Muon):
         per: str = "head",
         windows: Sequence[Sequence[int | None]] | None = None,
         clip_momentum: str = "keep",
+        clip_power: float = 1.0,
+        clip_average: float = 0.0,
         **settings: object,
     ):
-        clip = QKClip(layouts, tau, alpha, maximum, per, windows, clip_momentum)
+        clip = QKClip(
+            layouts, tau, alpha, maximum, per, windows, clip_momentum, power=clip_power, average=clip_average
+        )
         super().__init__(params, clip=clip, **settings)  # type: ignore[arg-type]  # checked by the rules
 
 
@@ -239,4 +244,14 @@ def _clip(model: nn.Module, settings: ClipSettings) -> QKClip:
             f"{type(model).__name__} declares no attention_layouts(), without which QK-Clip cannot act"
         )
     s = settings
-    return QKClip(declare(), s.tau, s.alpha, s.maximum, s.per, s.windows, s.clip_momentum)
+    return QKClip(
+        declare(),
+        s.tau,
+        s.alpha,
+        s.maximum,
+        s.per,
+        s.windows,
+        s.clip_momentum,
+        power=s.clip_power,
+        average=s.clip_average,
+    )

@@ -9,6 +9,9 @@ own forward, gamma_h = min(1, tau / S_h). Key head g serves the query heads of i
 so every head's logits fall by exactly gamma_h, and a key head moves only if all its query heads passed tau.
 With one query head a group this is the paper's rule: gamma^alpha on the query, gamma^(1 - alpha) on the key.
 Query rows that meet a key shared by all heads (MLA's rotary part) carry gamma_h alone, as in the paper.
+
+A softer clip is gamma_h = min(1, tau / S_h)^power, which takes back a share of the excess each step, and one that takes
+for S_h a running average of the steps' maxima, so that no single batch decides. Both are this package's own.
 """
 
 import math
@@ -20,20 +23,20 @@ from torch import Tensor
 
 from muonlab.errors import MuonlabError, unknown_name
 from muonlab.layout import AttentionLayout
+from muonlab.optim.clip_history import ClipHistory
 from muonlab.optim.clip_rows import ClipRows, MomentumOf, head_groups
 from muonlab.optim.matrix_view import State
-from muonlab.optim.saved_state import check_entries, describe
-
-NEVER = -1  # of an optimizer step
+from muonlab.optim.saved_state import check_entries, check_tensor, describe
 
 
-def head_gammas(max_logits: Tensor, tau: float) -> Tensor:
-    """gamma = min(1, tau / S), as tau / max(tau, S): exactly 1 for every S <= tau, also for S <= 0.
+def head_gammas(max_logits: Tensor, tau: float, power: float = 1.0) -> Tensor:
+    """gamma = min(1, tau / S)^power, as tau / max(tau, S): exactly 1 for every S <= tau, also for S <= 0.
 
     An S that is infinite or NaN gives 1 too: training has diverged, which no factor may hide.
     """
     finite = max_logits.nan_to_num(nan=tau, posinf=tau, neginf=tau)
-    return torch.full_like(finite, tau) / finite.clamp(min=tau)
+    gamma = torch.full_like(finite, tau) / finite.clamp(min=tau)
+    return gamma if power == 1 else gamma**power
 
 
 class QKClip:
@@ -53,6 +56,11 @@ class QKClip:
     momentum: what happens to a clipped head's momentum: "keep" (every published implementation), "scale" by
         the weight's factor, or "project" out its part along the head's weights.
     process_group: the ranks that hold the same heads (data and context parallel); None: all ranks.
+    power: in (0, 1], the exponent of gamma; 1 is K2's clip, which takes all of the excess back at once. Of a logit p
+        times tau, p^(1 - power) times tau is left. Sane: 0.1 to 1.
+    average: in [0, 1), the weight of the past in the running average A <- average A + (1 - average) S that takes the
+        place of S, beginning at the first S; 0: this step's S alone, as in K2. It goes on outside the windows, and
+        needs the exact maximum of every head, not only of those above tau. Sane: 0 to 0.99.
 
     Max logits, gammas and ratios are (layers, heads) tensors: one row per layout, in the order of `layouts`, and as
     many columns as the layer with the most heads has. Where a layer has fewer, its other columns are
@@ -71,6 +79,8 @@ class QKClip:
         windows: Sequence[Sequence[int | None]] | None = None,
         momentum: str = "keep",
         process_group: dist.ProcessGroup | None = None,
+        power: float = 1.0,
+        average: float = 0.0,
     ):
         self.layouts = tuple(layouts)
         if not self.layouts:
@@ -82,6 +92,12 @@ class QKClip:
             raise MuonlabError(f"tau is {tau}; the clip threshold must be finite and above 0")
         if not 0 <= alpha <= 1:
             raise MuonlabError(f"alpha is {alpha}; the query's share of the clip must lie in [0, 1]")
+        if not 0 < power <= 1:
+            raise MuonlabError(f"power is {power}; the exponent of the clip's factor must lie in (0, 1]")
+        if not 0 <= average < 1:
+            raise MuonlabError(
+                f"average is {average}; the weight of the past in the average of max logits must lie in [0, 1)"
+            )
         for name, value, allowed in (
             ("maximum", maximum, ("signed", "absolute")),
             ("per", per, ("head", "layer")),
@@ -90,6 +106,7 @@ class QKClip:
             if value not in allowed:
                 raise unknown_name(f"value of QK-Clip's {name}", value, allowed)
         self.tau, self.alpha, self.maximum, self.per, self.momentum = tau, alpha, maximum, per, momentum
+        self.power, self.average = power, average
         self.windows = None if windows is None else tuple(_window(window) for window in windows)
         self.process_group = process_group
         self._heads = {layout.name: layout.num_heads for layout in self.layouts}
@@ -107,6 +124,9 @@ class QKClip:
             raise MuonlabError("momentum='project' needs whole weights, but these are sharded (DTensor)")
         self._dtype = self._rows.promoted(torch.float32)
         self._history = ClipHistory(sum(self._heads.values()), self._dtype)
+        self._average = torch.full_like(
+            self._history.max_logit, torch.nan
+        )  # of the max logits; NaN before the first
         group_sizes = [
             each.num_heads // each.num_kv_heads for each in self.layouts for _ in range(each.num_kv_heads)
         ]
@@ -166,7 +186,8 @@ class QKClip:
         observed, self._running = self._running, None
         unseen = torch.full_like(self._history.max_logit, torch.nan)
         maxima = unseen if observed is None else self._over_ranks(observed)
-        gamma = self._clip(maxima) if self.acts(step) else torch.ones_like(maxima)
+        sizes = self._averaged(maxima) if self.average else maxima
+        gamma = self._clip(sizes) if self.acts(step) else torch.ones_like(maxima)
         self._history.record(step, maxima, gamma)
         return self.gammas()
 
@@ -176,8 +197,8 @@ class QKClip:
 
         `apply` scales the updated weights by logits of the weights before the update, so tau is not exactly
         kept. `remeasure` runs the model on the step's batch, without gradients, and returns its max logits.
-        `again`: clip once more by these, if the step lies in a window; `gammas()` and `trace()` then hold
-        the product of both. Raises MuonlabError before the first `apply`.
+        `again`: clip once more by these themselves, whatever `average` is, if the step lies in a window;
+        `gammas()` and `trace()` then hold the product of both. Raises MuonlabError before the first `apply`.
         """
         if self._step is None:
             raise MuonlabError("QK-Clip has nothing to verify; call apply(step) first")
@@ -202,8 +223,12 @@ class QKClip:
         }
 
     def state_dict(self) -> State:
-        """The history. Maxima observed but not yet applied are not part of it, as gradients are not."""
-        return {"heads": dict(self._heads), "history": self._history.state_dict()}
+        """The history, and the running average where there is one.
+
+        Maxima observed but not yet applied are not part of it, as gradients are not.
+        """
+        state = {"heads": dict(self._heads), "history": self._history.state_dict()}
+        return state | {"average": self._average} if self.average else state
 
     def check_state(self, state: State) -> None:
         """Raise MuonlabError unless `load_state_dict` can take it whole; changes nothing."""
@@ -213,11 +238,18 @@ class QKClip:
                 f"the saved clip state has heads {state['heads']}; the layouts declare {self._heads}"
             )
         self._history.check_state(state["history"])
+        if self.average and "average" in state:
+            check_tensor("average of the saved clip state", state["average"], self._average)
 
     def load_state_dict(self, state: State) -> None:
-        """Restore `state_dict()`'s answer exactly. Raises MuonlabError for other layers or head counts."""
+        """Restore `state_dict()`'s answer exactly. Raises MuonlabError for other layers or head counts.
+
+        A state that was saved without a running average begins one.
+        """
         self.check_state(state)
         self._history.load_state_dict(state["history"])
+        beginning = torch.full_like(self._average, torch.nan)
+        self._average = state["average"].to(beginning) if self.average and "average" in state else beginning
         self.forget()
 
     def _place(self) -> None:
@@ -230,6 +262,7 @@ class QKClip:
         if device != self._device or dtype is not self._dtype:
             self._history.to(device, dtype)
             self._running = None if self._running is None else self._running.to(device, dtype)
+            self._average = self._average.to(device, dtype)
             self._device, self._dtype = device, dtype
 
     def _flatten(self, max_logits: Tensor) -> Tensor:
@@ -254,11 +287,19 @@ class QKClip:
         dist.all_reduce(maxima, op=dist.ReduceOp.MAX, group=self.process_group)
         return maxima
 
+    def _averaged(self, maxima: Tensor) -> Tensor:
+        """Take the maxima of a step into the running average; a maximum that is not finite stands for itself."""
+        past = torch.where(self._average.isnan(), maxima, self._average)
+        # A <- average A + (1 - average) S
+        average = torch.where(maxima.isfinite(), past.lerp(maxima, 1 - self.average), self._average)
+        self._average = average
+        return torch.where(maxima.isfinite(), average, maxima)
+
     def _clip(self, maxima: Tensor) -> Tensor:
         """Scale the weights by these maxima; returns gamma, like the maxima over the heads of all layers."""
         if self.per == "layer":
             maxima = maxima[self._layers.members].amax(1)[self._layers.owner]
-        gamma = head_gammas(maxima, self.tau)
+        gamma = head_gammas(maxima, self.tau, self.power)
         kappa = gamma[self._key_groups.members].amax(1) ** (1 - self.alpha)
         factors = torch.cat([gamma.new_ones(1), gamma / kappa[self._key_groups.owner], gamma, kappa])
         if self.momentum == "project":
@@ -277,65 +318,6 @@ class QKClip:
             return values.view(self._shape)
         padded = values.new_full((math.prod(self._shape),), fill)
         return padded.index_copy(0, self._cells, values).view(self._shape)
-
-
-class ClipHistory:
-    """What the clip saw and did, per head, since the beginning of training; no update waits for the device.
-
-    Every entry is (heads,), the heads of all layers in a row. `max_logit`: the last maximum observed (NaN before the
-    first). `gamma`: the last factor (1: not clipped). `log_cumulative_gamma`: sum of log gamma over all steps (0: never
-    clipped), a logarithm because the product of three thousand factors of 0.97 underflows. `first_trigger`,
-    `last_trigger`: optimizer steps, -1 for never. Every update makes new tensors, so that a reference kept by a
-    recorder stays what it was.
-    """
-
-    fields = ("max_logit", "gamma", "log_cumulative_gamma", "first_trigger", "last_trigger")
-
-    def __init__(self, heads: int, dtype: torch.dtype):
-        self.max_logit = torch.full((heads,), torch.nan, dtype=dtype)
-        self.gamma = torch.ones(heads, dtype=dtype)
-        self.log_cumulative_gamma = torch.zeros(heads, dtype=dtype)
-        self.first_trigger = torch.full((heads,), NEVER)
-        self.last_trigger = torch.full((heads,), NEVER)
-
-    def record(self, step: int, max_logit: Tensor, gamma: Tensor) -> None:
-        """Enter one optimizer step: its maxima and factors, (heads,)."""
-        self.max_logit = max_logit
-        self.gamma = gamma
-        self.log_cumulative_gamma = self.log_cumulative_gamma + gamma.log()
-        self.last_trigger = torch.where(gamma < 1, step, self.last_trigger)
-        self.first_trigger = torch.where(self.first_trigger == NEVER, self.last_trigger, self.first_trigger)
-
-    def record_again(self, step: int, gamma: Tensor) -> None:
-        """Enter a second clip of the same step, whose factors (heads,) multiply those of the first."""
-        product = self.gamma * gamma
-        self.record(step, self.max_logit, gamma)
-        self.gamma = product
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move every tensor to `device`, and those that hold logits and factors to `dtype`."""
-        for name, values in self.state_dict().items():
-            setattr(self, name, values.to(device, dtype if values.is_floating_point() else values.dtype))
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The tensors by name; they restore the history exactly."""
-        return {name: getattr(self, name) for name in self.fields}
-
-    def check_state(self, state: State) -> None:
-        """Raise MuonlabError unless `load_state_dict` can take it whole; changes nothing."""
-        check_entries("the saved clip history", state, self.fields)
-        for name, present in self.state_dict().items():
-            if not isinstance(state[name], Tensor) or state[name].shape != present.shape:
-                raise MuonlabError(
-                    f"{name} of the saved clip history is {describe(state[name])}; expected a tensor of shape "
-                    f"{tuple(present.shape)}"
-                )
-
-    def load_state_dict(self, state: State) -> None:
-        """Restore `state_dict()`'s answer. Raises MuonlabError for what `check_state` refuses."""
-        self.check_state(state)
-        for name, present in self.state_dict().items():
-            setattr(self, name, state[name].to(present.device, present.dtype))
 
 
 def _window(window: Sequence[int | None]) -> tuple[int, float]:

@@ -37,6 +37,12 @@ def check_entries(what: str, state: object, entries: Iterable[str]) -> None:
         )
 
 
+def check_tensor(what: str, saved: object, present: Tensor) -> None:
+    """Raise MuonlabError unless `saved` is a tensor of the shape of `present`; `what` begins the sentence."""
+    if not isinstance(saved, Tensor) or saved.shape != present.shape:
+        raise MuonlabError(f"{what} is {describe(saved)}; expected a tensor of shape {tuple(present.shape)}")
+
+
 def checked_state(state: State, groups: Sequence[Group], settings_of: Mapping[str, Iterable[str]]) -> State:
     """The saved state of an optimizer with these groups, with plain settings; raises MuonlabError for one that does not
     fit, and changes nothing. settings_of: by rule, the settings that each of its groups must have."""

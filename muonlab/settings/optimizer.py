@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 
 from muonlab.errors import MuonlabError, unknown_name
 from muonlab.settings.check import Average, Count, NonNegative, Positive, Share, Steps, Text
@@ -57,8 +57,8 @@ Routes = Mapping[str, Text]
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSettings:
-    """QK-Clip's settings, in addition to those of the optimizer that it follows; `clip_momentum` is QKClip's
-    `momentum`."""
+    """QK-Clip's settings, in addition to those of the optimizer that it follows; `clip_momentum`, `clip_power` and
+    `clip_average` are QKClip's `momentum`, `power` and `average`."""
 
     tau: Positive = 100.0
     alpha: Share = 0.5
@@ -66,6 +66,8 @@ class ClipSettings:
     per: Literal["head", "layer"] = "head"
     windows: Sequence[tuple[Steps, Steps | None]] | None = None
     clip_momentum: Literal["keep", "scale", "project"] = "keep"
+    clip_power: Annotated[float, Gt(0), Le(1)] = 1.0
+    clip_average: Average = 0.0
 
     def __post_init__(self) -> None:
         for first, last in self.windows or ():

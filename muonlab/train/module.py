@@ -114,11 +114,13 @@ class LanguageModel(L.LightningModule):
     def _measure_logits(self, step: int) -> None:
         """Max logits of the forward just done: exact every `exact_every` steps, in between bounds below tau.
 
-        A head whose bound reaches tau is measured exactly, so that the clip does the same at any cadence.
+        A head whose bound reaches tau is measured exactly, so that the clip does the same at any cadence; a running
+        average of maxima is made of all of them, and all are exact.
         """
         clip = self.optimizer.clip
         absolute = clip is not None and clip.maximum == "absolute"
-        if step % self.config.trainer.exact_every == 0:
+        averaged = clip is not None and clip.average > 0
+        if averaged or step % self.config.trainer.exact_every == 0:
             self.logits, self.exact = self.model.logit_extremes(), None
         else:
             limit = torch.inf if clip is None else clip.tau
