@@ -38,13 +38,12 @@ help:  ## this list
 	@echo "Hydra overrides follow the target; those that are not NAME=VALUE go into ARGS:"
 	@echo "  make sweep model=nanogpt_s search.trials=12 ARGS='~search.optimizers.adamw'"
 
-$(VENV)/installed: requirements.lock pyproject.toml
+$(VENV)/installed: requirements.lock pyproject.toml install.py
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
 	  { echo "muonlab needs Python 3.11 to 3.13, not $$($(PYTHON) --version); try: make PYTHON=python3.12" >&2; exit 2; }
-	@echo "setting up $(VENV) (once, a few minutes) ..."
+	@echo "setting up $(VENV) (once, half a minute with uv) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(RUN) install.py
 	@touch $@
 
 setup: $(VENV)/installed  ## a virtual environment in .venv with the locked versions
