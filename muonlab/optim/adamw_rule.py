@@ -11,19 +11,18 @@ holds the two against each other.
 """
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from muonlab.optim.matrix_view import Group, State
-from muonlab.optim.rules import Batch, Rule, check_setting, group_under, register_rule
-from muonlab.settings.check import Average
+from muonlab.optim.rules import Batch, Rule, register_rule
 from muonlab.settings.optimizer import AdamWGroup
 
 FUSED = ("cpu", "cuda")  # kinds of device that have the kernel
 
-Betas = tuple[float, float]
+Betas = tuple[float, ...]
 
 
 @register_rule("adamw")
@@ -32,6 +31,7 @@ class AdamWRule(Rule):
 
     settings = AdamWGroup
     buffers = ("exp_avg", "exp_avg_sq")
+    numbers: ClassVar = {"step": 0.0}
 
     def update(self, batch: Batch) -> None:
         """One step. Entries do not depend on each other, so a rank updates the rows it holds and needs no other.
@@ -40,32 +40,13 @@ class AdamWRule(Rule):
         one, that is the first beta.
         """
         s, W, g = batch.settings(AdamWGroup), batch.params, batch.grads
-        betas = (batch.groups[0].get("momentum", s.betas[0]), s.betas[1])
+        betas = batch.betas
         m, v, t = batch.buffers("exp_avg"), batch.buffers("exp_avg_sq"), batch.buffers("step")
         if W[0].device.type in FUSED:
             _fused(W, g, m, v, t, betas, s)
         else:
             averages(g, m, v, t, betas)
             decay_and_step(W, adam(m, v, t, betas, s.eps), s.lr, s.weight_decay)
-
-    def prepare(self, group: Group) -> None:
-        """Check the settings, and a momentum that a scheduler wrote into the group."""
-        super().prepare(group)
-        if "momentum" in group:
-            check_setting(Average, group["momentum"], f"momentum of {group_under(self.name)}")
-
-    def state_shapes(self, shape: torch.Size, group: Group) -> dict[str, tuple[int, ...] | None]:
-        """The two averages, and the number of steps."""
-        return {**super().state_shapes(shape, group), "step": ()}
-
-    def required_state(self) -> tuple[str, ...]:
-        """The two averages, and the number of steps."""
-        return (*self.buffers, "step")
-
-    def init_state(self, param: Tensor, dtype: torch.dtype) -> State:
-        """No steps so far."""
-        step = torch.zeros((), dtype=torch.float32, device=param.device)
-        return {"step": step, **super().init_state(param, dtype)}
 
 
 def averages(g: list[Tensor], m: list[Tensor], v: list[Tensor], t: list[Tensor], betas: Betas) -> None:
@@ -79,13 +60,13 @@ def averages(g: list[Tensor], m: list[Tensor], v: list[Tensor], t: list[Tensor],
 def adam(m: list[Tensor], v: list[Tensor], t: list[Tensor], betas: Betas, eps: float) -> list[Tensor]:
     """D = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps), t being each parameter's own."""
     return [
-        (mean / _one_minus_power(betas[0], steps))
-        / ((square / _one_minus_power(betas[1], steps)).sqrt() + eps)
+        (mean / one_minus_power(betas[0], steps))
+        / ((square / one_minus_power(betas[1], steps)).sqrt() + eps)
         for mean, square, steps in zip(m, v, t, strict=True)
     ]
 
 
-def _one_minus_power(beta: float, steps: Tensor) -> Tensor | float:
+def one_minus_power(beta: float, steps: Tensor) -> Tensor | float:
     """1 - beta^t for t >= 1, without the cancellation of a beta near 1 in fp32."""
     return -torch.expm1(steps * math.log(beta)) if beta else 1.0
 

@@ -33,7 +33,7 @@ makes `Muon(..., scale_rule="NAME")` of the function NAME, from any file.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
@@ -45,7 +45,7 @@ from torch import Tensor
 from muonlab.errors import MuonlabError, unknown_name
 from muonlab.optim.matrix_view import Group, Matrices, MatrixSettings, MatrixView, State, matrices
 from muonlab.optim.ranks import Ranks, check_placement, local_part
-from muonlab.settings.check import NonNegative, check
+from muonlab.settings.check import Average, NonNegative, check
 
 Settings = TypeVar("Settings")
 RuleClass = TypeVar("RuleClass", bound="type[Rule]")
@@ -83,6 +83,12 @@ class Batch:
     def buffers(self, name: str) -> list[Tensor]:
         """One buffer of every parameter, as views to be written to: the rows that `params` has."""
         return [local_part(state[name]) for state in self.states]
+
+    @property
+    def betas(self) -> tuple[float, ...]:
+        """The `betas` of the groups; the first is the `momentum` that a scheduler wrote into them, if one did."""
+        first, *rest = self.groups[0]["betas"]
+        return self.groups[0].get("momentum", first), *rest
 
     @property
     def views(self) -> list[MatrixView]:
@@ -174,12 +180,14 @@ class Rule:
     settings: the dataclass of a group's settings and their defaults; annotations say what is allowed.
     buffers: entries of a parameter's state that have its shape and dtype (fp32 at least), zero at first and sharded as
         it is. The first is the momentum, which a clip may scale.
+    numbers: entries that are one fp32 number each, with their first values, such as a count of steps.
     stages: the tables of the stages that settings choose by name.
     """
 
     name: ClassVar[str]
     settings: ClassVar[type]
     buffers: ClassVar[tuple[str, ...]] = ()
+    numbers: ClassVar[Mapping[str, float]] = {}
     stages: ClassVar[tuple[Stages[Any], ...]] = ()
 
     @property
@@ -199,6 +207,8 @@ class Rule:
             for stage in chosen(group[table.setting]):
                 if stage not in table:
                     raise unknown_name(f"{table.setting} of {group_under(self.name)}", stage, table)
+        if "momentum" in group:  # a setting, or what a scheduler writes into the groups of all rules
+            check_setting(Average, group["momentum"], f"momentum of {group_under(self.name)}")
         if self.takes_matrices:
             MatrixView.of(group)
 
@@ -214,15 +224,23 @@ class Rule:
 
     def state_shapes(self, shape: torch.Size, group: Group) -> dict[str, tuple[int, ...] | None]:
         """The shapes of all entries that a parameter's state may have; None for a number."""
-        return dict.fromkeys(self.buffers, tuple(shape))
+        return {**dict.fromkeys(self.buffers, tuple(shape)), **dict.fromkeys(self.numbers, ())}
 
     def required_state(self) -> tuple[str, ...]:
         """The entries that the state of every updated parameter has."""
-        return self.buffers
+        return (*self.buffers, *self.numbers)
 
     def init_state(self, param: Tensor, dtype: torch.dtype) -> State:
         """The state before the first update."""
-        return {name: torch.zeros_like(param, dtype=dtype) for name in self.buffers}
+        numbers = {
+            name: torch.tensor(value, dtype=torch.float32, device=param.device)
+            for name, value in self.numbers.items()
+        }
+        return {**numbers, **{name: torch.zeros_like(param, dtype=dtype) for name in self.buffers}}
+
+    def readout(self, W: Tensor, state: State, group: Group) -> Tensor | None:
+        """What evaluation reads in place of the weights, in a new tensor held like W; None: the weights."""
+        return None
 
     def update(self, batch: Batch) -> None:
         """One step of every parameter of the batch, in place."""
