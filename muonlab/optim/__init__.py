@@ -2,6 +2,7 @@
 
 from muonlab.optim.adamw_rule import AdamWRule
 from muonlab.optim.combined import CombinedOptimizer
+from muonlab.optim.entrywise import AdEMAMix, Lion, NAdamW, Signum
 from muonlab.optim.muon_rule import MuonRule
 from muonlab.optim.newton_schulz import newton_schulz, orthogonalise
 from muonlab.optim.optimizers import (
@@ -17,18 +18,27 @@ from muonlab.optim.qk_clip import QKClip
 from muonlab.optim.routing import Route, format_routing
 from muonlab.optim.rules import Rule, register_rule
 from muonlab.optim.schedule_design import design_schedule
+from muonlab.optim.schedule_free import ScheduleFreeAdamW
 from muonlab.optim.schedules import describe_schedule, list_schedules
+from muonlab.optim.scion import Scion
+from muonlab.optim.whole_model import optimizer_of_its_name
 
 __all__ = [
+    "AdEMAMix",
     "AdamW",
     "AdamWRule",
     "CombinedOptimizer",
+    "Lion",
     "Muon",
     "MuonClip",
     "MuonRule",
+    "NAdamW",
     "QKClip",
     "Route",
     "Rule",
+    "ScheduleFreeAdamW",
+    "Scion",
+    "Signum",
     "build_optimizer",
     "convert_lr",
     "describe_schedule",
@@ -37,6 +47,7 @@ __all__ = [
     "list_optimizers",
     "list_schedules",
     "newton_schulz",
+    "optimizer_of_its_name",
     "orthogonalise",
     "parity",
     "register_optimizer",

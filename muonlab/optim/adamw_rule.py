@@ -23,6 +23,7 @@ from muonlab.settings.optimizer import AdamWGroup
 FUSED = ("cpu", "cuda")  # kinds of device that have the kernel
 
 Betas = tuple[float, ...]
+Tensors = list[Tensor] | tuple[Tensor, ...]  # what torch's foreach functions take
 
 
 @register_rule("adamw")
@@ -60,8 +61,7 @@ def averages(g: list[Tensor], m: list[Tensor], v: list[Tensor], t: list[Tensor],
 def adam(m: list[Tensor], v: list[Tensor], t: list[Tensor], betas: Betas, eps: float) -> list[Tensor]:
     """D = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps), t being each parameter's own."""
     return [
-        (mean / one_minus_power(betas[0], steps))
-        / ((square / one_minus_power(betas[1], steps)).sqrt() + eps)
+        (mean / one_minus_power(betas[0], steps)) / ((square / one_minus_power(betas[1], steps)).sqrt() + eps)
         for mean, square, steps in zip(m, v, t, strict=True)
     ]
 
@@ -71,7 +71,7 @@ def one_minus_power(beta: float, steps: Tensor) -> Tensor | float:
     return -torch.expm1(steps * math.log(beta)) if beta else 1.0
 
 
-def decay_and_step(W: list[Tensor], D: list[Tensor], lr: float, weight_decay: float) -> None:
+def decay_and_step(W: list[Tensor], D: Tensors, lr: float, weight_decay: float) -> None:
     """W <- (1 - lr weight_decay) W - lr D, in place."""
     torch._foreach_mul_(W, 1 - lr * weight_decay)
     torch._foreach_sub_(W, torch._foreach_mul(D, lr))

@@ -6,7 +6,8 @@ asks which optimizer it has.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,7 @@ class _Bucket:
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
-    """Parameter groups under any of the registered rules; `Muon` and `AdamW` are its two faces.
+    """Parameter groups under any of the registered rules; `Muon`, `AdamW` and others are its faces.
 
     params: tensors, (name, tensor) pairs, or groups {"params": ..., "rule": "muon", "name": ..., settings}, where
         "lr_scale" multiplies the group's lr.
@@ -200,6 +201,27 @@ class CombinedOptimizer(torch.optim.Optimizer):
             self.clip.apply(self.steps_done, self._momentum_of)
         self.steps_done += 1
         return loss
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it, parameters are what their rules evaluate at; after it, what they were, to the bit.
+
+        Most rules evaluate at the weights, which are then left alone; schedule-free AdamW evaluates at its average.
+        """
+        kept = []
+        try:
+            for group in self.param_groups:
+                rule = RULES[group["rule"]]
+                for param in group["params"]:
+                    if state := self.state.get(param):
+                        here = local_part(param.detach())
+                        if (value := rule.readout(here, state, group)) is not None:
+                            kept.append((here, here.clone()))
+                            here.copy_(value)
+            yield
+        finally:
+            for here, weights in kept:
+                here.copy_(weights)
 
     def gammas(self) -> Tensor | None:
         """The clip's factors of the last step, (layers, heads), 1 where nothing was clipped; None without a clip."""

@@ -88,11 +88,12 @@ def parameter_groups(
     per_head: bool = False,
     split_qkv: bool = True,
     other_lr: float | None = None,
+    rest: str = "adamw",
 ) -> list[Group]:
     """Parameter groups of a model, one per role.
 
-    rule: a registered rule. One for matrices, such as "muon", takes MUON_ROLES and leaves the rest to "adamw"; any
-        other takes every parameter.
+    rule: a registered rule. One for matrices, such as "muon", takes MUON_ROLES and leaves the others to `rest`; any
+        other rule takes every parameter.
     routes: {role or parameter-name pattern: rule} against that default; a pattern (as for file names: * ? [abc]) goes
         before a role.
     lr_scale: {role: factor} multiplies the learning rate of a role; 0 freezes it.
@@ -108,7 +109,7 @@ def parameter_groups(
     roles = model_roles(model)
     if not split_qkv:
         _check_fused(roles.values(), per_head)
-    table = _Routes(rule, routes or {})
+    table = _Routes(rule, routes or {}, rest)
     groups: dict[tuple, Group] = {}
     for name, param, tied in _unique_parameters(model):
         role = roles[name]
@@ -146,8 +147,8 @@ def parameter_groups(
 class _Routes:
     """The rule of every parameter, remembering which overrides were ever used."""
 
-    def __init__(self, default: str, routes: Mapping[str, str]):
-        self.default, self.routes = default, dict(routes)
+    def __init__(self, default: str, routes: Mapping[str, str], rest: str):
+        self.default, self.routes, self.rest = default, dict(routes), rest
         self.used: set[str] = set()
         for rule in self.routes.values():
             if rule not in RULES:
@@ -174,7 +175,7 @@ class _Routes:
                 f"parameter_roles(), or route it by name: routes={{'{name}': 'adamw'}}"
             )
         takes = not self.for_matrices or role.name in MUON_ROLES
-        return (self.default if takes else "adamw"), role.reason
+        return (self.default if takes else self.rest), role.reason
 
     def check_used(self, roles: set[str]) -> None:
         """Raise MuonlabError for an override that matched nothing."""

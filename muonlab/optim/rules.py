@@ -2,31 +2,31 @@
 
 A rule is a chain of stages: momentum, transform (orthogonalise, precondition, sign), scale, apply (decay, step).
 `muon_rule.py` and `adamw_rule.py` are two of them. A new one is one file, in this folder or in a user's own code: a
-class with its settings, its buffers and `update`, registered under a name. Lion (Chen et al., arXiv 2302.06675,
-algorithm 2), whole:
+class with its settings, its buffers and `update`, registered under a name. Polyak's heavy ball (1964), whole:
 
     @dataclass(frozen=True, kw_only=True)
-    class LionSettings:
-        lr: NonNegative = 1e-4
-        betas: tuple[Average, Average] = (0.9, 0.99)
+    class HeavyBallSettings:
+        lr: NonNegative = 0.1
+        momentum: Average = 0.9
         weight_decay: NonNegative = 0.0
 
-    @register_rule("lion")
-    class LionRule(Rule):
-        settings = LionSettings
+    @optimizer_of_its_name
+    @register_rule("heavy_ball")
+    class HeavyBallRule(Rule):
+        settings = HeavyBallSettings
         buffers = ("momentum_buffer",)
 
         def update(self, batch):
-            s, W, g, m = batch.settings(LionSettings), batch.params, batch.grads, batch.buffers("momentum_buffer")
-            c = torch._foreach_lerp(m, g, 1 - s.betas[0])    # c = beta1 m + (1 - beta1) g
-            torch._foreach_lerp_(m, g, 1 - s.betas[1])       # m <- beta2 m + (1 - beta2) g
-            torch._foreach_mul_(W, 1 - s.lr * s.weight_decay)
-            torch._foreach_add_(W, [x.sign_() for x in c], alpha=-s.lr)
+            s, W, g, m = batch.settings(HeavyBallSettings), batch.params, batch.grads, batch.buffers("momentum_buffer")
+            torch._foreach_mul_(m, s.momentum)
+            torch._foreach_add_(m, g)                            # m <- mu m + g
+            torch._foreach_mul_(W, 1 - s.lr * s.weight_decay)    # W <- (1 - lr λ) W - lr m
+            torch._foreach_add_(W, m, alpha=-s.lr)
 
-Its groups are then `{"params": [...], "rule": "lion", "lr": 1e-4}`, in any of the package's optimizers, and
-`parameter_groups(model, "lion")` puts a whole model under it. A rule whose settings derive from `MatrixSettings` gets
-the hidden matrices of a model; `batch.matrices` gives them to it whole, however they are cut into heads or spread over
-ranks.
+Its groups are then `{"params": [...], "rule": "heavy_ball", "lr": 0.1}`, in any of the package's optimizers, and
+`build_optimizer("heavy_ball", model)` (whole_model.py) puts a whole model under it. A rule whose settings derive from
+`MatrixSettings` gets the hidden matrices of a model; `batch.matrices` gives them to it whole, however they are cut into
+heads or spread over ranks.
 
 A stage that a setting chooses by name is one function in a `Stages` table: `@SCALE_RULES.register` (`muon_rule.py`)
 makes `Muon(..., scale_rule="NAME")` of the function NAME, from any file.

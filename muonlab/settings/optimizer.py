@@ -118,6 +118,26 @@ class RoutingSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BesideAdamW:
+    """The settings of the parameters that a rule for matrices leaves to AdamW."""
+
+    adamw_lr: NonNegative = 3e-3
+    adamw_betas: tuple[Average, Average] = (0.9, 0.95)
+    adamw_eps: NonNegative = 1e-8
+    adamw_weight_decay: NonNegative = 0.0
+
+    @property
+    def adamw(self) -> AdamWGroup:
+        """The settings of the groups that AdamW updates."""
+        return AdamWGroup(
+            lr=self.adamw_lr,
+            betas=self.adamw_betas,
+            eps=self.adamw_eps,
+            weight_decay=self.adamw_weight_decay,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class MuonGroup:
     """The settings of one parameter group under Muon, except how its parameters are viewed as matrices.
 
@@ -182,14 +202,10 @@ class MuonGroup:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MuonSettings(MuonGroup, RoutingSettings):
+class MuonSettings(MuonGroup, RoutingSettings, BesideAdamW):
     """Muon for the hidden matrices, AdamW for embeddings, head, norms, biases, router, gates and filters."""
 
     name: Literal["muon"] = "muon"
-    adamw_lr: NonNegative = 3e-3
-    adamw_betas: tuple[Average, Average] = (0.9, 0.95)
-    adamw_eps: NonNegative = 1e-8
-    adamw_weight_decay: NonNegative = 0.0
 
     def __post_init__(self) -> None:
         schedule = self.ns_schedule
@@ -215,16 +231,6 @@ class MuonSettings(MuonGroup, RoutingSettings):
             for name in ((value,) if isinstance(value, str) else value)
         ]
         return stages + [("routes", rule) for rule in (self.routes or {}).values()]
-
-    @property
-    def adamw(self) -> AdamWGroup:
-        """The settings of the groups that AdamW updates."""
-        return AdamWGroup(
-            lr=self.adamw_lr,
-            betas=self.adamw_betas,
-            eps=self.adamw_eps,
-            weight_decay=self.adamw_weight_decay,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -159,7 +159,7 @@ class LanguageModel(L.LightningModule):
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         self.model.eval()
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+        with torch.no_grad(), self.optimizer.averaged(), self.trainer.precision_plugin.forward_context():
             yield
         if self.device_mesh is not None:
             cast(Any, self.model).reshard()  # FSDP2 leaves the outermost weights whole for a backward to come

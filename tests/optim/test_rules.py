@@ -23,17 +23,18 @@ from muonlab.optim import (
 )
 from muonlab.optim.muon_rule import MuonRuleSettings
 from muonlab.optim.muon_stages import AFTER, one_each
-from muonlab.optim.routing import parameter_groups
+from muonlab.optim.optimizers import OPTIMIZERS
 from muonlab.optim.rules import RULES, Rule, register_rule
 from muonlab.optim.weight_norms import WEIGHT_NORMS
+from muonlab.optim.whole_model import optimizer_of_its_name
 from muonlab.settings.check import Average, NonNegative
 from muonlab.settings.optimizer import NAMES, AdamWGroup
 from muonlab.train.config import read_section
 
 
 @pytest.fixture
-def lion():
-    """Registers the Lion of the docstring, word for word."""
+def heavy_ball():
+    """Registers the rule of the docstring, word for word, and its optimizer."""
     lines = rules.__doc__.splitlines()
     code = "\n".join(line for line in lines if line.startswith("    ") or not line)
     names = {
@@ -42,17 +43,18 @@ def lion():
         "Average": Average,
         "torch": torch,
         "Rule": Rule,
+        "optimizer_of_its_name": optimizer_of_its_name,
     }
-    exec(textwrap.dedent(code), {**names, "register_rule": register_rule, "__name__": "lion"})
-    yield RULES["lion"]
-    del RULES["lion"]
+    exec(textwrap.dedent(code), {**names, "register_rule": register_rule, "__name__": "heavy_ball"})
+    yield RULES["heavy_ball"]
+    del RULES["heavy_ball"], OPTIMIZERS._builders["heavy_ball"], OPTIMIZERS._sections["heavy_ball"]
 
 
-def plain_lion(W, gradients, lr, betas, weight_decay):
+def plain_heavy_ball(W, gradients, lr, momentum, weight_decay):
     m = torch.zeros_like(W)
     for g in gradients:
-        update = (betas[0] * m + (1 - betas[0]) * g).sign() + weight_decay * W
-        W, m = W - lr * update, betas[1] * m + (1 - betas[1]) * g
+        m = momentum * m + g
+        W = W - lr * (m + weight_decay * W)
     return W
 
 
@@ -69,14 +71,14 @@ def train(optimizer, parameters, steps):
         optimizer.step()
 
 
-def test_a_rule_of_ones_own_stands_beside_muon_in_one_optimizer(lion):
+def test_a_rule_of_ones_own_stands_beside_muon_in_one_optimizer(heavy_ball):
     net = model()
     table, linear, bias = (*net[0].parameters(), *net[1].parameters())
     before = table.detach().clone()
     groups = [
         {"params": [linear]},
         {"params": [bias], "rule": "adamw"},
-        {"params": [table], "rule": "lion", "lr": 0.01, "weight_decay": 0.5},
+        {"params": [table], "rule": "heavy_ball", "lr": 0.01, "weight_decay": 0.5},
     ]
     optimizer = Muon(groups)
     train(optimizer, [table], range(3))
@@ -84,17 +86,17 @@ def test_a_rule_of_ones_own_stands_beside_muon_in_one_optimizer(lion):
         torch.randn(8, 4, generator=torch.Generator().manual_seed(10 * s), dtype=torch.float64)
         for s in range(3)
     ]
-    expected = plain_lion(before, gradients, 0.01, (0.9, 0.99), 0.5)
+    expected = plain_heavy_ball(before, gradients, 0.01, 0.9, 0.5)
     torch.testing.assert_close(table.detach(), expected, rtol=0, atol=1e-14)
-    assert [group["rule"] for group in optimizer.param_groups] == ["muon", "adamw", "lion"]
+    assert [group["rule"] for group in optimizer.param_groups] == ["muon", "adamw", "heavy_ball"]
 
 
-def test_a_whole_model_goes_under_it_and_resumes_to_the_bit(lion):
+def test_a_whole_model_goes_under_it_and_resumes_to_the_bit(heavy_ball):
     runs = []
     for halves in ([range(4)], [range(2), range(2, 4)]):
         net, file = model(), io.BytesIO()
         for steps in halves:
-            optimizer = CombinedOptimizer(parameter_groups(net, "lion"), "lion")
+            optimizer = build_optimizer("heavy_ball", net, lr=0.05)
             if steps.start:
                 optimizer.load_state_dict(torch.load(file, weights_only=True))
             train(optimizer, list(net.parameters()), steps)
@@ -103,21 +105,24 @@ def test_a_whole_model_goes_under_it_and_resumes_to_the_bit(lion):
             file.seek(0)
         runs.append([p.detach() for p in net.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
-    assert {route.rule for route in optimizer.routing} == {"lion"}
-    assert "lion" in format_routing(optimizer.routing)
+    assert {route.rule for route in optimizer.routing} == {"heavy_ball"}
+    assert "heavy_ball" in format_routing(optimizer.routing)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lr": -1}, "lr of a lion group must be a finite number of at least 0, not -1"),
-        ({"betas": [0.9]}, "betas of a lion group must be a list of 2"),
-        ({"momentum": 0.9}, "unknown setting of a lion group 'momentum'"),
+        ({"lr": -1}, "lr of a heavy_ball group must be a finite number of at least 0, not -1"),
+        (
+            {"momentum": [0.9]},
+            "momentum of a heavy_ball group must be a number of at least 0 and below 1",
+        ),
+        ({"betas": (0.9, 0.9)}, "unknown setting of a heavy_ball group 'betas'"),
     ],
 )
-def test_its_settings_are_checked_by_their_annotations(lion, settings, message):
+def test_its_settings_are_checked_by_their_annotations(heavy_ball, settings, message):
     with pytest.raises(MuonlabError, match=message):
-        AdamW([{"params": [nn.Parameter(torch.zeros(2))], "rule": "lion", **settings}])
+        AdamW([{"params": [nn.Parameter(torch.zeros(2))], "rule": "heavy_ball", **settings}])
 
 
 def test_two_rules_cannot_have_the_same_name():
@@ -158,11 +163,11 @@ def test_muonclip_passes_every_setting_of_muon_on():
 
 
 # ---------------------------------------------------------------- routes, stages, rules without a rate
-def test_roles_go_under_any_registered_rule(lion):
+def test_roles_go_under_any_registered_rule(heavy_ball):
     """As the rule that routes name, and as a rule that the other one leaves parameters to."""
-    routed = build_optimizer("muon", model(), routes={"embedding": "lion"}).routing
+    routed = build_optimizer("muon", model(), routes={"embedding": "heavy_ball"}).routing
     assert {route.name: route.rule for route in routed} == {
-        "0.weight": "lion",
+        "0.weight": "heavy_ball",
         "1.weight": "muon",
         "1.bias": "adamw",
     }
@@ -211,12 +216,15 @@ def test_a_chain_takes_stages_of_ones_own_with_what_they_keep():
 def test_the_names_that_need_no_torch_are_those_of_the_package():
     """Settings are checked before torch is imported, so these names are written down a second time."""
     tables = {table.setting: tuple(table) for table in RULES["muon"].stages}
-    assert {**tables, "routes": tuple(sorted(RULES, reverse=True))} == NAMES
+    assert {**tables, "routes": NAMES["routes"]} == NAMES
+    assert set(NAMES["routes"]) <= set(RULES)  # another one imports torch, and is then known
 
 
-def test_a_config_may_name_a_stage_or_a_rule_of_ones_own(lion, sphere):
-    settings = read_section("optimizer", {"name": "muon", "weight_norm": "sphere", "routes": {"key": "lion"}})
-    assert (settings.weight_norm, settings.routes) == ("sphere", {"key": "lion"})
+def test_a_config_may_name_a_stage_or_a_rule_of_ones_own(heavy_ball, sphere):
+    settings = read_section(
+        "optimizer", {"name": "muon", "weight_norm": "sphere", "routes": {"key": "heavy_ball"}}
+    )
+    assert (settings.weight_norm, settings.routes) == ("sphere", {"key": "heavy_ball"})
 
 
 @pytest.mark.parametrize(
