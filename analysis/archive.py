@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import pandas as pd
 import pyarrow as pa
@@ -19,6 +19,29 @@ IDENTITY = ["run", "condition", "arm", "level", "optimizer", "lr", "seed", "stat
 POINTS = (1000, 600, 400, 250, 150, 100, 60)  # rows per run: as many as fit
 HEAD_POINTS = 200  # steps of heads.parquet
 STEPS_BYTES = 700_000  # of steps.parquet, so that an experiment's folder stays near one megabyte
+
+
+class TrainedBy(TypedDict, total=False):
+    """What trained the runs of an experiment: every commit, CPU and accelerator, and how many runs had uncommitted
+    changes."""
+
+    commits: list[str]
+    dirty: int
+    cpu: list[str]
+    accelerators: list[str]
+
+
+class Made(TypedDict, total=False):
+    """How the results in a folder were made, as made.json has it: the command and what judged, what trained, and the
+    seeds that its looks added, by condition."""
+
+    command: str
+    commit: str | None
+    dirty: bool | None
+    accelerators: list[str]
+    date: str
+    runs: TrainedBy
+    added_seeds: dict[str, list[int]]
 
 
 def save_frames(frames: Frames, folder: Path) -> None:
@@ -94,6 +117,11 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise MuonlabError(f"the results in {path.parent} are damaged: {path.name} does not hold a mapping")
     return content
+
+
+def read_made(folder: Path) -> Made:
+    """The folder's made.json. Raises MuonlabError for a file that does not hold a mapping."""
+    return cast(Made, read_mapping(folder / "made.json"))
 
 
 def read_rows(path: Path) -> list[Mapping[str, Any]]:

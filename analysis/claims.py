@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal, TypedDict, cast, get_type_hints
 
 from analysis.columns import METRICS
 from analysis.comparison import LOSS_MARGIN
@@ -21,38 +21,42 @@ MOST = 0.5  # the share of runs that a claim is about at least, unless it says t
 LOGIT_MARGIN = 1.25  # a factor between two max logits that makes no difference
 OWN = "muonlab"  # the first word of the source of a claim that no paper makes
 Level = int | float | str
-KEYS: dict[str, Any] = {
-    "claim": Text,
-    "source": Text,
-    "arm": Text,
-    "condition": Text,
-    "conditions": Sequence[str],
-    "level": Level,
-    "levels": Sequence[Level],
-    "test": str,
-    "harmless": str,
-    "metric": str,
-    "measure": str | Mapping[str, Any],
-    "baseline": str | Mapping[str, Any],
-    "expect": bool | str,
-    "as": Literal["ratio"],
-    "above": float,
-    "below": float,
-    "at_least": float,
-    "margin": Positive,
-    "share": Share,
-    "control": Mapping[str, Any],
-    "precondition": Mapping[str, Any],
-    "not_testable": Text,
-    "contradicts": str,
-    "sides": Mapping[str, str],
-    "figure": str,
-    "headlines": Mapping[str, Text],
-}
+Keys = TypedDict(
+    "Keys",
+    {
+        "claim": Text,
+        "source": Text,
+        "arm": Text,
+        "condition": Text,
+        "conditions": Sequence[str],
+        "level": Level,
+        "levels": Sequence[Level],
+        "test": str,
+        "harmless": str,
+        "metric": str,
+        "measure": str | Mapping[str, object],
+        "baseline": str | Mapping[str, object],
+        "expect": bool | str,
+        "as": Literal["ratio"],
+        "above": float,
+        "below": float,
+        "at_least": float,
+        "margin": Positive,
+        "share": Share,
+        "control": Mapping[str, object],
+        "precondition": Mapping[str, object],
+        "not_testable": Text,
+        "contradicts": str,
+        "sides": Mapping[str, str],
+        "figure": str,
+        "headlines": Mapping[str, Text],
+    },
+    total=False,
+)
+"""The keys of a claim in an experiment's file, or of a part of one; experiments/README.md describes them."""
+KEYS = get_type_hints(Keys, include_extras=True)
 SIDE = ("arm", "condition", "conditions", "level", "levels")
-SEEN: dict[str, Any] = {key: KEYS[key] for key in (*SIDE, "test", "metric", "measure", "above", "below")} | {
-    "expect": bool
-}
+SEEN = (*SIDE, "test", "expect", "metric", "measure", "above", "below")
 
 
 @dataclass(frozen=True)
@@ -197,40 +201,49 @@ def read_claim(
     for answer in given.get("headlines", ()):
         if answer not in ANSWERS:
             raise unknown_name(f"answer in `headlines` of '{name}'", answer, ANSWERS)
-    extra: dict[str, Any] = {
-        key: given[key]
-        for key in ("contradicts", "sides", "figure", "headlines", "not_testable")
-        if key in given
-    }
-    for key in ("control", "precondition"):
-        if key in given:
-            extra[key] = _seen(given[key], side, f"{key} of '{name}'")
-            _check_side(extra[key].side, conditions, name, key)
+    control, precondition = (
+        _seen(role, seen, side, conditions, name) if seen is not None else None
+        for role, seen in (("control", given.get("control")), ("precondition", given.get("precondition")))
+    )
     if isinstance(asked, Tested) and not asked.expect and "control" not in given:
         raise MuonlabError(
             f"the claim '{name}' says that something is absent; it needs a `control`, runs that would show it"
         )
-    return Claim(name, given["source"], side, asked, **extra)
+    return Claim(
+        claim=name,
+        source=given["source"],
+        side=side,
+        asked=asked,
+        control=control,
+        precondition=precondition,
+        not_testable=given.get("not_testable", ""),
+        contradicts=given.get("contradicts", ""),
+        sides=given.get("sides", {}),
+        figure=given.get("figure", ""),
+        headlines=given.get("headlines", {}),
+    )
 
 
-def _checked(values: Mapping[str, object], keys: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _checked(values: Mapping[str, object], keys: Collection[str], name: str) -> Keys:
     for key in values:
         if key not in keys:
             raise unknown_name(f"key of the claim '{name}'", str(key), keys)
-    return {key: check(keys[key], value, f"`{key}` of the claim '{name}'") for key, value in values.items()}
+    checked = {
+        key: check(KEYS[key], value, f"`{key}` of the claim '{name}'") for key, value in values.items()
+    }
+    return cast(Keys, checked)
 
 
-def _side(given: Mapping[str, Any]) -> Side:
+def _side(given: Keys) -> Side:
     conditions = given["conditions"] if "conditions" in given else [given["condition"]]
     levels = given["levels"] if "levels" in given else [given["level"]] if "level" in given else []
     return Side(given["arm"], tuple(conditions), tuple(levels))
 
 
-def _baseline(given: str | Mapping[str, Any], side: Side, name: str) -> Side:
+def _baseline(values: str | Mapping[str, object], side: Side, name: str) -> Side:
     """The claim's own side but for what the baseline says."""
-    own = {"arm": given} if isinstance(given, str) else dict(given)
-    own = _checked(own, {key: KEYS[key] for key in SIDE}, name)
-    complete = {"arm": side.arm, **own}
+    own = _checked({"arm": values} if isinstance(values, str) else values, SIDE, name)
+    complete: Keys = {"arm": side.arm, **own}
     if not {"condition", "conditions"} & set(own):
         complete["conditions"] = side.conditions
     if not {"level", "levels"} & set(own):
@@ -246,9 +259,13 @@ def _check_side(side: Side, conditions: Mapping[str, Collection[str]], name: str
             raise unknown_name(f"{role} of '{name}'", side.arm, conditions[condition])
 
 
-def _seen(given: Mapping[str, Any], side: Side, name: str) -> Seen:
-    own = _checked(given, SEEN, name)
-    where = _baseline({key: own[key] for key in SIDE if key in own}, side, name)
+def _seen(
+    role: str, values: Mapping[str, object], side: Side, conditions: Mapping[str, Collection[str]], claim: str
+) -> Seen:
+    name = f"{role} of '{claim}'"
+    own = _checked(values, SEEN, name)
+    where = _baseline({key: values[key] for key in SIDE if key in values}, side, name)
+    _check_side(where, conditions, claim, role)
     if len({"test", "metric", "measure"} & set(own)) != 1:
         raise MuonlabError(
             f"the {name} names a `test`, or a `metric` or `measure` of each run with `above` or `below`"
@@ -256,15 +273,16 @@ def _seen(given: Mapping[str, Any], side: Side, name: str) -> Seen:
     if "test" in own:
         if own["test"] not in RUN_TESTS:
             raise unknown_name(f"test in the {name}", own["test"], RUN_TESTS)
-        return Seen(where, own["test"], own.get("expect", True))
+        holds = check(bool, own.get("expect", True), f"`expect` of the claim '{name}'")
+        return Seen(where, own["test"], holds)
     quantity = _quantity_seen(own, name)
     if not {"above", "below"} & set(own):
         raise MuonlabError(f"the {name} has a quantity and needs `above` or `below`")
-    limits = {key: own[key] for key in ("above", "below") if key in own}
-    return Seen(where, quantity=quantity, **limits)
+    above, below = own.get("above", -math.inf), own.get("below", math.inf)
+    return Seen(where, quantity=quantity, above=above, below=below)
 
 
-def _quantity_seen(own: Mapping[str, Any], name: str) -> Quantity:
+def _quantity_seen(own: Keys, name: str) -> Quantity:
     if "measure" in own:
         return read_quantity(own["measure"], ("run",))
     if own["metric"] not in METRICS:
@@ -272,15 +290,16 @@ def _quantity_seen(own: Mapping[str, Any], name: str) -> Quantity:
     return Quantity(own["metric"])
 
 
-def _asked(given: Mapping[str, Any], side: Side, name: str) -> Tested | Ranged | Compared:
+def _asked(given: Keys, side: Side, name: str) -> Tested | Ranged | Compared:
     if "test" in given:
         if given["test"] not in RUN_TESTS:
             raise unknown_name(f"test of '{name}'", given["test"], RUN_TESTS)
-        if not isinstance(given.get("expect"), bool):
+        holds = given.get("expect")
+        if not isinstance(holds, bool):
             raise MuonlabError(
                 f"the claim '{name}' is about a test of each run, so `expect` is true or false"
             )
-        return Tested(given["test"], given["expect"], given.get("share", MOST))
+        return Tested(given["test"], holds, given.get("share", MOST))
     if "harmless" in given:
         given = {**given, "metric": "loss", "baseline": given["harmless"], "expect": "equal"}
     text = given.get("measure", given.get("metric"))
@@ -300,17 +319,18 @@ def _asked(given: Mapping[str, Any], side: Side, name: str) -> Tested | Ranged |
     ratio = "as" in given or (quantity.unit == "x" and baseline is not None and quantity.kind != "pair")
     if "expect" not in given:
         return Ranged(quantity, given.get("above"), given.get("below"), baseline, ratio)
-    if given["expect"] not in DIRECTIONS:
-        raise unknown_name(f"`expect` of '{name}'", given["expect"], DIRECTIONS)
+    expect = str(given["expect"])
+    if expect not in DIRECTIONS:
+        raise unknown_name(f"`expect` of '{name}'", expect, DIRECTIONS)
     if baseline is None:
-        raise MuonlabError(f"the claim '{name}' expects '{given['expect']}' but names no `baseline`")
+        raise MuonlabError(f"the claim '{name}' expects '{expect}' but names no `baseline`")
     margin = given.get("margin", _usual_margin(quantity, ratio))
-    if given["expect"] == "equal" and math.isnan(margin):
+    if expect == "equal" and math.isnan(margin):
         raise MuonlabError(f"the claim '{name}' expects equality of {quantity}, so it needs a `margin`")
     at_least = given.get("at_least", 1.0 if ratio else 0.0)
     if ratio:
         margin, at_least = math.log(margin), math.log(at_least)
-    return Compared(quantity, given["expect"], at_least, margin, baseline, ratio)
+    return Compared(quantity, expect, at_least, margin, baseline, ratio)
 
 
 def _usual_margin(quantity: Quantity, ratio: bool) -> float:

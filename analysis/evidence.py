@@ -3,15 +3,15 @@
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import pandas as pd
 
 from analysis.answers import ANSWER_COLUMNS, correct_page
-from analysis.archive import kept_in, read_mapping, read_rows, read_table
+from analysis.archive import Made, TrainedBy, kept_in, read_made, read_mapping, read_rows, read_table
 from analysis.claims import ANSWERS, SETTLED
 from analysis.frames import rows_of
 from analysis.tables import as_markdown
@@ -52,14 +52,25 @@ in [experiments/README.md](../experiments/README.md).
 """
 
 
+class AnswerRow(Protocol):
+    """A row of answers: an `Answer`, and what its study says of it."""
+
+    experiment: str
+    headline: str
+    effect: str
+    n: int
+    figure: str
+    why: str
+
+
 @dataclass(frozen=True)
 class Experiment:
     """One folder of results/: its file, how it was made, its answers (a row per claim, with `q` over the page), the
     names of its figures, and how many runs it has."""
 
     name: str
-    spec: dict[str, Any]
-    made: dict[str, Any]
+    spec: Mapping[str, object]
+    made: Made
     answers: pd.DataFrame
     figures: list[str]
     runs: int
@@ -67,7 +78,13 @@ class Experiment:
     @property
     def question(self) -> str:
         """The question in one line."""
-        return " ".join(self.spec["question"].split())
+        return " ".join(str(self.spec["question"]).split())
+
+    @property
+    def seeds(self) -> str:
+        """The seeds of its runs; "" where each condition has its own."""
+        seeds = self.spec.get("seeds", ())
+        return ", ".join(map(str, seeds)) if isinstance(seeds, Sequence) else str(seeds)
 
     @property
     def published(self) -> pd.DataFrame:
@@ -89,33 +106,33 @@ class Experiment:
     @property
     def command(self) -> str:
         """The command that repeats it."""
-        return str(self.made["command"])
+        return self.made["command"]
 
     @property
     def commits(self) -> str:
         """The commits that trained its runs, shortened."""
-        commits = self._trained("commits", [self.made.get("commit") or "unknown"])
+        commits = self._trained.get("commits", [self.made.get("commit") or "unknown"])
         return ", ".join(commit[:9] for commit in commits)
 
     @property
     def dirty(self) -> int:
         """How many runs were trained with uncommitted changes; of one without runs, whether its code had some."""
-        return int(self._trained("dirty", self.made.get("dirty") or 0))
+        return int(self._trained.get("dirty", self.made.get("dirty") or 0))
 
     @property
     def hardware(self) -> str:
         """The accelerators and CPUs that trained its runs; "" where they were not recorded."""
-        return ", ".join(
-            [*self._trained("accelerators", self.made.get("accelerators", ())), *self._trained("cpu", ())]
-        )
+        accelerators = self._trained.get("accelerators", self.made.get("accelerators", []))
+        return ", ".join([*accelerators, *self._trained.get("cpu", [])])
 
     @property
     def date(self) -> str:
         """The day of its answers; "" where that was not recorded."""
-        return str(self.made.get("date", ""))
+        return self.made.get("date", "")
 
-    def _trained(self, key: str, default: Any) -> Any:
-        return self.made.get("runs", {}).get(key, default)
+    @property
+    def _trained(self) -> TrainedBy:
+        return self.made.get("runs", {})
 
 
 def load_evidence(folder: Path) -> list[Experiment]:
@@ -194,7 +211,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _load(folder: Path) -> Experiment:
-    spec, made = read_mapping(folder / "experiment.yaml"), read_mapping(folder / "made.json")
+    spec, made = read_mapping(folder / "experiment.yaml"), read_made(folder)
     path = folder / "answers.json"
     if spec.get("claims") and not path.exists():
         raise MuonlabError(f"the results in {folder} are damaged: there are claims, and no {path.name}")
@@ -219,14 +236,14 @@ def _rows(answers: pd.DataFrame, columns: list[str]) -> str:
     return as_markdown(table[shown].rename(columns=TITLES))
 
 
-def _sentence(row: Any, place: str = "") -> str:
+def _sentence(row: AnswerRow, place: str = "") -> str:
     """A sentence of the top of the page, with its number, interval, n and figure."""
     figure = f", {_figure(row, place)}" if row.figure else ""
     why = f"; {row.why}" if row.why else ""
     return f"{row.headline.rstrip('.')}: {row.effect} (n = {row.n}{figure}){why}."
 
 
-def _figure(row: Any, place: str = "") -> str:
+def _figure(row: AnswerRow, place: str = "") -> str:
     return f"[{row.figure}]({place}{row.experiment}/{row.figure}.png)" if row.figure else ""
 
 

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -86,7 +85,7 @@ def _of_effect(asked: Ranged | Compared, effect: Effect) -> Finding:
         # Where a value is infinite, or all are equal, there is no spread to judge by: the seeds are counted.
         region = _region(asked, logarithmic=False)
         inside = sum(map(region.holds, effect.values))
-        return replace(finding, **_by_share(inside, interval.n, MOST))
+        return _by_share(finding, inside, interval.n, MOST)
     region = _region(asked, logarithmic=effect.unit == "x")
     x = np.log(effect.values) if effect.unit == "x" else np.array(effect.values)
     tails = one_sided(x, region)
@@ -150,47 +149,50 @@ def _of_test(asked: Tested, claim: Claim, outcomes: pd.DataFrame) -> Finding:
         low=share.low,
         high=share.high,
         unit=SHARE_UNIT,
-        **_by_share(count if asked.expect else n - count, n, asked.share),
     )
+    as_claimed = count if asked.expect else n - count
+    finding = _by_share(finding, as_claimed, n, asked.share)
     if asked.expect and not count:
         bound = share_bound(0, n)
         finding = replace(finding, absent=f"in none of {n} runs; the share may be as large as {bound:.2f}")
     if asked.share != MOST:
-        return replace(finding, **_by_count(count if asked.expect else n - count, n, asked.share))
-    return replace(finding, **_by_value(asked, values, judged["threshold"].astype(float)))
+        return _by_count(finding, as_claimed, n, asked.share)
+    return _by_value(finding, asked, values, judged["threshold"].astype(float))
 
 
-def _by_share(count: int, n: int, share: float) -> dict[str, Any]:
+def _by_share(finding: Finding, count: int, n: int, share: float) -> Finding:
     """`count` of `n` runs are as the claim says, which is about `share` of them or more: by the exact one-sided 95 %
     bounds. Half the runs need five of five."""
     whole = share_interval(count, n)
-    return {
-        "agree": 1 - share_bound(n - count, n) > share,
-        "differ": share_bound(count, n) < share,
-        "unclear": f"{count} of {n} runs are as claimed, and the share may lie from"
+    return replace(
+        finding,
+        agree=1 - share_bound(n - count, n) > share,
+        differ=share_bound(count, n) < share,
+        unclear=f"{count} of {n} runs are as claimed, and the share may lie from"
         f" {whole.low:.2f} to {whole.high:.2f}",
-    }
+    )
 
 
-def _by_value(asked: Tested, values: pd.Series, thresholds: pd.Series) -> dict[str, Any]:
+def _by_value(finding: Finding, asked: Tested, values: pd.Series, thresholds: pd.Series) -> Finding:
     """p of a claim about most runs: of the t test of the tested value against its threshold; none where the runs show
     no spread."""
     x = values.to_numpy() - thresholds.to_numpy()
     if len(x) < 2 or not np.isfinite(x).all() or np.ptp(x) == 0:
-        return {}
+        return finding
     tails = one_sided(x, Region(low=0.0))
     above, below = min(1.0, 2 * tails.inside), min(1.0, 2 * tails.outside)
     claimed_above = RUN_TESTS[asked.test].holds_above == asked.expect
-    return {"p_for": above if claimed_above else below, "p_against": below if claimed_above else above}
+    p_for, p_against = (above, below) if claimed_above else (below, above)
+    return replace(finding, p_for=p_for, p_against=p_against)
 
 
-def _by_count(count: int, n: int, share: float) -> dict[str, Any]:
+def _by_count(finding: Finding, count: int, n: int, share: float) -> Finding:
     """p of a claim about some runs: of the exact binomial test of their share, since how far a run passes the threshold
     says nothing of the others."""
     from scipy import stats
 
     more, fewer = stats.binom.sf(count - 1, n, share), stats.binom.cdf(count, n, share)
-    return {"p_for": min(1.0, 2 * more), "p_against": min(1.0, 2 * fewer)}
+    return replace(finding, p_for=min(1.0, 2 * more), p_against=min(1.0, 2 * fewer))
 
 
 def _lacking(claim: Claim, frames: Frames, outcomes: pd.DataFrame) -> str:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from analysis.archive import kept_in, load_frames, read_mapping, read_table
+from analysis.archive import Made, kept_in, load_frames, read_made, read_mapping, read_table
 from analysis.figures import draw, read_figure
 from muonlab.command import argument_parser, run_command
 from muonlab.errors import MuonlabError
@@ -14,7 +14,7 @@ def redraw(folder: Path) -> list[Path]:
     A figure with `table` shows that CSV file of the folder, any other the stored runs. Raises MuonlabError for those
     that cannot be drawn, after all others were.
     """
-    spec, made = read_mapping(folder / "experiment.yaml"), read_mapping(folder / "made.json")
+    spec, made = read_mapping(folder / "experiment.yaml"), read_made(folder)
     conditions = spec.get("conditions", {})
     windows = {name: each["windows"] for name, each in conditions.items() if "windows" in each}
     paths, failures = [], []
@@ -30,11 +30,11 @@ def redraw(folder: Path) -> list[Path]:
     return paths
 
 
-def made_by(made: dict) -> str:
+def made_by(made: Made) -> str:
     """The caption's last sentence: the command that repeats the runs, and the commits that trained them."""
-    trained = made.get("runs", {"commits": [made.get("commit") or "unknown"], "dirty": made.get("dirty")})
-    commits = ", ".join(commit[:9] for commit in trained["commits"])
-    changed = "+changes" if trained["dirty"] else ""
+    trained = made.get("runs", {})
+    commits = ", ".join(c[:9] for c in trained.get("commits", [made.get("commit") or "unknown"]))
+    changed = "+changes" if trained.get("dirty", made.get("dirty")) else ""
     return f"Repeat: {made['command']} (commit {commits}{changed})."
 
 

@@ -85,7 +85,7 @@ def _facts(experiment: Experiment) -> list[tuple[str, str]]:
     """What the page lists of an experiment above its answers, by heading; empty where nothing was said."""
     return [
         *experiment.said.items(),
-        ("Seeds", ", ".join(map(str, experiment.spec.get("seeds", ())))),
+        ("Seeds", experiment.seeds),
         ("Repeat", f"`{experiment.command}`"),
         ("Runs", f"{experiment.runs:,}" if experiment.runs else ""),
         ("Commit", experiment.commits + (" with uncommitted changes" if experiment.dirty else "")),

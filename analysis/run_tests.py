@@ -7,7 +7,7 @@ too short or the question does not arise. A new test is one function below with 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -44,11 +44,19 @@ class RunTest:
     holds_above: bool
 
 
+class RunRow(Protocol):
+    """A row of `Frames.runs`; it has the table's other columns too."""
+
+    arm: str
+    run: str
+    tau: float
+
+
 @dataclass(frozen=True)
 class RunTraces:
     """One run as the tests see it: its row of `Frames.runs`, its steps indexed by step, and its heads."""
 
-    run: Any
+    run: RunRow
     steps: pd.DataFrame
     heads: pd.DataFrame
 
@@ -57,7 +65,7 @@ class RunTraces:
         """The clip's threshold; None for a run without one."""
         return None if pd.isna(self.run.tau) else float(self.run.tau)
 
-    def read(self, name: str) -> Any:
+    def read(self, name: str) -> object:
         """`tau`, `heads`, a column of the steps, or else of the run."""
         if name in ("tau", "heads"):
             return getattr(self, name)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -62,9 +61,9 @@ def outcome_table(summary: pd.DataFrame) -> pd.DataFrame:
     names = sorted(set(summary["name"]), key=list(RUN_TESTS).index)
     rows = []
     varied = summary["level"].notna().any()
-    settings: Any = summary.groupby(["arm", "level", "lr"], sort=False, dropna=False)
-    for (arm, level, lr), group in settings:
-        cells = {row.name: _cell(row) for row in rows_of(group)}
+    for _, group in summary.groupby(["arm", "level", "lr"], sort=False, dropna=False):
+        arm, level, lr = group[["arm", "level", "lr"]].iloc[0]
+        cells = {row.name: _cell(row.positive, row.judged, row.value) for row in rows_of(group)}
         rows.append(
             {"arm": labels[arm].label, **({"level": _level(level)} if varied else {}), "lr": f"{lr:g}"}
             | {name: cells.get(name, "-") for name in names}
@@ -156,8 +155,8 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _cell(row: Any) -> str:
-    return f"{row.positive}/{row.judged} ({row.value:.3g})" if row.judged else "-"
+def _cell(positive: int, judged: int, value: float) -> str:
+    return f"{positive}/{judged} ({value:.3g})" if judged else "-"
 
 
 def _short(value: float) -> str:

@@ -175,7 +175,7 @@ def test_a_wrong_value_anywhere_is_one_sentence_that_names_it(light, valid, data
         ("muonlab.record", ["nowhere"]),
     ],
 )
-def test_a_command_that_has_just_begun_tells_a_mistake_within_two_seconds(module, arguments, tmp_path):
+def test_a_command_reports_a_mistake_within_two_seconds_of_its_start(module, arguments, tmp_path):
     """Of processor time, which a busy machine does not change; and torch is not there yet."""
     say = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules))"
     begin = f"import runpy; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"

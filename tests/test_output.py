@@ -96,7 +96,7 @@ def test_a_closed_output_is_nobody_to_write_to(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_file_that_becomes_too_large_is_one_sentence_and_the_run_goes_on_later(tmp_path, tiny_overrides):
+def test_a_file_that_becomes_too_large_is_one_sentence_and_the_run_resumes_later(tmp_path, tiny_overrides):
     small = [*tiny_overrides, f"paths.runs={tmp_path / 'runs'}"]
 
     def limited():

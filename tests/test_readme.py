@@ -445,7 +445,7 @@ REFUSED = {"optimizer.lr=fast": "optimizer.lr must be a finite number of at leas
 
 
 @pytest.mark.parametrize("settings", [each for each in SETTINGS if each not in REFUSED])
-def test_a_setting_that_a_sentence_names_can_be_given(settings):
+def test_a_setting_that_a_sentence_names_exists(settings):
     """With the model that has it, where there is one."""
     refused = []
     for config, chosen in (("train", []), ("train", ["model=moe_xs"]), ("sweep", [])):

@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import pandas as pd
 
@@ -38,7 +37,7 @@ class Part:
         ]
 
     @property
-    def level(self) -> Any:
+    def level(self) -> float | str:
         """The level of the only run."""
         return level_of(self.only).iloc[0]
 
@@ -91,11 +90,13 @@ class Measure:
 MEASURES: dict[str, Measure] = {}
 
 
-def measure(kind: str, unit: str, source: str, **details: Any) -> Callable[[Callable], Callable]:
-    """Register the function below under its name."""
+def measure(
+    kind: str, unit: str, source: str, picks: bool = False, limit: Callable[..., float] | None = None
+) -> Callable[[Callable[..., float]], Callable[..., float]]:
+    """Register the function below under its name; see `Measure`."""
 
     def register(function: Callable[..., float]) -> Callable[..., float]:
-        MEASURES[function.__name__] = Measure(function.__name__, kind, function, unit, source, **details)
+        MEASURES[function.__name__] = Measure(function.__name__, kind, function, unit, source, picks, limit)
         return function
 
     return register

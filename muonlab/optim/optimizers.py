@@ -132,8 +132,8 @@ class Muon(CombinedOptimizer):
         adamw_weight_decay: float = 0.0,
         clip: QKClip | None = None,
     ):
-        given = locals()
-        muon = MuonRuleSettings(**{name: given[name] for name in setting_names(MuonRuleSettings)})
+        arguments = locals()  # before any other local
+        muon = MuonRuleSettings(**{name: arguments[name] for name in setting_names(MuonRuleSettings)})
         adamw = AdamWGroup(lr=adamw_lr, betas=adamw_betas, eps=adamw_eps, weight_decay=adamw_weight_decay)
         super().__init__(params, "muon", {"muon": muon, "adamw": adamw}, clip)
 

@@ -8,7 +8,7 @@ import pandas as pd
 import yaml
 
 from analysis.answers import ANSWER_COLUMNS, Circumstance, answer_all
-from analysis.archive import load_frames, read_mapping, read_table
+from analysis.archive import load_frames, read_made, read_table
 from analysis.claims import Claim
 from analysis.frames import Frames, rows_of
 from analysis.inference import SIGNIFICANT, alpha_spent
@@ -43,7 +43,7 @@ def judge_again(out: Path, design: Design) -> None:
 
     Measures that need every step see the stored ones, of which a long run keeps one in several.
     """
-    made, path = read_mapping(out / "made.json"), out / "tuned.csv"
+    made, path = read_made(out), out / "tuned.csv"
     table = read_table(path).astype(object) if path.exists() else pd.DataFrame()
     table = table.where(table.notna(), "")
     searched = [Searched(row.condition, row.arm, stored_best(row), bool(row.edge)) for row in rows_of(table)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.archive import read_mapping, save_frames
+from analysis.archive import read_made, read_mapping, save_frames
 from analysis.frames import Frames, collect, stack
 from analysis.run_tests import apply_tests, summarise
 from analysis.tables import as_text, outcome_table
@@ -56,9 +56,7 @@ def added_seeds(design: Design, out: Path) -> dict[str, list[int]]:
     if not (out / "experiment.yaml").exists() or not (out / "made.json").exists():
         return {}
     before = read_mapping(out / "experiment.yaml")
-    added = {
-        name: set(seeds) for name, seeds in read_mapping(out / "made.json").get("added_seeds", {}).items()
-    }
+    added = {name: set(seeds) for name, seeds in read_made(out).get("added_seeds", {}).items()}
     for name in design.conditions:
         section = before.get("conditions", {}).get(name)
         if section is not None and (old := set(section.get("seeds") or before["seeds"])):

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from itertools import product
-from typing import Any
 
 from muonlab.cli import parse_overrides
 from muonlab.errors import MuonlabError, located
@@ -28,7 +27,7 @@ class Level:
     value: LevelValue
     overrides: tuple[str, ...] = ()
     setting: Setting | None = None
-    axes: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    axes: Mapping[str, object] = field(default_factory=dict, compare=False)
 
     def __str__(self) -> str:
         if self.value is None:
@@ -241,11 +240,14 @@ def _combined(levels: Sequence[Level]) -> Level:
 
 def _multiple(best: Level, key: str, factor: float) -> Level:
     """The tuned level with one value multiplied; its name is the factor."""
-    axes = {**best.axes, key: float(f"{factor * best.axes[key]:.6g}")}
+    value = best.axes[key]
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise MuonlabError(f"`times` multiplies {key}, whose best value is {value!r} and not a number")
+    axes = {**best.axes, key: float(f"{factor * value:.6g}")}
     return Level(float(factor), _assigned(axes), axes=axes)
 
 
-def _assigned(axes: Mapping[str, Any]) -> tuple[str, ...]:
+def _assigned(axes: Mapping[str, object]) -> tuple[str, ...]:
     return tuple(f"{key}={_text(value)}" for key, value in axes.items())
 
 

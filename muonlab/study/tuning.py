@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -47,7 +47,18 @@ class Best:
         return _sentence(self.condition, self.arm, self.tried, level, self.loss, self.edge, self.extended)
 
 
-def stored_best(row: Any) -> str:
+class StoredBest(Protocol):
+    """A row of tuned.csv, whose column `extended` older tables lack."""
+
+    condition: str
+    arm: str
+    tried: int
+    level: object
+    loss: float
+    edge: str
+
+
+def stored_best(row: StoredBest) -> str:
     """The sentence of one row of tuned.csv."""
     extended = getattr(row, "extended", 0)
     return _sentence(row.condition, row.arm, row.tried, row.level, row.loss, row.edge, extended)
@@ -104,13 +115,14 @@ def _sides(varied: Varied, levels: Sequence[Level], best: Level) -> Iterator[tup
     for place, entry in enumerate(varied):
         key = entry.split(",")[0].strip()
         values = [level.axes[key] for level in levels]
-        if all(map(_is_number, values)) and (
-            side := edge(best.axes[key], min(values), max(values), log=min(values) > 0)
-        ):
+        numbers, value = list(filter(_is_number, values)), best.axes[key]
+        if len(numbers) < len(values) or not _is_number(value):
+            continue
+        if side := edge(value, min(numbers), max(numbers), log=min(numbers) > 0):
             yield place, side
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -156,8 +168,8 @@ def extended(design: Design, found: Sequence[Best]) -> Design | None:
     return None if conditions == dict(design.conditions) else replace(design, conditions=conditions)
 
 
-def _wider(varied: Varied, sides: Collection[tuple[int, str]]) -> dict[str, list[Any]]:
-    wider: dict[str, list[Any]] = {}
+def _wider(varied: Varied, sides: Collection[tuple[int, str]]) -> dict[str, list[object]]:
+    wider: dict[str, list[object]] = {}
     for place, (entry, given) in enumerate(varied.items()):
         rows: list[list[Any]] = [
             list(row) if isinstance(row, Sequence) and not isinstance(row, str) else [row] for row in given
@@ -172,9 +184,9 @@ def _wider(varied: Varied, sides: Collection[tuple[int, str]]) -> dict[str, list
     return wider
 
 
-def _beyond(last: Any, inner: Any) -> Any:
+def _beyond(last: object, inner: object) -> object:
     """One more step, of a factor where both are positive."""
-    if not _is_number(last) or last == inner:
+    if not _is_number(last) or not _is_number(inner) or last == inner:
         return last
     value = last * last / inner if min(last, inner) > 0 else 2 * last - inner
     return float(f"{value:.6g}")

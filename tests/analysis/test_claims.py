@@ -167,7 +167,7 @@ class TestDifference:
         assert row["effect"].startswith("tokens_to_target (target 2.0) +0 [+0, +0] tokens, 3 never reached")
         assert row["answer"] == "unresolved"
 
-    def test_a_baseline_may_stand_elsewhere(self):
+    def test_a_baseline_may_be_in_another_condition(self):
         frames = joined(
             LOWER, made_up({"a": [1.0, 1.1, 1.2, 1.3]}, "y"), made_up({"a": [1.5, 1.6, 1.7, 1.8]}, "z", 3.0)
         )

@@ -73,7 +73,7 @@ def section(page, title):
     return page.partition(f"## {title}\n")[2].partition("\n## ")[0]
 
 
-def test_a_row_a_claim_under_its_experiment_with_links(results):
+def test_one_row_per_claim_under_its_experiment_with_links(results):
     page = write_evidence(results).read_text()
     assert page.startswith(
         "# The evidence\n\n4 claims of papers, judged by code in 2 experiments with 6 runs: 2 reproduced, "
@@ -122,7 +122,7 @@ def test_every_answer_is_counted(results):
     assert counts == [1, 0, 1, 0, 0]
 
 
-def test_claims_of_our_own_stand_apart_and_count_for_nothing(results):
+def test_claims_of_our_own_are_listed_apart_and_not_counted(results):
     keep(results, "c", [ROW | {"claim": "Of our own", "own": True, "source": "muonlab"}])
     page = write_evidence(results).read_text()
     assert "4 claims of papers" in page

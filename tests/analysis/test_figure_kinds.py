@@ -322,7 +322,7 @@ def test_heads_that_were_not_kept_are_reported(make_frames, tmp_path):
         draw(read_figure({"name": "x", "kind": "heads"}), frames, tmp_path, MADE)
 
 
-def test_the_sample_counts_seeds_a_setting_and_leaves_short_runs_out_of_the_tokens(make_frames):
+def test_the_sample_counts_seeds_per_setting_and_leaves_short_runs_out_of_the_tokens(make_frames):
     runs = make_frames(
         [*sweep("muon", [1.0, 2.0]), {"arm": "adamw", "status": "diverged", "tokens": 5.0}]
     ).runs

@@ -60,7 +60,7 @@ class TestDifferences:
         expected = t_interval(differences)
         assert bar.get_xdata() == pytest.approx([expected.low, expected.high])
 
-    def test_an_arm_far_worse_stands_at_the_edge_with_its_mean_and_its_losses(self, arms):
+    def test_an_arm_far_worse_is_drawn_at_the_edge_with_its_mean_and_its_losses(self, arms):
         _, axes = new_figure()
         ax = axes[0, 0]
         draw_differences(ax, arms.runs)
@@ -153,7 +153,7 @@ class TestLines:
 
 
 class TestRamp:
-    def test_the_rates_stand_above_where_the_schedule_reaches_them(self, make_frames):
+    def test_the_rates_are_printed_above_where_the_schedule_reaches_them(self, make_frames):
         ramp = {"scheduled_lr": 0.001 * 1000 ** (np.arange(60) / 59)}
         frames = make_frames([{"arm": "muon", "seed": s, "steps": ramp} for s in (1, 2)])
         fig, _, _ = draw_traces(frames, rates=True)
@@ -271,7 +271,7 @@ class TestMechanism:
 
 
 class TestHeads:
-    def test_a_line_a_head_and_the_line_at_tau(self, make_frames):
+    def test_one_line_per_head_and_the_line_at_tau(self, make_frames):
         heads = make_frames([{"arm": "muon"}]).heads
         _, axes = new_figure()
         plot_heads(axes[0, 0], heads, 30.0, (1.0, 200.0))

@@ -40,17 +40,17 @@ def runs(arm, values, status="finished"):
 
 
 class TestLevelAxis:
-    def test_numbers_stand_at_their_logarithm_and_names_to_the_right(self):
+    def test_numbers_are_placed_at_their_logarithm_and_names_to_the_right(self):
         axis = level_axis(pd.Series([0.01, 1.0, 0.1, "none"]))
         assert axis.places == pytest.approx({"0.01": -2, "0.1": -1, "1": 0, "none": 1})
         assert axis.joined == {"0.01", "0.1", "1"}
 
-    def test_zero_has_no_logarithm_and_stands_one_step_to_the_left(self):
+    def test_zero_has_no_logarithm_and_is_placed_one_step_to_the_left(self):
         axis = level_axis(pd.Series([0.0, 0.1, 10.0]))
         assert axis.places == pytest.approx({"0": -3, "0.1": -1, "10": 1})
         assert level_axis(pd.Series([0.0, 2.0]), log=False).places == {"0": 0, "2": 2}
 
-    def test_names_alone_stand_in_their_order(self):
+    def test_names_alone_keep_their_order(self):
         axis = level_axis(pd.Series(["svd", "polar_express", "svd"]))
         assert axis.places == {"svd": 0, "polar express": 1}
         assert not axis.joined
@@ -210,7 +210,7 @@ class TestWholeLevels:
         assert legend(fig.axes[0]) == ["AdamW", "AdamW, free"]
         assert lines(fig.axes[0], "fixed")[0].get_ydata()[0] == 1.9
 
-    def test_conditions_stand_side_by_side_each_with_its_own_axis(self, make_frames):
+    def test_conditions_are_drawn_side_by_side_each_with_its_own_axis(self, make_frames):
         cells = [{"condition": "steps", "level": k, "loss": 2.0} for k in (1.0, 5.0)]
         cells += [{"condition": "schedules", "level": k, "loss": 2.1} for k in ("svd", "you")]
         fig, _, _ = draw_levels(make_frames(cells), x={"steps": "iterations", "schedules": "schedule"})
@@ -240,7 +240,7 @@ class TestSensitivity:
         assert axes[0, 0].get_yscale() == "log"
         assert [text.get_text() for text in axes[0, 0].get_xticklabels()] == ["d16", "d32"]
 
-    def test_one_rate_an_arm_and_condition_is_one_panel(self, make_frames):
+    def test_one_rate_per_arm_and_condition_is_one_panel(self, make_frames):
         cells = [{"condition": c, "lr": lr, "loss": 2 + lr} for c, lr in (("mild", 0.01), ("raised", 0.1))]
         fig, _, _ = draw_lr_sensitivity(make_frames(cells))
         assert len(fig.axes) == 1

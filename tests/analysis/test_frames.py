@@ -25,7 +25,7 @@ from analysis.run_tests import apply_tests, collapsed
 from muonlab.errors import MuonlabError
 
 
-def test_one_row_a_run_in_the_order_given(frames):
+def test_one_row_per_run_in_the_order_of_the_folders(frames):
     assert frames.runs["arm"].tolist() == ["adamw", "adamw", "muon", "muon", "muonclip", "muonclip"]
     assert frames.runs["seed"].tolist() == [1, 2] * 3
     assert len(frames.steps) == 6 * 120

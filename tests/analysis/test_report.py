@@ -75,7 +75,7 @@ def test_the_page_needs_no_network_and_all_its_links_lead_somewhere(results):
         assert len(re.findall(rf"<{tag}[ >]", page)) == page.count(f"</{tag}>"), tag
 
 
-def test_every_answer_stands_in_the_table_with_its_answer_in_words(results):
+def test_every_claim_is_in_the_table_with_its_answer_in_words(results):
     page = report(results)
     assert "Muon &amp; friends &lt;explode&gt;" in page
     table = unescape(page.partition('id="answers"')[2].partition("<h2")[0])
@@ -108,7 +108,7 @@ def test_every_experiment_says_how_to_repeat_it(results):
         assert "n=2 seeds each" in caption
 
 
-def test_figures_are_embedded_without_the_caption_that_stands_below_them(results):
+def test_figures_are_embedded_without_the_caption_that_is_printed_below_them(results):
     path = results / "first" / "first-traces.png"
     picture = embedded(path, 2070)
     whole, cut = Image.open(path), images(f'<img src="{picture.data}"')[0]

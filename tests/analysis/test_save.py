@@ -54,7 +54,7 @@ def test_the_table_is_kept_with_infinities_and_gaps(tmp_path):
 
 
 @pytest.mark.parametrize("words", [4, 60])
-def test_the_caption_stands_below_the_axes_inside_the_figure(frames, tmp_path, words):
+def test_the_caption_lies_below_the_axes_inside_the_figure(frames, tmp_path, words):
     fig, axes = new_figure(height=2.3)
     plot_loss(axes[0, 0], frames.steps)
     fig.canvas.draw()

@@ -8,7 +8,7 @@ from analysis.tables import as_markdown, as_text, comparison_table, save_table
 from muonlab.errors import MuonlabError
 
 
-def test_one_row_an_arm_with_interval_difference_and_cost(frames):
+def test_one_row_per_arm_with_interval_difference_and_cost(frames):
     table = comparison_table(frames.runs, "adamw", trials={"adamw": 5, "muon": 6, "muonclip": 7})
     table = table.set_index("optimizer")
     assert list(table.index) == ["AdamW", "Muon", "MuonClip"]
@@ -63,7 +63,7 @@ def test_text_is_aligned_and_markdown_escaped():
     assert as_markdown(table.assign(arm=["a|b", "c"])).splitlines()[2] == "| a\\|b | 1.0 |"
 
 
-def test_numbers_stand_to_the_right_and_words_to_the_left():
+def test_numbers_are_aligned_right_and_words_left():
     table = pd.DataFrame(
         {"claim": ["a", "b"], "effect": ["x0.5", "-"], "tokens": ["1,000", "-"], "p": [0.1, 2]}
     )

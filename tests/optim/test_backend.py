@@ -13,7 +13,7 @@ from muonlab.optim.schedules import resolve_schedule
 JORDAN = resolve_schedule("jordan").rows
 
 
-def test_the_plain_form_is_one_block_a_step():
+def test_the_plain_form_is_one_block_per_step():
     assert blocks(JORDAN, "plain", torch.float32) == [(row,) for row in JORDAN]
 
 

@@ -58,7 +58,7 @@ def buffers(optimizer):
 @pytest.mark.parametrize("after", DTYPES)
 @pytest.mark.parametrize("before", DTYPES)
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_training_goes_on_as_if_the_state_had_been_saved_and_loaded(name, before, after):
+def test_training_continues_as_if_the_state_had_been_saved_and_loaded(name, before, after):
     moved = Layer().to(before)
     optimizer = OPTIMIZERS[name](moved)
     train(moved, optimizer, 2)

@@ -202,7 +202,7 @@ def test_the_state_of_shards_is_that_of_one_process(ranks):
                 torch.testing.assert_close(state["state"][i][name], value, rtol=1e-12, atol=1e-12)
 
 
-def test_a_state_goes_on_at_another_number_of_ranks_and_in_one_process(ranks):
+def test_a_state_resumes_on_another_number_of_ranks_and_in_one_process(ranks):
     evened = {"ns_dtype": "float64", **SETTINGS["evened"]}
     expected = optimizer(tensors(0, torch.float64), **evened)
     train(expected)

@@ -181,7 +181,7 @@ def test_a_kept_trace_or_gamma_does_not_change_with_later_steps():
     assert trace["last_trigger"].tolist() == [0, -1]
 
 
-def test_a_resumed_clip_goes_on_to_the_last_bit(tmp_path):
+def test_a_resumed_clip_continues_to_the_last_bit(tmp_path):
     maxima = [50 * torch.rand(2, dtype=torch.float64) for _ in range(12)]
 
     def run(qk_clip: QKClip, steps: range) -> None:

@@ -150,7 +150,7 @@ def test_gains_and_biases_never_decay():
             assert group["weight_decay"] == expected
 
 
-def test_the_table_prints_a_line_a_parameter():
+def test_the_table_prints_one_line_per_parameter():
     routes = [
         Route("w", (3, 4), "mlp", "muon", "3 x 4", "declared mlp"),
         Route("scale", (), "vector", "adamw", "-", "has no matrix"),
@@ -171,7 +171,7 @@ class Tied(nn.Module):
         self.decoder.weight = self.wte.weight
 
 
-def test_tied_weights_are_one_row_and_an_embedding_wherever_they_stand():
+def test_tied_weights_are_one_row_and_an_embedding_wherever_they_are_declared():
     routes = table(Tied())
     assert set(routes) == {"wte.weight", "hidden.weight", "hidden.bias"}
     assert routes["wte.weight"].rule == "adamw"

@@ -71,7 +71,7 @@ def train(optimizer, parameters, steps):
         optimizer.step()
 
 
-def test_a_rule_of_ones_own_stands_beside_muon_in_one_optimizer(heavy_ball):
+def test_a_custom_rule_works_beside_muon_in_one_optimizer(heavy_ball):
     net = model()
     table, linear, bias = (*net[0].parameters(), *net[1].parameters())
     before = table.detach().clone()

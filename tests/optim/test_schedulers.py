@@ -93,7 +93,7 @@ def test_none_of_torchs_schedulers_is_left_out():
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_a_scheduler_moves_rates_and_momenta_and_a_resumed_run_goes_on_to_the_bit(scheduler, optimizer):
+def test_a_scheduler_moves_rates_and_momenta_and_a_resumed_run_continues_to_the_bit(scheduler, optimizer):
     straight = parameters()
     whole = OPTIMIZERS[optimizer](straight)
     schedule = SCHEDULERS[scheduler](whole)

@@ -74,7 +74,7 @@ def test_a_trial_lies_below_its_study(store, begin):
     assert [run.info.run_id for run in tagged] == [trial.run_id]
 
 
-def test_columns_stand_where_a_reader_looks_for_them():
+def test_columns_are_where_a_reader_looks_for_them():
     assert [
         metric_key(name) for name in ("train_loss", "val_loss", "grad_norm", "max_logit/layer_03", "seconds")
     ] == [

@@ -71,7 +71,7 @@ def test_a_storage_that_nobody_can_write_silences_nobody(opened, monkeypatch):
     assert ours.claim(slots[0]) is None
 
 
-def test_the_thread_goes_on_beating_through_faults(opened, monkeypatch):
+def test_the_thread_keeps_beating_through_faults(opened, monkeypatch):
     monkeypatch.setenv("MUONLAB_BEAT", "0.01")
     ours, _ = opened()
     other, _ = opened()

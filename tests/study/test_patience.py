@@ -139,7 +139,7 @@ def test_three_equal_failures_in_a_row_stop_the_study(scripted):
     assert "not run yet" in text
 
 
-def test_a_run_that_is_killed_again_and_again_is_left_while_the_others_go_on(scripted):
+def test_a_run_that_is_killed_again_and_again_is_left_while_the_others_continue(scripted):
     worker, slots, _ = scripted(
         lambda job: Result("killed", "SIGKILL") if job.label == "search-muon-1-s0" else None, trials=3
     )

@@ -96,7 +96,7 @@ def test_points_that_are_sent_twice_are_kept_once(postgres, tmp_path):
 
 
 @pytest.mark.usefixtures("no_password")
-def test_a_password_that_is_lacking_or_wrong_is_a_mistake_that_says_where_it_may_stand(
+def test_a_password_that_is_missing_or_wrong_is_a_mistake_that_says_where_to_put_it(
     postgres, tmp_path, monkeypatch
 ):
     for refused in (

@@ -200,7 +200,7 @@ def test_what_a_database_or_the_system_refuses_is_a_fault_of_the_environment(
         "python -m muonlab.sweep search.storage=postgresql://me:s3cret@lab/queue study=x",
     ],
 )
-def test_a_password_is_not_shown_wherever_it_stands(url):
+def test_a_password_is_shown_nowhere_in_a_url(url):
     assert "s3cret" not in without_password(url)
     assert "***" in without_password(url)
     assert "lab" in without_password(url)
@@ -213,7 +213,7 @@ def test_what_has_no_password_is_shown_as_it_is(url):
     assert without_password(url) == url
 
 
-def test_settings_refuse_a_password_and_say_where_it_may_stand(tiny_overrides, tmp_path):
+def test_settings_refuse_a_password_and_say_where_to_put_it(tiny_overrides, tmp_path):
     given = [*tiny_overrides, f"search.storage='{SECRET}'", f"paths.studies={tmp_path}"]
     design = read_experiment("sweep")
     with pytest.raises(MuonlabError, match=r"must not hold a password.*\$MUONLAB_STORAGE") as caught:

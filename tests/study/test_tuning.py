@@ -155,3 +155,12 @@ def test_multiples_of_what_was_not_varied_are_refused(searched):
         MuonlabError, match=r"multiplies optimizer\.weight_decay, which search does not vary for adamw"
     ):
         grown.slots(levels_by_arm(found))
+
+
+def test_a_multiple_of_a_word_is_refused(searched):
+    arms = {
+        arm: {"overrides": own, "vary": {"model.activation": ["gelu", "relu2"]}} for arm, own in ARMS.items()
+    }
+    grown, _, found = searched(lambda arm, word: len(word), arms=arms, times={"model.activation": [2]})
+    with pytest.raises(MuonlabError, match="whose best value is 'gelu' and not a number"):
+        grown.slots(levels_by_arm(found))
