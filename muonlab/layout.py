@@ -104,6 +104,8 @@ class AttentionLayout:
     the scaled product q.k alone, before soft-cap and additive biases (ALiBi), neither of which a weight can
     scale.
     `inert` is empty, or the reason why scaling these rows cannot move the logits (QK-norm).
+    `shared_key` are the rows of the key that `query_shared_key` meets, as one head; () where it is fixed. QuacK reads
+    them, and no clip scales them.
     """
 
     name: str
@@ -113,6 +115,7 @@ class AttentionLayout:
     key: tuple[HeadRows, ...]
     query_shared_key: tuple[HeadRows, ...] = ()
     inert: str = ""
+    shared_key: tuple[HeadRows, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
@@ -124,12 +127,17 @@ class AttentionLayout:
                 f"{self.name}: query and key rows must be declared together; query rows whose key is shared"
                 " or fixed belong in query_shared_key"
             )
+        if self.shared_key and not self.query_shared_key:
+            raise MuonlabError(
+                f"{self.name}: a shared_key is declared, but no query_shared_key that meets it"
+            )
         if not (self.inert or self.query or self.query_shared_key):
             raise MuonlabError(f"{self.name}: no query rows are declared, so nothing can scale its logits")
         for blocks, heads in (
             (self.query, self.num_heads),
             (self.query_shared_key, self.num_heads),
             (self.key, self.num_kv_heads),
+            (self.shared_key, 1),
         ):
             for block in blocks:
                 size, end = block.parameter.shape[block.dim], block.start(heads - 1) + block.rows

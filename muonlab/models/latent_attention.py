@@ -129,6 +129,7 @@ class LatentAttention(nn.Module):
             query=head_rows(self.query_up, self.nope_dim),
             key=head_rows(self.key_up, self.nope_dim),
             query_shared_key=head_rows(self.query_rotary, self.rotary_dim),
+            shared_key=head_rows(self.key_rotary, self.rotary_dim),
         )
 
     def roles(self) -> dict[str, ParameterRole]:

@@ -15,6 +15,7 @@ from muonlab.optim.optimizers import (
 )
 from muonlab.optim.parity import convert_lr, parity
 from muonlab.optim.qk_clip import QKClip
+from muonlab.optim.quack import QuacK
 from muonlab.optim.routing import Route, format_routing
 from muonlab.optim.rules import Rule, register_rule
 from muonlab.optim.schedule_design import design_schedule
@@ -34,6 +35,7 @@ __all__ = [
     "MuonRule",
     "NAdamW",
     "QKClip",
+    "QuacK",
     "Route",
     "Rule",
     "ScheduleFreeAdamW",

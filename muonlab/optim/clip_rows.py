@@ -116,8 +116,8 @@ class ClipRows:
         for parameter in self.parameters:
             if parameter.device != device:
                 raise MuonlabError(
-                    f"declared attention weights lie on {device} and {parameter.device}; QK-Clip needs one"
-                    " device"
+                    f"declared attention weights lie on {device} and {parameter.device}; their factors need"
+                    " one device"
                 )
         for batch in self._batches:
             batch.index = batch.index.to(device)
@@ -138,6 +138,27 @@ class ClipRows:
             _multiply_sharded(tensors, scales)
         else:
             torch._foreach_mul_(tensors, scales)
+
+    def factors_of(self, factors: Tensor) -> dict[Tensor, Tensor]:
+        """The factor of every row of each weight, shaped to multiply it."""
+        return {
+            weight: rows
+            for batch in self._batches
+            for weight, rows in zip(batch.weights, batch.rows(factors), strict=True)
+        }
+
+    def norms(self, entries: int) -> Tensor:
+        """(entries,): the Frobenius norm of all rows of each entry of the factors, in fp32 at least; 0 for none.
+
+        Not for sharded weights.
+        """
+        first = self.parameters[0]
+        squares = torch.zeros(entries, dtype=self.promoted(torch.float32), device=first.device)
+        for block in self._blocks:
+            weight, dim, heads = block.weight.parameter, block.weight.dim, len(block.rows)
+            rows = weight.index_select(dim, block.rows.to(weight.device).flatten()).movedim(dim, 0)
+            squares[block.first : block.first + heads] += rows.reshape(heads, -1).to(squares).square().sum(1)
+        return squares.sqrt()
 
     def project(self, factors: Tensor, momentum_of: MomentumOf) -> None:
         """Take from a clipped head's momentum M its part along its weights W: M - (<M, W> / <W, W>) W.

@@ -18,6 +18,7 @@ from torch.optim.optimizer import ParamsT
 from muonlab.errors import MuonlabError, unknown_name
 from muonlab.optim.matrix_view import Group, MatrixSettings, State
 from muonlab.optim.qk_clip import QKClip
+from muonlab.optim.quack import QuacK
 from muonlab.optim.ranks import Ranks, local_part
 from muonlab.optim.routing import Route
 from muonlab.optim.rules import (
@@ -71,6 +72,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
     defaults: by rule, an object with all its settings, which its groups have where they give none; None and rules
         that are not here: the rule's own defaults.
     clip: a QKClip that acts after every update, or None.
+    quack: a QuacK that sets the rates of query and key rows within every update, or None.
 
     process_group: an attribute, None at first: then this process orthogonalises every matrix. Set it to the ranks of
     torch.distributed that hold the same parameters and receive equal gradients, as under DDP
@@ -90,12 +92,13 @@ class CombinedOptimizer(torch.optim.Optimizer):
         rule: str,
         defaults: Mapping[str, object] | None = None,
         clip: QKClip | None = None,
+        quack: QuacK | None = None,
     ):
         self._rule = rule
         self._rule_defaults: dict[str, Group] = {}
         for name, settings in {rule: None, **(defaults or {})}.items():
             self._add_rule(name, settings)
-        self.clip = clip
+        self.clip, self.quack = clip, quack
         self.process_group: ProcessGroup | None = None
         self.steps_done = 0
         super().__init__(params, dict(self._rule_defaults[rule]))
@@ -192,9 +195,19 @@ class CombinedOptimizer(torch.optim.Optimizer):
         buckets = self._buckets()
         if self.clip is not None:
             self.clip.require_maxima(self.steps_done)
+        factors = {} if self.quack is None else self.quack.factors()
         for bucket in buckets:
             batch = self._batch(bucket)
+            updates = [
+                (W, W.clone(), factors[param])
+                for W, param in zip(batch.params, bucket.params, strict=True)
+                if param in factors
+            ]
             RULES[bucket.rule].update(batch)
+            for W, before, factor in updates:
+                W.copy_(
+                    before.lerp(W, factor.to(W.dtype))
+                )  # W_before + factor (W - W_before), W where factor is 1
             if bucket.below_fp32:
                 torch._foreach_copy_(list(map(local_part, bucket.params)), batch.params)
         if self.clip is not None:
@@ -238,6 +251,8 @@ class CombinedOptimizer(torch.optim.Optimizer):
         state["steps_done"] = self.steps_done
         if self.clip is not None:
             state["clip"] = self.clip.state_dict()
+        if self.quack is not None:
+            state["quack"] = self.quack.state_dict()
         return state
 
     def load_state_dict(self, state_dict: State) -> None:
@@ -245,7 +260,8 @@ class CombinedOptimizer(torch.optim.Optimizer):
 
         Buffers keep at least fp32, whatever the parameters. Whole buffers load into sharded parameters, where every
         rank keeps its rows. A state saved without a clip loads into an
-        optimizer with one, whose history then begins empty, and the other way round. Raises MuonlabError, and
+        optimizer with one, whose history then begins empty, and the other way round; so does one saved without QuacK,
+        whose first norms are then those of the next step. Raises MuonlabError, and
         changes nothing, for a state that is incomplete or of other groups, parameters, shapes or rules.
         """
         check_entries("the saved optimizer state", state_dict, ())
@@ -256,6 +272,8 @@ class CombinedOptimizer(torch.optim.Optimizer):
             loaded.update(checked_state(state, self.param_groups, self._rule_defaults))
             if self.clip is not None and "clip" in state:
                 self.clip.check_state(state["clip"])
+            if self.quack is not None and "quack" in state:
+                self.quack.check_state(state["quack"])
             return loaded
 
         hooks = (
@@ -274,9 +292,11 @@ class CombinedOptimizer(torch.optim.Optimizer):
         self.steps_done = state["steps_done"]
         if self.clip is not None and "clip" in state:
             self.clip.load_state_dict(state["clip"])
+        if self.quack is not None and "quack" in state:
+            self.quack.load_state_dict(state["quack"])
 
     def __getstate__(self) -> State:
-        own = ("_rule", "_rule_defaults", "clip", "steps_done")
+        own = ("_rule", "_rule_defaults", "clip", "quack", "steps_done")
         state = {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
         return {**state, "process_group": None}  # no other process could use it
 

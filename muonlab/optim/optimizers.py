@@ -14,6 +14,7 @@ from muonlab.layout import AttentionLayout
 from muonlab.optim.combined import CombinedOptimizer
 from muonlab.optim.muon_rule import MuonRuleSettings
 from muonlab.optim.qk_clip import QKClip
+from muonlab.optim.quack import QuacK
 from muonlab.optim.routing import parameter_groups
 from muonlab.optim.rules import setting_names
 from muonlab.optim.schedules import Coefficients
@@ -26,6 +27,7 @@ from muonlab.settings.optimizer import (
     FormOfIteration,
     MuonClipSettings,
     MuonSettings,
+    QuacKSettings,
 )
 
 
@@ -87,6 +89,7 @@ class Muon(CombinedOptimizer):
     adamw_weight_decay: the share of a weight lost per step is adamw_lr * adamw_weight_decay; 0: none.
 
     clip: a `QKClip` that acts after every update (`MuonClip` makes one), or None.
+    quack: a `QuacK` that sets the rates of query and key rows, or None.
 
     The settings that name stages also take those of one's own (`muonlab.optim.rules`).
 
@@ -131,11 +134,12 @@ class Muon(CombinedOptimizer):
         adamw_eps: float = 1e-8,
         adamw_weight_decay: float = 0.0,
         clip: QKClip | None = None,
+        quack: QuacK | None = None,
     ):
         arguments = locals()  # before any other local
         muon = MuonRuleSettings(**{name: arguments[name] for name in setting_names(MuonRuleSettings)})
         adamw = AdamWGroup(lr=adamw_lr, betas=adamw_betas, eps=adamw_eps, weight_decay=adamw_weight_decay)
-        super().__init__(params, "muon", {"muon": muon, "adamw": adamw}, clip)
+        super().__init__(params, "muon", {"muon": muon, "adamw": adamw}, clip, quack)
 
 
 class MuonClip(Muon):
@@ -179,6 +183,7 @@ class AdamW(CombinedOptimizer):
         becomes NaN.
     weight_decay: the share of a weight lost per step is lr * weight_decay; 0: none. Sane: 0 to 0.2.
     clip: a `QKClip` that acts after every update, or None.
+    quack: a `QuacK` that sets the rates of query and key rows, or None.
     """
 
     def __init__(
@@ -190,9 +195,10 @@ class AdamW(CombinedOptimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         clip: QKClip | None = None,
+        quack: QuacK | None = None,
     ):
         adamw = AdamWGroup(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-        super().__init__(params, "adamw", {"adamw": adamw}, clip)
+        super().__init__(params, "adamw", {"adamw": adamw}, clip, quack)
 
 
 # ---------------------------------------------------------------- by name, for a whole model
@@ -214,7 +220,7 @@ def build_optimizer(name: str, model: nn.Module, **settings: object) -> Combined
 def adamw(model: nn.Module, settings: AdamWSettings, clip: QKClip | None = None) -> CombinedOptimizer:
     """AdamW for every parameter."""
     groups = parameter_groups(model, "adamw", lr_scale=settings.lr_scale, other_lr=settings.other_lr)
-    return CombinedOptimizer(groups, "adamw", {"adamw": settings}, clip)
+    return CombinedOptimizer(groups, "adamw", {"adamw": settings}, clip, _quack(model, settings))
 
 
 @register_optimizer("adamwclip")
@@ -228,7 +234,9 @@ def muon(model: nn.Module, settings: MuonSettings, clip: QKClip | None = None) -
     """Muon for the hidden matrices, AdamW for the rest."""
     s = settings
     groups = parameter_groups(model, "muon", s.routes, s.lr_scale, s.per_head, s.split_qkv)
-    return CombinedOptimizer(groups, "muon", {"muon": MuonRuleSettings.of(s), "adamw": s.adamw}, clip)
+    return CombinedOptimizer(
+        groups, "muon", {"muon": MuonRuleSettings.of(s), "adamw": s.adamw}, clip, _quack(model, s)
+    )
 
 
 @register_optimizer("muonclip")
@@ -237,15 +245,23 @@ def muonclip(model: nn.Module, settings: MuonClipSettings) -> CombinedOptimizer:
     return muon(model, settings, _clip(model, settings))
 
 
-def _clip(model: nn.Module, settings: ClipSettings) -> QKClip:
+def _layouts(model: nn.Module, what: str) -> Sequence[AttentionLayout]:
     declare = getattr(model, "attention_layouts", None)
     if declare is None:
         raise MuonlabError(
-            f"{type(model).__name__} declares no attention_layouts(), without which QK-Clip cannot act"
+            f"{type(model).__name__} declares no attention_layouts(), without which {what} cannot act"
         )
+    return declare()
+
+
+def _quack(model: nn.Module, settings: QuacKSettings) -> QuacK | None:
+    return None if settings.quack is None else QuacK(_layouts(model, "QuacK"), settings.quack)
+
+
+def _clip(model: nn.Module, settings: ClipSettings) -> QKClip:
     s = settings
     return QKClip(
-        declare(),
+        _layouts(model, "QK-Clip"),
         s.tau,
         s.alpha,
         s.maximum,

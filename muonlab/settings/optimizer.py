@@ -78,6 +78,14 @@ class ClipSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QuacKSettings:
+    """quack: QuacK's tau, the rate of queries and keys over lr at the first step, which falls as a head's key or query
+    grows (muonlab.optim.quack); null: no QuacK."""
+
+    quack: Positive | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class AdamWGroup:
     """The settings of one parameter group under AdamW."""
 
@@ -88,7 +96,7 @@ class AdamWGroup:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamWSettings(AdamWGroup):
+class AdamWSettings(AdamWGroup, QuacKSettings):
     """AdamW for every parameter (arXiv 1711.05101), in one group per role.
 
     lr_scale: {role: factor} multiplies the learning rate of a role; 0 freezes it. other_lr: the learning rate of
@@ -202,7 +210,7 @@ class MuonGroup:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MuonSettings(MuonGroup, RoutingSettings, BesideAdamW):
+class MuonSettings(MuonGroup, RoutingSettings, BesideAdamW, QuacKSettings):
     """Muon for the hidden matrices, AdamW for embeddings, head, norms, biases, router, gates and filters."""
 
     name: Literal["muon"] = "muon"
@@ -221,6 +229,11 @@ class MuonSettings(MuonGroup, RoutingSettings, BesideAdamW):
                 " leave it whole"
             )
         self.check_stages()
+        if self.quack is not None and self.weight_norm == "fixed":
+            raise MuonlabError(
+                "optimizer.quack divides rates by norms, which optimizer.weight_norm='fixed' keeps as they are; use"
+                " optimizer.lr_scale={query: ..., key: ...}"
+            )
 
     def names(self) -> list[tuple[str, str]]:
         """(setting, name) of every stage, and of the rule of every route."""
