@@ -14,6 +14,7 @@ import yaml
 
 from analysis.frames import Frames, downsample
 from muonlab.errors import MuonlabError
+from muonlab.record.columns import HEADS
 
 IDENTITY = ["run", "condition", "arm", "level", "optimizer", "lr", "seed", "status", "step"]
 POINTS = (1000, 600, 400, 250, 150, 100, 60)  # rows per run: as many as fit
@@ -47,7 +48,7 @@ class Made(TypedDict, total=False):
 def save_frames(frames: Frames, folder: Path) -> None:
     """Write runs.csv, events.csv (every spike of every run by every definition), steps.parquet with every recorded
     scalar in single precision, and heads.parquet where there are heads: at most 200 rows per run and head, each with
-    the largest logit and the smallest gamma of its steps.
+    what `HeadColumn.thinned` keeps of its steps.
 
     A run keeps at most 1,000 rows, and fewer, down to 60, where the file would pass 700 kB. Paths of this machine are
     left out; tests and measures that need every head or every step are applied before.
@@ -66,7 +67,8 @@ def save_frames(frames: Frames, folder: Path) -> None:
         keys = [c for c in IDENTITY if c in frames.heads and c != "step"] + ["layer", "head"]
         width = max(1, math.ceil(frames.heads["step"].max() / HEAD_POINTS))
         bins = frames.heads.groupby([*keys, frames.heads["step"] // width * width], dropna=False, sort=False)
-        rules = {"value": "max", "gamma": "min", "entropy": "mean"}
+        charted = (head for head in HEADS.values() if head.chart)
+        rules = {head.column: head.thinned for head in charted if head.column in frames.heads}
         _write(bins.agg(rules).reset_index(), folder / "heads.parquet")
 
 

@@ -35,6 +35,7 @@ RECORDED = {
     "max_logit": Column("max logit (scaled q·k)", log=True, thinned="max"),
     "probe_max_logit": Column("max logit of the probe batch", log=True),
     "entropy": Column("attention entropy (nats)", thinned="mean"),
+    "one_hot": Column("share of one-hot attention rows", thinned="mean"),
     "gamma": Column("smallest clip factor (gamma)", thinned="min"),
     "grad_norm": Column("gradient norm", log=True, thinned="max"),
     "log_partition": Column("log of the softmax's sum (nats)"),

@@ -12,6 +12,7 @@ import pandas as pd
 from analysis.columns import RECORDED, SUMMARIES, Heads, RunTables
 from muonlab.errors import MuonlabError
 from muonlab.record import Run, load_run
+from muonlab.record.columns import HEADS
 
 # Columns of the run that every row of `steps`, `heads` and `events` repeats, so that a figure needs only one table.
 IDENTITY = ["run", "arm", "optimizer", "lr", "seed", "status"]
@@ -28,14 +29,14 @@ class Frames:
     runs: one row per run: run, folder, arm, optimizer, lr, weight_decay, tau, seed, status, cause, context, the columns
         of `analysis.columns.SUMMARIES`, and spikes/<definition>/<column> (percent, see `muonlab.record.score_run`).
         Those of an experiment have `condition` and `level` too (None or NaN where nothing varies).
-    steps: one row per step: the run's identity and its recorded columns, with max_logit (largest of all heads),
-        gamma (smallest of all heads) and entropy (mean of all heads, nats) of that step, NaN where nothing
-        was recorded, and loss_spikes and grad_spikes, the number of spikes that begin there. `lr` is the
-        run's (peak); the schedule's value at that step is `scheduled_lr`.
-    heads: step, layer, head, value, value_abs, exact, gamma, entropy and one_hot with the run's identity: every step
-        of runs of up to HEAD_STEPS steps. In longer ones each row covers equally many steps from `step` on, so that
-        the table does not grow with them: the largest value and value_abs, whether all were exact, the smallest
-        gamma, the last entropy and one_hot.
+    steps: one row per step: the run's identity and its recorded columns, with those of muonlab.record.columns.HEADS
+        that have a chart, reduced over all layers and heads (max_logit the largest, gamma the smallest, entropy in
+        nats and one_hot the mean), NaN where nothing was recorded, and loss_spikes and grad_spikes, the number of
+        spikes that begin there. `lr` is the run's (peak); the schedule's value at that step is `scheduled_lr`.
+    heads: step, layer, head and the columns of HEADS with the run's identity: every step of runs of up to HEAD_STEPS
+        steps. In longer ones each row covers equally many steps from `step` on, so that the table does not grow with
+        them, and keeps what `HeadColumn.thinned` says: the largest value and value_abs, whether all were exact, the
+        smallest gamma, the last entropy and one_hot.
     events: the spikes by every definition, with the run's identity.
     """
 
@@ -196,27 +197,21 @@ def _over_heads(run: Run) -> Heads:
 
 
 def _reduced(heads: pd.DataFrame) -> pd.DataFrame:
-    """One row per step: the largest logit, the smallest gamma and the mean entropy of all layers and heads.
+    """One row per step: every column of HEADS that has a chart, reduced over all layers and heads.
 
     The largest logit is NaN where a bound of another head is above the largest exact one.
     """
     by_step = heads.groupby("step")
-    largest, largest_exact = (
-        by_step["value"].max(),
-        heads["value"].where(heads["exact"]).groupby(heads["step"]).max(),
-    )
-    columns = {
-        "max_logit": largest.where(largest_exact >= largest),
-        "gamma": by_step["gamma"].min(),
-        "entropy": by_step["entropy"].mean(),
-    }
+    columns = {name: by_step[head.column].agg(head.reduction) for name, head in HEADS.items() if head.chart}
+    largest_exact = heads["value"].where(heads["exact"]).groupby(heads["step"]).max()
+    columns["max_logit"] = columns["max_logit"].where(largest_exact >= columns["max_logit"])
     return pd.DataFrame(columns).reset_index()
 
 
 def _thinned(heads: pd.DataFrame, width: int) -> pd.DataFrame:
     """One row for every head and `width` steps (see Frames)."""
-    rules = {name: {"gamma": "min", "exact": "min"}.get(name, "max") for name in heads.columns.drop(PLACE)}
-    rules |= dict.fromkeys(heads.columns.intersection(["entropy", "one_hot"]), "last")
+    rules = {head.column: head.thinned for head in HEADS.values()}
+    rules = {name: rules.get(name, "last") for name in heads.columns.drop(PLACE)}
     return heads.assign(step=heads["step"] // width * width).groupby(PLACE).agg(rules).reset_index()
 
 

@@ -1,12 +1,14 @@
 """The columns of a run's traces that have a place of their own in its frames or among MLflow's charts.
 
-Any other scalar that is recorded is a column too: sorted by name behind these, and charted under `optim/`, thinned.
+Any other scalar that is recorded is a column too: sorted by name behind these, and charted under `optim/`, thinned. A
+quantity per layer and head is one entry of HEADS, and whatever records it returns it under that name.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 Reduction = Literal["max", "mean", "min"]
+Thinning = Literal["max", "min", "last"]
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,17 @@ class HeadColumn:
     """A quantity that is recorded per layer and head.
 
     column: its name in the trace `max_logits`.
-    chart: None: not charted.
-    reduction: over the heads of a layer, or over all layers and heads unless `by_layer`.
+    chart: None: it only qualifies another column; it is neither charted nor reduced, and `results/` leaves it out.
+    reduction: over the heads of a layer for its chart, and over all layers and heads for `Frames.steps` of analysis.
+    by_layer: one chart per layer; otherwise one for all.
+    thinned: what a row that covers several consecutive steps keeps of a head's readings.
     """
 
     column: str
     chart: Chart | None = None
     reduction: Reduction = "max"
     by_layer: bool = True
+    thinned: Thinning = "last"
 
 
 SCALARS = {
@@ -50,10 +55,10 @@ SCALARS = {
 """Columns that every `steps` frame has, first and in this order, measured or not."""
 
 HEADS = {
-    "max_logit": HeadColumn("value", Chart("attn/max_logit", every_step=True)),
-    "max_logit_abs": HeadColumn("value_abs"),
-    "exact": HeadColumn("exact"),
-    "gamma": HeadColumn("gamma", Chart("attn/gamma", every_step=True), "min", by_layer=False),
+    "max_logit": HeadColumn("value", Chart("attn/max_logit", every_step=True), thinned="max"),
+    "max_logit_abs": HeadColumn("value_abs", thinned="max"),
+    "exact": HeadColumn("exact", thinned="min"),
+    "gamma": HeadColumn("gamma", Chart("attn/gamma", every_step=True), "min", by_layer=False, thinned="min"),
     "entropy": HeadColumn("entropy", Chart("attn/entropy"), "mean"),
     "one_hot": HeadColumn("one_hot", Chart("attn/one_hot"), "mean"),
 }
@@ -63,9 +68,8 @@ or both upper bounds; they are exact unless recorded otherwise."""
 FAMILIES = {"balance": Chart("moe/balance"), "router": Chart("moe/router"), "experts": Chart("moe/experts")}
 """The charts of scalars with a name of several parts, by the first."""
 
-_CHARTS = SCALARS | {name: head.chart for name, head in HEADS.items() if head.chart} | FAMILIES
-
 
 def chart_of(name: str) -> Chart:
     """The chart of a column, by the part of its name before the first slash."""
-    return _CHARTS.get(name) or Chart(f"optim/{name}")
+    head = HEADS.get(name)
+    return SCALARS.get(name) or (head and head.chart) or FAMILIES.get(name) or Chart(f"optim/{name}")

@@ -71,6 +71,7 @@ def made_up_run(
                 "exact": True,
                 "gamma": gamma if (layer, head) == (0, 1) else 1.0,
                 "entropy": np.where(step % 5 == 0, 3.2 / (1 + logit / 20), np.nan),
+                "one_hot": np.where(step % 5 == 0, 0.1 * head, np.nan),
             }
         )
         for layer in range(2)

@@ -1,10 +1,16 @@
 """What is recorded comes from providers: one function is one column, and their order means nothing."""
 
+import math
+
 import pandas as pd
 import pytest
 import torch
 
+from analysis.archive import load_frames, save_frames
+from analysis.frames import collect
 from muonlab.record import load_run
+from muonlab.record.charts import chart_parts
+from muonlab.record.columns import HEADS, Chart, HeadColumn, chart_of
 from muonlab.train import providers, recording
 from muonlab.train.columns import base_rate
 from muonlab.train.providers import Columns, provider
@@ -42,6 +48,28 @@ def test_a_function_with_a_cadence_is_a_recorded_column(tiny, listed):
     assert (changed.loc[changed["lr"] > 0, "largest_change"] > 0).all()
     assert run.steps["step_number"].dropna().tolist() == [0, 5, 10]
     assert set(run.max_logits.query("one_hot == 1")["step"]) == {0, 5, 10}
+
+
+def test_a_quantity_per_head_is_a_function_and_an_entry(tiny, tmp_path, listed, monkeypatch):
+    """The entry says how it is reduced and thinned, from the trace to the charts and to what `results/` keeps."""
+    monkeypatch.setitem(HEADS, "order", HeadColumn("order", Chart("attn/order"), "mean", thinned="max"))
+    monkeypatch.setattr("analysis.archive.HEAD_POINTS", 5)
+
+    @provider("order")
+    def order(step):
+        return Columns(heads={"order": torch.arange(4.0).view(2, 2) + step.number})
+
+    folder = train(tiny()).folder
+    run, frames = load_run(folder), collect([folder])
+    steps = run.steps["step"]
+    assert frames.steps["order"].tolist() == [1.5 + step for step in steps]
+    assert next(iter(chart_parts(folder / "traces")))[3]["order/layer_01"] == 5.5
+    assert chart_of("order").key == "attn/order"
+    save_frames(frames, tmp_path / "kept")
+    kept = load_frames(tmp_path / "kept").heads
+    width = math.ceil(steps.max() / 5)
+    last = [min(step + width - 1, steps.max()) for step in range(0, len(steps), width)]
+    assert kept.query("layer == 1 and head == 1")["order"].tolist() == [3.0 + step for step in last]
 
 
 def test_providers_in_the_opposite_order_record_the_same_bits(tiny, tmp_path, listed):
