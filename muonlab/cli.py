@@ -11,6 +11,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -20,6 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from muonlab.command import SentenceParser, tell
 from muonlab.errors import MuonlabError, shown, unknown_name
+from muonlab.plugin_options import plugin_option, plugin_places
+from muonlab.plugins import load_plugin, plugin_entries
 from muonlab.settings.check import vanishing_number
 
 Config = dict[str, object]  # composed and resolved, but not yet checked
@@ -44,7 +47,7 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
 
     Raises MuonlabError in one sentence, near-miss names included, for whatever Hydra refuses.
     """
-    parse_overrides(overrides)
+    import_plugins(overrides)
     with initialize_config_dir(str(project_folder("conf")), version_base="1.3"):
         try:
             with warnings.catch_warnings():
@@ -59,6 +62,27 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
             Exception
         ) as error:  # Hydra's, OmegaConf's, ANTLR's, YAML's and bare ones: all are about the overrides
             raise _explain(config_name, overrides, error) from error
+
+
+def import_plugins(overrides: list[str]) -> None:
+    """Import the plug-ins that the overrides name, so that what they register can be chosen like an option of conf/.
+
+    Raises MuonlabError for an override that cannot be parsed, what `load_plugin` raises, and for a name that conf/ has.
+    """
+    for override in parse_overrides(overrides):
+        if override.key_or_group == "plugins" and not override.is_delete():
+            for place in plugin_places(override):
+                for kind, name in load_plugin(place).entries:
+                    if name in options_of(kind):
+                        raise MuonlabError(
+                            f"plug-in {place} registers the {kind} '{name}', a name of conf/{kind}"
+                        )
+                    ConfigStore.instance().store(name=name, node=plugin_option(kind, name), group=kind)
+
+
+def option_names(group: str) -> list[str]:
+    """The options of a group: its files in conf/ and the entries of imported plug-ins."""
+    return sorted([*options_of(group), *(name for kind, name in plugin_entries() if kind == group)])
 
 
 def _refuse_unresolvable(config: DictConfig, values: object, place: str = "") -> None:
@@ -120,7 +144,7 @@ def _explain(config_name: str, overrides: list[str], error: Exception) -> Muonla
     text = "\n".join(texts)
     for override in parse_overrides(overrides):
         group, value = override.key_or_group, override.value()
-        if (options := options_of(group)) and not override.is_delete() and not override.is_sweep_override():
+        if (options := option_names(group)) and not override.is_delete() and not override.is_sweep_override():
             if not isinstance(value, str | list):
                 return MuonlabError(
                     f"{group} must be the name of one of its options, not {override.get_value_string()};"

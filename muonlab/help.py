@@ -7,7 +7,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from muonlab.cli import Config, compose_config, plain, project_folder
+from muonlab.cli import Config, compose_config, option_names, options_of, plain, project_folder
+from muonlab.plugin_options import file_beside, option_comments
 
 Place = tuple[str, ...]
 
@@ -22,14 +23,22 @@ def help_page(config_name: str, overrides: list[str]) -> str:
     groups = [group for group in config if group in choices]
     lines = [header, "", "Groups (choose one option each):"]
     for group in groups:
-        options = sorted(path.stem for path in (project_folder("conf") / group).glob("*.yaml"))
-        lines.append(f"  {group}: {', '.join(options)}")
+        lines.append(f"  {group}: {', '.join(option_names(group))}")
     comments = file_comments(project_folder("conf") / f"{config_name}.yaml")
     for group in groups:
-        of_group = file_comments(project_folder("conf") / group / f"{choices[group]}.yaml")
+        of_group = _option_comments(group, str(choices[group]))
         comments |= {(group, *path): comment for path, comment in of_group.items()}
     lines += ["", "The config with your overrides:", *_commented(config, comments), "", footer]
     return "\n".join(lines)
+
+
+def _option_comments(group: str, name: str) -> dict[Place, str]:
+    """The comments of an option's file; for a plug-in's entry what each setting may be, or says the file beside it."""
+    if name in options_of(group):
+        return file_comments(options_of(group)[name])
+    comments: dict[Place, str] = {(key,): words for key, words in option_comments(group, name).items()}
+    beside = file_beside(group, name)
+    return comments if beside is None else comments | file_comments(beside)
 
 
 def file_comments(path: Path) -> dict[Place, str]:

@@ -1,4 +1,4 @@
-"""A table of names: configs name registered builders, never import paths of arbitrary code."""
+"""A table of names: configs name registered builders; code is imported only where `plugins` names it."""
 
 import pkgutil
 from collections.abc import Callable, Mapping
@@ -10,6 +10,8 @@ from muonlab.settings.check import Keywords, Named, build, defaults, settings_cl
 
 Built = TypeVar("Built")
 Builder = TypeVar("Builder", bound=Callable[..., Any])
+
+REGISTRIES: "list[Registry[Any]]" = []  # every one that this process has made
 
 
 class Registry(Generic[Built]):
@@ -24,6 +26,7 @@ class Registry(Generic[Built]):
         self.kind, self._package = kind, package
         self._builders: dict[str, Callable[..., Built]] = {}
         self._sections: dict[str, type] = {}
+        REGISTRIES.append(self)
 
     def register(self, name: str) -> Callable[[Builder], Builder]:
         """Decorator: `@registry.register("muon")`. Raises MuonlabError if the name is taken or a setting cannot be
@@ -47,6 +50,13 @@ class Registry(Generic[Built]):
             for module in pkgutil.iter_modules(import_module(package).__path__):
                 if module.name != "__main__":
                     import_module(f"{package}.{module.name}")
+
+    @property
+    def added(self) -> list[str]:
+        """The names that were registered by now from outside of the package."""
+        return [
+            name for name, builder in self._builders.items() if not builder.__module__.startswith("muonlab.")
+        ]
 
     def names(self) -> list[str]:
         """The registered names, sorted."""

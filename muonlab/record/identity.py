@@ -19,12 +19,15 @@ def run_identity(config: Mapping[str, object]) -> str:
 
     The same on every machine, for every order of keys, and for 1 and 1.0: a Hydra override `lr=1` means the
     same number. What is null or false is off and does not count, so that a setting which a later version adds, and
-    which is off by default, leaves the identities of all runs alone. Raises MuonlabError for a value that no config
+    which is off by default, leaves the identities of all runs alone. Plug-ins, {place: digest of the source}, count by
+    their sources and not by their places. Raises MuonlabError for a value that no config
     file could hold.
     """
     kept = {key: value for key, value in config.items() if key not in ELSEWHERE}
     if isinstance(trainer := kept.get("trainer"), Mapping):
         kept["trainer"] = {key: value for key, value in trainer.items() if key not in HARDWARE}
+    if isinstance(plugins := kept.get("plugins"), Mapping):
+        kept["plugins"] = sorted(plugins.values())
     text = json.dumps(_canonical(kept, "config"), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 

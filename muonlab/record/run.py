@@ -3,6 +3,7 @@
     config.yaml          the resolved config
     environment.json     commit, versions, hardware, command line
     routing.json         which parameter is optimized by what, and why
+    plugins/             the source of its plug-ins, if it has any
     status.json          its state: status, cause, final metrics, the processes that computed it
     traces/              full-resolution traces (Parquet): parts while it runs, one file of each once it has ended
     events.json          loss spikes, with the definitions that found them
@@ -17,6 +18,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,6 +62,7 @@ class RunRecord:
         config: Mapping[str, object],
         routing: Sequence[Mapping[str, object]],
         environment: Environment | None = None,
+        sources: Mapping[str, bytes] | None = None,
     ) -> "RunRecord":
         """Begin the record of a run that has none yet; its status is `running`.
 
@@ -78,7 +81,7 @@ class RunRecord:
             raise _refusal(folder, error) from error
         record = cls(new, Lease.take(new))
         try:
-            record.describe(config, routing, environment)
+            record.describe(config, routing, environment, sources)
             record._open_session()
             os.replace(new, folder)
         except BaseException as error:
@@ -97,6 +100,7 @@ class RunRecord:
         config: Mapping[str, object] | None = None,
         routing: Sequence[Mapping[str, object]] | None = None,
         environment: Environment | None = None,
+        sources: Mapping[str, bytes] | None = None,
     ) -> "RunRecord":
         """Resume the record of an interrupted run; follow with `truncate` to the step of its checkpoint.
 
@@ -117,7 +121,7 @@ class RunRecord:
             record = cls(folder, lease)
             record.torn = torn
             if config is not None and routing is not None:
-                record.describe(config, routing, environment)
+                record.describe(config, routing, environment, sources)
             record._open_session()
         except BaseException:
             lease.release()
@@ -129,8 +133,10 @@ class RunRecord:
         config: Mapping[str, object],
         routing: Sequence[Mapping[str, object]],
         environment: Environment | None = None,
+        sources: Mapping[str, bytes] | None = None,
     ) -> None:
-        """Write those of config.yaml, environment.json and routing.json that are missing."""
+        """Write those of config.yaml, environment.json, routing.json and `sources`, {path in the folder: content}, that
+        are missing."""
         text = yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
         if not (self.folder / "config.yaml").exists():
             write_atomic(self.folder / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
@@ -138,6 +144,10 @@ class RunRecord:
             write_json(self.folder / "environment.json", (environment or collect_environment()).values())
         if not (self.folder / "routing.json").exists():
             write_json(self.folder / "routing.json", [dict(route) for route in routing])
+        for name, content in (sources or {}).items():
+            path = self.folder / name
+            if not path.exists() or path.read_bytes() != content:  # torn, since the source is in the identity
+                write_atomic(path, partial(Path.write_bytes, data=content))
 
     def close(self) -> None:
         """Release the lease. A run that was not finished counts as interrupted and can be reopened."""

@@ -86,7 +86,7 @@ def build(section: type[Section], values: Mapping[str, object], where: str) -> S
     and NaN and infinities are refused. Raises MuonlabError in one sentence for an unknown or missing name and for a
     value of a wrong type, range or shape, and whatever `__post_init__` raises.
     """
-    hints = _hints(section)  # type: ignore[arg-type]  # a class is hashable
+    hints = annotations(section)  # type: ignore[arg-type]  # a class is hashable
     known = {f.name: f for f in fields(section) if f.init}  # type: ignore[arg-type]
     for name in values:
         if name not in known:
@@ -239,7 +239,8 @@ def _giving(value: object) -> Callable[[], object]:
 
 
 @cache
-def _hints(section: type) -> dict[str, Any]:
+def annotations(section: type) -> dict[str, Any]:
+    """{name: annotation} of the settings of a section."""
     return get_type_hints(section, include_extras=True)
 
 

@@ -79,18 +79,25 @@ def carry_out(values: Mapping[str, object], place: int, steps: Steps, pipe: Conn
         os.dup2(stream.fileno(), sys.stdout.fileno())
         os.dup2(stream.fileno(), sys.stderr.fileno())
     leave_launcher()
-    config = read_config(values)
+    try:
+        result = _in_place(read_config(values), place, steps)
+    except MuonlabError as error:  # a plug-in that has changed since
+        result = Result("failed", str(error))
+    leave_quietly(0)
+    print(f"{result.status}: {result.cause}" if result.cause else result.status)  # the log's last line
+    with suppress(OSError):  # the parent was killed; its successor reads the record
+        pipe.send(result)
+
+
+def _in_place(config: RunConfig, place: int, steps: Steps) -> Result:
+    """Train on the GPUs of a place."""
     if config.trainer.device != "cpu" and (gpus := visible_gpus()):
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(own_gpus(place, config.trainer.devices, gpus))
 
     def on_step(step: int) -> None:
         steps.value = step
 
-    result = _attempt(config, on_step)
-    leave_quietly(0)
-    print(f"{result.status}: {result.cause}" if result.cause else result.status)  # the log's last line
-    with suppress(OSError):  # the parent was killed; its successor reads the record
-        pipe.send(result)
+    return _attempt(config, on_step)
 
 
 def visible_gpus() -> list[str]:

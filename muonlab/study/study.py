@@ -7,9 +7,11 @@ from pathlib import Path
 
 import yaml
 
-from muonlab.cli import compose_config, plain
+from muonlab.cli import compose_config, import_plugins, parse_overrides, plain
 from muonlab.command import tell
 from muonlab.errors import MuonlabError, located
+from muonlab.plugin_options import plugin_places, plugins_override
+from muonlab.plugins import find_plugin
 from muonlab.record.files import remove_leftovers, set_aside, write_atomic
 from muonlab.record.identity import HARDWARE
 from muonlab.settings.address import public_address, with_password
@@ -113,6 +115,8 @@ class Study:
         shared = self.base().as_dict()
         trainer = {key: value for key, value in shared["trainer"].items() if key not in HARDWARE}
         sections = {key: shared[key] for key in ("model", "schedule", "data")} | {"trainer": trainer}
+        if shared["plugins"]:
+            sections["plug-in"] = {Path(place).name: digest for place, digest in shared["plugins"].items()}
         for condition, section in self.design.conditions.items():
             if section.search is None:
                 continue
@@ -134,10 +138,12 @@ def load_study(folder: Path) -> Study:
         if key not in values:
             raise MuonlabError(f"{folder / FILE} lacks '{key}'; rerun the study's own command")
     with located(str(folder / FILE)):
+        overrides = check(tuple[str, ...], values["overrides"], "overrides")
+        import_plugins(list(overrides))  # the design may name their measures
         return Study(
             name=check(str, values["name"], "name"),
             design=make_design(values["design"], FILE),
-            overrides=check(tuple[str, ...], values["overrides"], "overrides"),
+            overrides=overrides,
             folder=folder,
             command=check(str, values["command"], "command"),
             storage=with_password(check(str | None, values["storage"], "storage")),
@@ -189,9 +195,17 @@ def _tagged(slot: Slot) -> Slot:
 
 
 def overrides_for_runs(overrides: Sequence[str], own: Sequence[str]) -> list[str]:
-    """The overrides except those of the command's own keys: those in `own`, or below them."""
+    """The overrides except those of the command's own keys: those in `own`, or below them; plug-ins by their absolute
+    paths, since workers may have other working folders."""
     return [
-        override
+        _absolute(override)
         for override in overrides
         if not any(key == name or key.startswith(f"{name}.") for key in keys([override]) for name in own)
     ]
+
+
+def _absolute(override: str) -> str:
+    [parsed] = parse_overrides([override])
+    if parsed.key_or_group != "plugins" or parsed.is_delete():
+        return override
+    return plugins_override([find_plugin(place).place for place in plugin_places(parsed)])

@@ -1,5 +1,6 @@
 """Checks that a run can begin: its parts are built and dropped."""
 
+from muonlab.plugins import plugin_fault
 from muonlab.train.config import RunConfig
 
 
@@ -13,4 +14,9 @@ def check_run(config: RunConfig) -> None:
     refuse_huge_batches(config, choose_accelerator(config.trainer))
     data = make_data(config.data, config.paths.cache, open_corpus(config.data, config.paths.cache))
     data.check_context(config.model.context)
-    LanguageModel(config, data)
+    try:
+        LanguageModel(config, data)
+    except Exception as error:
+        if (fault := plugin_fault(error)) is not None:
+            raise fault from error
+        raise

@@ -1,7 +1,8 @@
 """A run's settings: checked whole, before anything heavy is imported, and passed on as one object."""
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, cast, overload
@@ -10,6 +11,7 @@ from annotated_types import Ge, Le
 
 from muonlab.cli import options_of
 from muonlab.errors import MuonlabError, shown, unknown_name
+from muonlab.plugins import load_plugin, owner_of, plugin_sources
 from muonlab.record.identity import run_identity
 from muonlab.record.store import check_uri
 from muonlab.registry import Registry
@@ -127,6 +129,7 @@ class ConfigValues(TypedDict):
     seed: int
     force: bool
     corpus: str
+    plugins: dict[str, str] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +138,8 @@ class RunConfig:
 
     `model`, `optimizer`, `schedule` and `data` are the dataclasses of muonlab.settings, or that of a user-defined
     builder. `corpus` is the digest of the text that `data` names, 16 hex digits, "" until the text is read: a run on
-    another text is another run.
+    another text is another run. `plugins` are those that the run uses, {place: digest of the source} (see
+    muonlab.plugins); None: none.
     """
 
     model: NamedModel
@@ -148,6 +152,7 @@ class RunConfig:
     seed: Seed
     force: bool
     corpus: str = ""
+    plugins: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         warmup, max_steps = getattr(self.schedule, "warmup", 0), self.trainer.max_steps
@@ -194,9 +199,10 @@ def read_config(values: Mapping[str, object]) -> RunConfig:
         if key not in known:
             raise unknown_name("config section", key, known)
     for key in known:
-        if key not in values and key != "corpus":
+        if key not in values and key not in ("corpus", "plugins"):
             raise MuonlabError(f"the config has no '{key}'")
-    return RunConfig(
+    plugins = _read_plugins(values.get("plugins"))
+    config = RunConfig(
         model=read_section("model", values["model"]),
         optimizer=read_section("optimizer", values["optimizer"]),
         schedule=read_section("schedule", values["schedule"]),
@@ -207,7 +213,28 @@ def read_config(values: Mapping[str, object]) -> RunConfig:
         seed=check(Seed, values["seed"], "seed"),
         force=check(bool, values["force"], "force"),
         corpus=check(str, values.get("corpus", ""), "corpus"),
+        plugins=plugins or None,
     )
+    for kind in ("model", "optimizer", "schedule", "data"):
+        name = getattr(config, kind).name
+        if (owner := owner_of(kind, name)) and owner.digest not in plugins.values():
+            raise MuonlabError(
+                f"{kind} '{name}' is that of the plug-in {owner.place}, which `plugins` does not name"
+            )
+    return config
+
+
+def _read_plugins(values: object) -> dict[str, str]:
+    """{place: digest} of the plug-ins in a list of places, or in such a mapping, which are imported."""
+    places = check(Mapping[str, str] | Sequence[str] | None, values, "plugins") or ()
+    digests = places if isinstance(places, Mapping) else dict.fromkeys(places, "")
+    plugins = [load_plugin(place, digest) for place, digest in digests.items()]
+    names = Counter(name for plugin in plugins for name in plugin_sources({plugin.place: plugin.digest}))
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise MuonlabError(
+            f"two plug-ins are called {twice[0].rpartition('/')[2]}, which a record cannot keep apart"
+        )
+    return {plugin.place: plugin.digest for plugin in plugins}
 
 
 @overload
@@ -241,7 +268,8 @@ def _registered(kind: str, name: str, families: Iterable[str]) -> type:
     Those import torch, which takes seconds; a builder has a config of its name, so without one the name is unknown.
     """
     option = options_of(kind).get(name)
-    if "torch" not in sys.modules and (option is None or f"name: {name}" not in option.read_text("utf-8")):
+    here = "torch" in sys.modules or owner_of(kind, name) is not None
+    if not here and (option is None or f"name: {name}" not in option.read_text("utf-8")):
         raise unknown_name(kind, name, families)
     from muonlab.data import DATA
     from muonlab.models.registry import MODELS

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from muonlab.errors import EnvironmentFault
+from muonlab.plugins import plugin_fault
 from muonlab.runtime import memory
 from muonlab.train.callbacks import Diverged, Interrupted
 from muonlab.train.peers import lost_peer, peer_fault
@@ -67,6 +68,8 @@ def ending_of(error: BaseException, step: int) -> Ending:
         )
         fault.__cause__ = error
         return Ending("interrupted", str(fault), error=fault)
+    if (named := plugin_fault(error)) is not None:
+        return Ending("failed", str(named), error=named)
     return Ending("failed", f"{type(error).__name__}: {text}", error=error)
 
 

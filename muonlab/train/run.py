@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from muonlab.command import tell
 from muonlab.errors import EnvironmentFault, MuonlabError, system_fault
+from muonlab.plugins import plugin_fault, plugin_sources
 from muonlab.record import RunRecord, collect_environment
 from muonlab.record.environment import Environment
 from muonlab.record.files import check_folder, remove_leftovers
@@ -102,6 +103,8 @@ def train(config: RunConfig, on_step: Callable[[int], None] | None = None) -> Ou
             raise peer_fault() from error
         if isinstance(error, OSError):
             raise system_fault(error) from error
+        if (fault := plugin_fault(error)) is not None:
+            raise fault from error
         raise
     finally:
         if peers is not None:
@@ -201,9 +204,10 @@ def _open_record(
     folder: Path, config: RunConfig, module: "LanguageModel", environment: Environment
 ) -> RunRecord:
     routing = [asdict(route) for route in module.optimizer.routing]
+    sources = plugin_sources(config.plugins)
     if is_run(folder):
-        return RunRecord.reopen(folder, config.as_dict(), routing, environment)
-    return RunRecord.create(folder, config.as_dict(), routing, environment)
+        return RunRecord.reopen(folder, config.as_dict(), routing, environment, sources)
+    return RunRecord.create(folder, config.as_dict(), routing, environment, sources)
 
 
 def _report_damage(folder: Path, torn: list[Path], checkpoint: Path | None) -> None:
