@@ -66,10 +66,15 @@ def make_study(design: Design, config: Config, overrides: list[str]) -> Study:
     name = check(Name | None, config.get("study"), "study")
     studies = check(PathText, paths.get("studies"), "paths.studies")
     check_folder(Path(studies), "paths.studies")
-    conditions = {key: _searching(section, values, search.seed) for key, section in design.conditions.items()}
+    conditions = {
+        key: _of_search(section, values, search)
+        for key, section in design.conditions.items()
+        if _searched(section, search)
+    }
+    figures = [figure for figure in design.figures if set(figure.conditions) <= set(conditions)]
     study = Study(
         name=name or "",
-        design=replace(design, conditions=conditions, seeds=search.replicate_seeds),
+        design=replace(design, conditions=conditions, figures=figures, seeds=search.replicate_seeds),
         overrides=tuple(overrides_for_runs(overrides, OWN)),
         folder=Path(studies) / (name or ""),
         command=shlex.join(["python", "-m", "muonlab.sweep", *overrides]),
@@ -90,7 +95,7 @@ def make_study(design: Design, config: Config, overrides: list[str]) -> Study:
 def sweep(study: Study) -> int:
     """Run what is left of a study and report; a finished study only prints its report. Returns the exit code."""
     from muonlab.study.judging import judge
-    from muonlab.study.report import comparison_text, fairness, finished_report
+    from muonlab.study.report import comparison_text, fairness, finished_report, story
     from muonlab.study.run import close_study, draw_figures, train_study, ui_command
 
     if text := finished_report(study):
@@ -102,27 +107,38 @@ def sweep(study: Study) -> int:
     text = comparison_text(study.design, queue, [slot for slot, _ in trained], judgement, tuned, study.folder)
     written = [study.folder / "trials.csv", study.folder / "comparison.csv"]
     written += draw_figures(study.design, study.folder)
-    text += "\n\nwritten:\n" + "\n".join(f"  {path}" for path in written) + "\n"
+    text += "\n\n" + story(study.design, judgement.frames.runs)
+    text += "\nwritten:\n" + "\n".join(f"  {path}" for path in written) + "\n"
     if command := ui_command(study):
         text += f"\nbrowse the runs: make ui, or {command}\n"
+    text += "next: make ablation, the same with five seeds, and the clip switched off and on within a run\n"
     (study.folder / REPORT).write_text(text, encoding="utf-8")
     print(text, end="")
     close_study(study, study.folder)
     return 0
 
 
-def _searching(section: Condition, search: Mapping[str, object], seed: int) -> Condition:
-    if section.search is None:
-        return section
-    return replace(section, search=search, seeds=(seed,))
+def _searched(section: Condition, search: SearchSettings) -> bool:
+    """Whether every optimizer searches what the condition multiplies."""
+    keys = [key.removeprefix("optimizer.") for key in section.times or ()]
+    return all(key in each.space for key in keys for each in search.optimizers.values())
+
+
+def _of_search(section: Condition, values: Mapping[str, object], search: SearchSettings) -> Condition:
+    """The search itself with its settings; conditions beyond the best setting take the first two fresh seeds."""
+    if section.search is not None:
+        return replace(section, search=values, seeds=(search.seed,))
+    return replace(section, seeds=search.replicate_seeds[:2]) if section.times else section
 
 
 def _with_tau(design: Design, tau: float) -> Design:
-    """Draw the clip threshold in the figures of traces, where all clipped arms share it."""
+    """Draw the clip threshold in the figures of max logits, where all clipped arms share it."""
+    threshold: dict[str, dict[str, object]] = {
+        "spike_vs_stable": {"tau": tau},
+        "levels": {"references": {"end_max_logit": {f"tau = {tau:g}": tau}}},
+    }
     figures = [
-        replace(figure, settings={**figure.settings, "tau": tau})
-        if figure.kind == "spike_vs_stable"
-        else figure
+        replace(figure, settings={**figure.settings, **threshold.get(figure.kind, {})})
         for figure in design.figures
     ]
     return replace(design, figures=figures)

@@ -1,6 +1,7 @@
 """A number of each run over what a sweep varied: learning rate, tau, weight decay, kappa, heads, batch size."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,7 @@ def draw_levels(
     frames: Frames,
     metrics: Sequence[str | Mapping[str, object]] = ("loss",),
     x: str | Mapping[str, str] = "level",
+    over: Literal["level", "lr"] = "level",
     log: bool = True,
     cut: bool = False,
     best: bool = False,
@@ -36,11 +38,14 @@ def draw_levels(
     """A row of panels per condition that varies something, a panel per metric; of one metric, all panels in a row.
 
     metrics: columns of `Frames.runs`, or measures of one run as claims name them ({name: end, column: sigma_max/mlp}).
-    x: what the level is, the same or by condition; log, cut, best: see `plot_levels`. references: {metric: {name:
-    value}}, horizontal lines. Conditions that vary nothing are horizontal lines in every panel.
+    x: what the level is, the same or by condition. over: what is on the axis, the level or the run's peak learning
+    rate. log, cut, best: see `plot_levels`. references: {metric: {name: value}}, horizontal lines. Conditions that vary
+    nothing are horizontal lines in every panel.
     """
     frames = with_conditions(frames)
     runs, names = _measured(frames, metrics)
+    if over == "lr":
+        runs = runs.assign(level=runs["lr"])
     varied = runs.groupby("condition")["level"].nunique() > 1
     conditions = [condition for condition in dict.fromkeys(runs["condition"]) if varied[condition]]
     if not conditions:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.drawing.palette import styles
 from analysis.tables import as_text, comparison_table, save_table
 from muonlab.errors import EnvironmentFault, MuonlabError
 from muonlab.record.mlflow_link import Link
@@ -83,7 +84,7 @@ def comparison_text(
     searched = [slot for slot in slots if design.conditions[slot.condition].search is not None]
     attempts_table(queue, searched).to_csv(out / "trials.csv", index=False)
     lines = [f"warning: {best}" for best in tuned if best.edge]
-    [condition] = [name for name, section in design.conditions.items() if section.tuned_on]
+    condition = _best_condition(design)
     runs = judgement.frames.runs
     runs = runs[runs["condition"] == condition]
     arms = list(dict.fromkeys(runs["arm"]))
@@ -94,6 +95,40 @@ def comparison_text(
     return "\n".join(
         [*lines, f"\nThe best setting of each optimizer on the fresh seeds {seeds}:\n", as_text(table)]
     )
+
+
+def story(design: Design, runs: pd.DataFrame) -> str:
+    """What the largest multiple of each best learning rate did to the max logit and to the loss: a sentence each; ""
+    where nothing was multiplied."""
+    raised = [
+        (name, max(factors)) for name, s in design.conditions.items() for factors in (s.times or {}).values()
+    ]
+    if not raised:
+        return ""
+    condition, factor = raised[-1]
+    seeds = design.seeds_of(condition)
+    usual = runs[(runs["condition"] == _best_condition(design)) & runs["seed"].isin(seeds)]
+    beyond = runs[(runs["condition"] == condition) & (runs["level"] == factor)]
+    sentences = []
+    for column, quantity, digits in (
+        ("end_max_logit", "max logit at the end", ".3g"),
+        ("loss", "validation loss", ".3f"),
+    ):
+        before, after = (part.groupby("arm")[column].median() for part in (usual, beyond))
+        changes = [
+            f"{style.label} {before[arm]:{digits}} -> {after[arm]:{digits}}"
+            for arm, style in styles(list(dict.fromkeys(beyond["arm"]))).items()
+        ]
+        sentences.append(
+            f"From its best learning rate to {factor:g} times it, {quantity}: {', '.join(changes)}"
+            f" (medians over {len(seeds)} seeds).\n"
+        )
+    return "".join(sentences)
+
+
+def _best_condition(design: Design) -> str:
+    [condition] = [n for n, section in design.conditions.items() if section.tuned_on and not section.times]
+    return condition
 
 
 def attempts_table(queue: Queue, slots: Sequence[Slot]) -> pd.DataFrame:

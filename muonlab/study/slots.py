@@ -143,11 +143,12 @@ def _levels(design: Design, condition: str, name: str, arm: Arm, best: Level | N
     section = design.conditions[condition]
     if best is not None and section.times is not None:
         [(key, factors)] = section.times.items()
-        if key not in best.axes:
+        axes = best.axes or _axes(best.setting or {})
+        if key not in axes:
             raise MuonlabError(
                 f"`times` of {condition} multiplies {key}, which {section.tuned_on} does not vary for {name}"
             )
-        return [_multiple(best, key, factor) for factor in factors]
+        return [_multiple(axes, key, factor) for factor in factors]
     return levels_of(design, condition, name, arm) or [best or Level(None)]
 
 
@@ -220,7 +221,12 @@ def _at(config: RunConfig, setting: Mapping[str, object]) -> RunConfig:
 
 
 def _overrides(setting: Setting) -> tuple[str, ...]:
-    return tuple(f"optimizer.{key}={_text(value)}" for key, value in setting.items())
+    return _assigned(_axes(setting))
+
+
+def _axes(setting: Setting) -> dict[str, Any]:
+    """The settings of a search by their keys."""
+    return {f"optimizer.{key}": value for key, value in setting.items()}
 
 
 def _level(varied: list[str], row: object) -> Level:
@@ -238,12 +244,12 @@ def _combined(levels: Sequence[Level]) -> Level:
     return Level(" ".join(map(str, levels)), _assigned(axes), axes=axes)
 
 
-def _multiple(best: Level, key: str, factor: float) -> Level:
-    """The tuned level with one value multiplied; its name is the factor."""
-    value = best.axes[key]
+def _multiple(tuned: Mapping[str, Any], key: str, factor: float) -> Level:
+    """The tuned values with one of them multiplied; the level's name is the factor."""
+    value = tuned[key]
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise MuonlabError(f"`times` multiplies {key}, whose best value is {value!r} and not a number")
-    axes = {**best.axes, key: float(f"{factor * value:.6g}")}
+    axes = {**tuned, key: float(f"{factor * value:.6g}")}
     return Level(float(factor), _assigned(axes), axes=axes)
 
 

@@ -205,7 +205,7 @@ class Round:
                 over += json.loads(path.read_text())["status"] in ("finished", "diverged")
             except (OSError, ValueError, KeyError):
                 continue
-        return over >= self.plan.slots
+        return over >= self.plan.runs
 
     # ------------------------------------------------------------------ the end
     def _left_alive(self) -> list[Violation]:

@@ -47,13 +47,18 @@ class Plan:
     storage: Literal["journal", "sqlite"] = "journal"
     server: bool = False
     worker: bool = False
-    trials: int = 5
-    seeds: int = 3
+    trials: int = 4
+    seeds: int = 2
 
     @property
     def slots(self) -> int:
-        """The runs of the whole study."""
-        return 3 * (self.trials + self.seeds) if self.command == "sweep" else 24
+        """The slots of the whole study; beyond the best learning rate, a sweep has five for each of two seeds."""
+        return 3 * (self.trials + self.seeds + 5 * min(2, self.seeds)) if self.command == "sweep" else 24
+
+    @property
+    def runs(self) -> int:
+        """The runs of the whole study: of a sweep's five slots beyond the best rate, two are runs of others."""
+        return 3 * (self.trials + self.seeds + 3 * min(2, self.seeds)) if self.command == "sweep" else 24
 
     def __str__(self) -> str:
         tracking = "an MLflow server" if self.server else "a file"

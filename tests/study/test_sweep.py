@@ -1,5 +1,6 @@
 """The sweep of `make sweep`: its command, its report, and what it refuses."""
 
+import re
 import shlex
 
 import pandas as pd
@@ -43,11 +44,15 @@ def test_a_sweep_ends_with_a_comparison_over_fresh_seeds_and_a_finished_one_prin
     assert "4 trials" not in printed
     assert "Fairness: 2 trials of each optimizer (quasi_random, published setting first)" in printed
     assert "MuonClip" in printed
+    assert re.search(
+        r"From its best learning rate to 8 times it, max logit at the end: Muon \S+ -> \S+, MuonClip", printed
+    )
     trials = pd.read_csv(study.folder / "trials.csv")
     assert trials.groupby("optimizer").size().to_dict() == {"muon": 2, "muonclip": 2}
     assert set(trials["state"]) == {"COMPLETE"}
-    assert (study.folder / "spike-vs-stable.png").exists()
-    assert (study.folder / "lr-sensitivity.png").exists()
+    for figure in study.design.figures:
+        assert (study.folder / f"{figure.name}.png").exists()
+    assert {"rates", "spike-vs-stable"} < {figure.name for figure in study.design.figures}
 
     assert sweep(made()) == 0
     again = capsys.readouterr().out
@@ -76,6 +81,35 @@ def test_a_finished_sweep_whose_end_mlflow_does_not_show_is_completed(made, caps
     capsys.readouterr()
     assert sweep(made(*few)) == 0
     assert capsys.readouterr().out.startswith(f"study {study.name} is complete")
+
+
+def test_beyond_the_best_setting_its_learning_rate_alone_is_multiplied_on_two_of_the_fresh_seeds(made):
+    study = made("search.replicate_seeds=[4,5,6]")
+    levels = {arm: study.slots()[0].level for arm in ("muon", "muonclip")}
+    slots = study.slots({"search": levels})
+    rates = [slot for slot in slots if slot.condition == "rates" and slot.arm == "muon"]
+    setting = levels["muon"].setting
+    assert sorted((slot.level.value, slot.seed) for slot in rates) == [
+        (f, s) for f in (1, 2, 4, 8) for s in (4, 5)
+    ]
+    for slot in rates:
+        assert slot.config.optimizer.lr == pytest.approx(setting["lr"] * slot.level.value)
+        assert slot.config.optimizer.weight_decay == setting["weight_decay"]
+    best = {slot.config.identity for slot in slots if slot.condition == "best"}
+    assert all(slot.config.identity in best for slot in rates if slot.level.value == 1), (
+        "they are the same runs"
+    )
+
+
+def test_a_sweep_that_does_not_search_the_learning_rate_multiplies_none(made):
+    spaces = [
+        f"~search.optimizers.{name}.{part}.lr"
+        for name in ("muon", "muonclip")
+        for part in ("published", "space")
+    ]
+    study = made(*spaces)
+    assert list(study.design.conditions) == ["search", "best"]
+    assert [figure.name for figure in study.design.figures] == ["best-setting", "lr-sensitivity"]
 
 
 def test_a_study_is_named_after_its_model_and_what_defines_it(made):
