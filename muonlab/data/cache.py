@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable
+from errno import EDQUOT, EIO, ENOSPC
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,7 +14,7 @@ import numpy as np
 from muonlab.data.corpus import RUN_BYTES, Corpus
 from muonlab.data.token_data import TokenData
 from muonlab.data.tokenizer import BytePairTokenizer, ByteTokenizer
-from muonlab.errors import MuonlabError
+from muonlab.errors import EnvironmentFault, MuonlabError
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def build_folder(target: Path, fill: Callable[[Path], None]) -> None:
 
     The draft is renamed when it is complete. Processes that start together each make a draft, the first
     rename wins, and the others use its result; a killed process leaves no half-made entry.
-    Raises MuonlabError if the folder cannot be written.
+    Raises MuonlabError if the folder cannot be written; EnvironmentFault if the disk is full or failing.
     """
     try:
         if target.is_dir():
@@ -57,7 +58,9 @@ def build_folder(target: Path, fill: Callable[[Path], None]) -> None:
                 if not target.is_dir():
                     raise
     except OSError as error:
-        raise MuonlabError(
+        # A disk may be less full tomorrow; a wrong path stays wrong.
+        fault = EnvironmentFault if error.errno in (ENOSPC, EDQUOT, EIO) else MuonlabError
+        raise fault(
             f"cannot write to the data cache {target.parent}: {error.strerror or error}; "
             "set cache= or $MUONLAB_CACHE to a folder that can be written"
         ) from error

@@ -169,7 +169,8 @@ def try_out(runs: Mapping[str, Mapping[str, object]], pipe: Connection) -> None:
     except EnvironmentFault:
         pass  # not a mistake: runs wait until the machine allows it
     except MuonlabError as error:
-        pipe.send(str(error))
+        with suppress(OSError):  # the parent was killed
+            pipe.send(str(error))
     except (KeyboardInterrupt, Exception):
         pass  # the parent is asked to stop too, and for a bug a run's log says more
     leave_quietly(0)

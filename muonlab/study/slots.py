@@ -224,7 +224,7 @@ def _overrides(setting: Setting) -> tuple[str, ...]:
     return _assigned(_axes(setting))
 
 
-def _axes(setting: Setting) -> dict[str, Any]:
+def _axes(setting: Setting) -> dict[str, object]:
     """The settings of a search by their keys."""
     return {f"optimizer.{key}": value for key, value in setting.items()}
 
@@ -244,7 +244,7 @@ def _combined(levels: Sequence[Level]) -> Level:
     return Level(" ".join(map(str, levels)), _assigned(axes), axes=axes)
 
 
-def _multiple(tuned: Mapping[str, Any], key: str, factor: float) -> Level:
+def _multiple(tuned: Mapping[str, object], key: str, factor: float) -> Level:
     """The tuned values with one of them multiplied; the level's name is the factor."""
     value = tuned[key]
     if not isinstance(value, int | float) or isinstance(value, bool):

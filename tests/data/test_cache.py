@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import pytest
 
 from muonlab.data import build_data
 from muonlab.data.cache import build_folder, cache_folder
-from muonlab.errors import MuonlabError
+from muonlab.errors import EnvironmentFault, MuonlabError
 
 
 @pytest.fixture
@@ -81,6 +82,18 @@ def test_a_damaged_entry_is_one_sentence(text, tmp_path, file, size):
 def test_a_cache_that_cannot_be_written_is_one_sentence(text):
     with pytest.raises(MuonlabError, match=r"cannot write to the data cache .*; set cache= or"):
         build_data("text", path=text, cache=text / "below")
+
+
+@pytest.mark.parametrize(
+    ("number", "waits"), [(errno.ENOSPC, True), (errno.EIO, True), (errno.EACCES, False)]
+)
+def test_a_full_disk_is_the_machines_fault_and_a_forbidden_folder_the_users(tmp_path, number, waits):
+    def fill(draft):
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(MuonlabError, match="cannot write to the data cache") as caught:
+        build_folder(tmp_path / "entry", fill)
+    assert isinstance(caught.value, EnvironmentFault) == waits
 
 
 def test_where_the_cache_is(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """How the process of a run says how it went, when a signal reaches it before it trains."""
 
 import os
+import subprocess
 import sys
 
 import pytest
@@ -30,6 +31,19 @@ def torn_imports(monkeypatch):
     # The import looks at the module twice, and GRACE seconds after a second signal a process ends: here, pytest's.
     monkeypatch.setattr(command, "_end_now", lambda code: None)
     return lambda sent: monkeypatch.setitem(sys.modules, "muonlab.train.run", Torn(sent))
+
+
+def test_a_mistake_that_no_parent_is_left_to_hear_is_no_traceback():
+    code = """
+import sys
+from muonlab.study.child import try_out
+class Closed:
+    def send(self, text):
+        raise BrokenPipeError
+try_out({"search/muon": {"model": {"name": "none"}}}, Closed())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("sent", command.STOPPING)
