@@ -34,7 +34,7 @@ def options(group: str) -> list[str]:
 
 
 def composed(group: str, option: str) -> dict:
-    text = ["data.path=x"] if option == "text" else []
+    text = ["data.path=x"] if option in ("text", "tokens") else []
     return plain(compose_config("train", [f"{group}={option}", *text]))
 
 

@@ -65,7 +65,7 @@ def options(group: str) -> list[str]:
 def leaves(command: str, group: str, option: str) -> list[str]:
     """Every key of a group, or of what is in none, with all keys above it."""
     chosen = [f"{group}={option}"] if group else []
-    text = ["data.path=input.txt"] if option == "text" else []
+    text = ["data.path=input.txt"] if option in ("text", "tokens") else []
     config = plain(compose_config(command, [*chosen, *text]))
     found: list[str] = []
 
@@ -93,7 +93,7 @@ def valid_commands(draw):
         chosen |= {"data": "synthetic"}  # a sweep goes on to look at its text
     group = draw(st.sampled_from([*free, ""]))
     arguments = [f"{name}={option}" for name, option in chosen.items()]
-    arguments += ["data.path=input.txt"] if chosen["data"] == "text" else []
+    arguments += ["data.path=input.txt"] if chosen["data"] in ("text", "tokens") else []
     return command, arguments, leaves(command, group, chosen.get(group, ""))
 
 

@@ -125,6 +125,10 @@ TABLE: dict[str, Run | Compose | Look] = {
     # data
     "python -m muonlab.train data=english": Compose("needs a network"),
     "python -m muonlab.train data=text data.path=corpus.txt": Run("SIZE", needs=("corpus.txt",), makes=RECORD),
+    "python -m muonlab.data pack corpus.tokens text path=corpus.txt tokenizer=bpe": Run(
+        needs=("corpus.txt",), makes="corpus.tokens"
+    ),
+    "python -m muonlab.train data=tokens data.path=corpus.tokens": Compose("needs the file of the line before"),
     "python -m muonlab.train data=shakespeare data.tokenizer=bpe data.bpe_vocab_size=1024": Compose(
         "needs a network"
     ),

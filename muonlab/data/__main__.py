@@ -1,8 +1,13 @@
-"""Fetch, verify and tokenize a corpus: `python -m muonlab.data [name] [setting=value ...]`."""
+"""Fetch, verify and tokenize a corpus: `python -m muonlab.data [name] [setting=value ...]`.
+
+`python -m muonlab.data pack FILE [name] [setting=value ...]` also writes its tokens and tokenizer into one file, which
+data=tokens reads on a machine without a network.
+"""
 
 import logging
 import sys
 import time
+from pathlib import Path
 
 from hydra.core.override_parser.types import OverrideType
 from omegaconf import OmegaConf
@@ -11,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from muonlab.cli import parse_overrides
 from muonlab.command import argument_parser, run_command
 from muonlab.data import DATA, list_data, make_data
+from muonlab.data.packed import pack
 from muonlab.errors import MuonlabError
 from muonlab.settings.check import build, check
 
@@ -23,6 +29,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.epilog = "settings: cache=FOLDER; " + "; ".join(map(_defaults, list_data()))
     parser.add_argument("name", nargs="?", default="shakespeare", help=f"one of {', '.join(list_data())}")
     parser.add_argument("settings", nargs="*", metavar="setting=value", help="as in conf/data/<name>.yaml")
+    parser.usage = "%(prog)s [-h] [pack FILE] [name] [setting=value ...]"
+    arguments = sys.argv[1:] if arguments is None else arguments
+    packed = None
+    if arguments[:1] == ["pack"]:
+        if len(arguments) < 2 or "=" in arguments[1] or arguments[1] in list_data():
+            raise MuonlabError(
+                "pack needs the file to write, as in pack corpus.tokens shakespeare tokenizer=bpe"
+            )
+        packed, arguments = Path(arguments[1]), arguments[2:]
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     begin = time.perf_counter()
@@ -34,6 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
     if data.entropy_rate is None:
         print(f"{'train begins':16} {data.decode(data.train[:64])!r}")
         print(f"{'val begins':16} {data.decode(data.val[:64])!r}")
+    if packed is not None:
+        print(f"{'packed':16} {pack(data, packed):,} bytes in {packed}")
     print(f"ready in {time.perf_counter() - begin:.1f} s")
 
 

@@ -6,6 +6,7 @@ from muonlab.data.books import open_english, open_shakespeare
 from muonlab.data.cache import CachePath, tokenize
 from muonlab.data.corpus import Corpus
 from muonlab.data.huggingface import open_huggingface
+from muonlab.data.packed import Packed, open_packed
 from muonlab.data.synthetic import open_synthetic
 from muonlab.data.text import open_text
 from muonlab.data.token_data import TokenData
@@ -13,13 +14,14 @@ from muonlab.data.tokenizer import make_tokenizer
 from muonlab.registry import Registry
 from muonlab.settings.check import Named, build
 
-# An entry opens a corpus: it takes the cache's folder and its settings, and gives a Corpus.
-DATA: Registry[Corpus] = Registry("data")
+# An entry opens a corpus: it takes the cache's folder and its settings, and gives a Corpus, or tokens that exist.
+DATA: Registry[Corpus | Packed] = Registry("data")
 list_data = DATA.names
 DATA.register("shakespeare")(open_shakespeare)
 DATA.register("english")(open_english)
 DATA.register("synthetic")(open_synthetic)
 DATA.register("text")(open_text)
+DATA.register("tokens")(open_packed)
 DATA.register("huggingface")(open_huggingface)
 
 
@@ -34,7 +36,7 @@ def build_data(name: str = "shakespeare", cache: CachePath = None, **settings: o
     return make_data(build(DATA.section(name), values, "data"), cache)
 
 
-def open_corpus(settings: Named, cache: CachePath = None) -> Corpus:
+def open_corpus(settings: Named, cache: CachePath = None) -> Corpus | Packed:
     """The corpus of a checked section, with its digest and without its tokens.
 
     Costs no more than reading the text once; a dataset of the hub is downloaded first, unless it is in the cache.
@@ -48,11 +50,13 @@ def corpus_digest(settings: Named, cache: CachePath = None) -> str:
     return open_corpus(settings, cache).short_digest
 
 
-def make_data(settings: Named, cache: CachePath = None, corpus: Corpus | None = None) -> TokenData:
+def make_data(settings: Named, cache: CachePath = None, corpus: Corpus | Packed | None = None) -> TokenData:
     """The tokens of a checked section, from the cache or tokenized into it.
 
     `corpus` is the result of `open_corpus` for these settings, so that no text is read twice; None opens it. Raises
     MuonlabError for an unreadable source, a split without text, or a cache that cannot be written.
     """
     corpus = corpus or open_corpus(settings, cache)
+    if isinstance(corpus, Packed):
+        return corpus.tokens
     return tokenize(corpus, make_tokenizer(settings, corpus.symbols), cache)

@@ -4,7 +4,7 @@ Both are lossless on any text they accept, and neither has special tokens.
 """
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -66,7 +66,8 @@ class BytePairTokenizer:
         # Another version of the library may choose other merges, so its tokens are other tokens.
         self.key = f"bpe{vocab_size}-tokenizers{version('tokenizers')}"
         self._trained: Tokenizer | None = None
-        self._file: Path | None = None
+        self._saved: Callable[[], str] | None = None
+        self._place: Path | None = None
 
     def train(self, pieces: Iterable[bytes]) -> None:
         """Learn the merges from a split's text, with progress on a terminal.
@@ -104,17 +105,28 @@ class BytePairTokenizer:
 
     def load(self, folder: Path, vocab_size: int) -> None:
         """Use the merges saved in `folder`; they are read when first needed."""
-        self._file, self.vocab_size = folder / self.file_name, vocab_size
+        file = folder / self.file_name
+        self.vocab_size = vocab_size
+        self.restore(lambda: file.read_text(encoding="utf-8"), file)
+
+    def saved(self) -> str:
+        """The trained merges as JSON."""
+        return self._library_tokenizer.to_str()
+
+    def restore(self, saved: Callable[[], str], place: Path) -> None:
+        """Use the merges that `saved` returns, called when they are first needed; `place` is what errors name."""
+        self._saved, self._place = saved, place
 
     @property
     def _library_tokenizer(self) -> "Tokenizer":
         if self._trained is None:
             from tokenizers import Tokenizer
 
+            assert self._saved is not None, "it is trained or restored first"
             try:
-                self._trained = Tokenizer.from_file(str(self._file))
+                self._trained = Tokenizer.from_str(self._saved())
             except Exception as error:  # the library raises nothing narrower
-                raise MuonlabError(f"cannot read the tokenizer {self._file}: {error}") from error
+                raise MuonlabError(f"cannot read the tokenizer {self._place}: {error}") from error
         return self._trained
 
 

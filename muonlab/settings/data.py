@@ -52,6 +52,21 @@ class TextSettings(TokenizerSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PackedSettings:
+    """The tokens in the file at `path`, which `python -m muonlab.data pack` made; no text and no network is needed."""
+
+    name: Literal["tokens"] = "tokens"
+    path: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise MuonlabError(
+                "data 'tokens' needs a file of packed tokens, as in data.path=corpus.tokens;"
+                " python -m muonlab.data pack makes one"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SyntheticSettings:
     """A Markov chain of known entropy: `vocab_size` symbols, each depending on the last `order`; the rows of its
     transition matrix are Dirichlet draws with `concentration`: near 0 almost deterministic, large nearly uniform.
@@ -94,6 +109,7 @@ DATA_SETTINGS: dict[str, type] = {
     "shakespeare": ShakespeareSettings,
     "english": EnglishSettings,
     "text": TextSettings,
+    "tokens": PackedSettings,
     "synthetic": SyntheticSettings,
     "huggingface": HuggingFaceSettings,
 }
