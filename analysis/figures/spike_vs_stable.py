@@ -14,6 +14,8 @@ from analysis.drawing.panels import plot_loss, plot_max_logit
 from analysis.figures.registry import Drawing, figure
 from analysis.frames import Frames
 
+RUGS = {"loss_spikes": "loss", "grad_spikes": "gradient norm"}
+
 
 @figure("spike_vs_stable")
 def draw_spike_vs_stable(
@@ -25,6 +27,8 @@ def draw_spike_vs_stable(
     plot_spike_vs_stable(list(axes[:, 0]), steps, tau, window=window, title=title)
     legend_above(fig, axes[:1, 0])
     note = f"Loss and gradient norm: centred mean of {window} steps over the raw trace, spikes of the raw one. {BOLD}"
+    calm = [name for column, name in RUGS.items() if not steps[column].gt(0).any()]
+    note += f" No 7-sigma spike of the {' or the '.join(calm)}." if calm else ""
     columns = ["train_loss", "max_logit", "grad_norm", "loss_spikes", "grad_spikes"]
     return fig, columns_of(steps, [*TRACE_COLUMNS, *columns]), note
 
@@ -59,7 +63,9 @@ def plot_spike_vs_stable(
 
 
 def draw_rug(ax: Axes, frame: pd.DataFrame, column: str) -> None:
-    """A strip below the traces: how many spikes each arm had, and a row of ticks where they began."""
+    """A strip below the traces, unless there is no spike: how many each arm had, and a row of ticks where they began."""
+    if not frame[column].gt(0).any():
+        return
     arms = styles(frame["arm"])
     # Heights are shares of the panel: the words, then a row per arm.
     words, row = 0.1, 0.065

@@ -1,5 +1,7 @@
 """Figures over steps from small made-up runs: what they show and say, and that nothing lies on anything else."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +11,7 @@ from analysis.drawing.canvas import new_figure
 from analysis.drawing.lines import centred_mean, median_trace
 from analysis.drawing.palette import ARMS
 from analysis.drawing.panels import plot_loss, plot_max_logit
-from analysis.figures.spike_vs_stable import plot_spike_vs_stable
+from analysis.figures.spike_vs_stable import draw_spike_vs_stable, plot_spike_vs_stable
 from analysis.figures.switch import plot_switch
 from analysis.frames import collect
 from analysis.run_tests import off_windows
@@ -207,6 +209,22 @@ class TestSpikeVsStable:
         assert muon.get_xdata().tolist() == [60, 60]
         assert len(clip.get_xdata()) == 0
         assert panels[0].texts[0].get_text() == "7-sigma spikes: Muon 2, MuonClip 0"
+
+    def test_without_a_spike_the_traces_have_the_whole_panel(self, frames):
+        fig, axes = new_figure(3, 1, height=4.4)
+        calm = frames.steps.assign(loss_spikes=0.0, grad_spikes=frames.steps["loss_spikes"])
+        plot_spike_vs_stable(axes[:, 0], calm)
+        _, alone_axes = new_figure(height=4.4)
+        plot_loss(alone_axes[0, 0], calm, "train_loss", 25)
+        assert axes[0, 0].get_ylim() == alone_axes[0, 0].get_ylim()
+        assert not axes[0, 0].texts
+        assert [text.get_text()[:9] for text in axes[2, 0].texts] == ["7-sigma s"]
+        fig.canvas.draw()
+        _, _, note = draw_spike_vs_stable(replace(frames, steps=calm))
+        assert note.endswith("No 7-sigma spike of the loss.")
+        assert (
+            "No 7-sigma" not in draw_spike_vs_stable(replace(frames, steps=calm.assign(loss_spikes=1.0)))[2]
+        )
 
     def test_the_rug_lies_below_the_traces_on_both_kinds_of_axis(self, frames):
         fig, axes = new_figure(3, 1, height=4.4)
