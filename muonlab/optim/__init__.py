@@ -2,6 +2,7 @@
 
 from muonlab.optim.adamw_rule import AdamWRule
 from muonlab.optim.combined import CombinedOptimizer
+from muonlab.optim.dion import DionRule
 from muonlab.optim.entrywise import AdEMAMix, Lion, NAdamW, Signum
 from muonlab.optim.muon_rule import MuonRule
 from muonlab.optim.newton_schulz import newton_schulz, orthogonalise
@@ -29,6 +30,7 @@ __all__ = [
     "AdamW",
     "AdamWRule",
     "CombinedOptimizer",
+    "DionRule",
     "Lion",
     "Muon",
     "MuonClip",
