@@ -17,18 +17,19 @@ reverse = $(if $(1),$(call reverse,$(wordlist 2,$(words $(1)),$(1))) $(firstword
 given := $(subst $$$$,$$,$(subst \$(blank),␣,$(subst \\,⧵,$(MAKEOVERRIDES))))
 settings := $(call reverse,$(filter-out PYTHON=% VENV=% RUN=% ARGS=%,$(given)))
 quote = '$(subst ⧵,\,$(subst ␣, ,$(subst ','\'',$(1))))'
-OVERRIDES = $(foreach setting,$(settings),$(call quote,$(setting))) $(ARGS)
+# plugin=mine.py is plugins=[mine.py].
+OVERRIDES = $(foreach setting,$(settings:plugin=%=plugins=[%]),$(call quote,$(setting))) $(ARGS)
 
 # Waiting threads sleep: two runs whose threads spin are an order of magnitude slower.
 export OMP_WAIT_POLICY := PASSIVE
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data smoke sweep ablation evidence figures report ui test regression chaos lint clean bench-optim bench-step \
+.PHONY: help setup data smoke sweep ablation compare evidence figures report ui test regression chaos lint clean bench-optim bench-step \
   gpu-check parity
 
 # Settings are refused, not ignored, where a target takes none.
-without := $(filter-out data smoke sweep ablation evidence,$(MAKECMDGOALS))
+without := $(filter-out data smoke sweep ablation compare evidence,$(MAKECMDGOALS))
 ifneq ($(and $(without),$(strip $(settings))),)
 $(error make $(firstword $(without)) takes no settings such as $(subst ␣, ,$(firstword $(settings))))
 endif
@@ -59,6 +60,9 @@ sweep: setup  ## search AdamW, Muon and MuonClip at equal budget, compare them, 
 
 ablation: setup  ## the loss-spike ablation: explosion, collapse, cure, and the switch, with answers
 	@$(RUN) -m muonlab.experiment ablation $(OVERRIDES)
+
+compare: setup  ## your optimizer beside AdamW, Muon and MuonClip: plugin=mine.py optimizer=mine
+	@$(RUN) -m muonlab.experiment compare $(OVERRIDES)
 
 evidence: setup  ## every experiment at cpu scale (hours; stop at any time and rerun to resume)
 	@$(RUN) -m muonlab.experiment all $(OVERRIDES)

@@ -39,6 +39,7 @@ RECORDED = {
     "gamma": Column("smallest clip factor (gamma)", thinned="min"),
     "grad_norm": Column("gradient norm", log=True, thinned="max"),
     "log_partition": Column("log of the softmax's sum (nats)"),
+    "optimizer_bytes": Column("state of the optimizer (bytes)", log=True),
     "second_moment_lag": Column("second moment over gradient (RMS)", log=True, thinned="max"),
     "loss_spikes": Column("loss spikes", thinned="sum"),
     "grad_spikes": Column("gradient spikes", thinned="sum"),

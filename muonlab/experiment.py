@@ -7,13 +7,15 @@ import muonlab.begin  # noqa: F401
 import shlex
 from pathlib import Path
 
+from muonlab.cli import compose_config, import_plugins, parse_overrides, plain
 from muonlab.command import argument_parser, run_command, tell
 from muonlab.errors import MuonlabError
 from muonlab.record.files import check_folder
 from muonlab.settings.address import storage_address
 from muonlab.settings.check import Count, check
+from muonlab.study.asking import Given
 from muonlab.study.catalogue import experiment_names
-from muonlab.study.reading import load_experiment
+from muonlab.study.reading import load_experiment, read_experiment
 from muonlab.study.study import Study, overrides_for_runs
 
 
@@ -53,7 +55,7 @@ def main() -> int:
             make_study(arguments.name, arguments.overrides, arguments.studies, workers), arguments.results
         )
         return 0
-    names = experiment_names()
+    names = [name for name in experiment_names() if not read_experiment(name).asks]
     failed: list[str] = []
     print(
         f"saving {len(names)} studies; python -m muonlab.worker {arguments.studies} helps with them",
@@ -81,9 +83,14 @@ def make_study(experiment: str, overrides: list[str], studies: Path, workers: in
     for override in overrides:
         if override.startswith("scale="):
             scale = override.removeprefix("scale=")
-    name = experiment if scale == "cpu" else f"{experiment}-{scale}"
+    import_plugins(overrides)  # claims may name their measures
+    asks = read_experiment(experiment).asks
+    given = _given(experiment, asks, overrides)
+    texts = [experiment, *(value for value in given.values() if isinstance(value, str))]
+    name = "-".join(texts if scale == "cpu" else [*texts, scale])
     command = shlex.join(["python", "-m", "muonlab.experiment", experiment, *overrides])
-    design = load_experiment(experiment, scale)
+    design = load_experiment(experiment, scale, given)
+    overrides = [override for override in overrides if override.partition("=")[0] not in asks]
     return Study(
         name=name,
         design=design,
@@ -93,6 +100,32 @@ def make_study(experiment: str, overrides: list[str], studies: Path, workers: in
         storage=storage_address(None),
         workers=workers,
     )
+
+
+def _given(experiment: str, asks: Given, overrides: list[str]) -> dict[str, str | float]:
+    """What the overrides give of what an experiment asks for; a learning rate that they do not give is the default of
+    the optimizer that they give.
+
+    Raises MuonlabError for a name that is not given or is no text, and for an optimizer without a learning rate.
+    """
+    parsed = {each.key_or_group: each.value() for each in parse_overrides(overrides)}
+    given: dict[str, str | float] = {}
+    for key, example in asks.items():
+        if key in parsed:
+            number = isinstance(example, float)
+            given[key] = check(float, parsed[key], key) if number else check(str, parsed[key], key)
+        elif key != "lr":
+            raise MuonlabError(f"the experiment {experiment} needs {key}=NAME, such as {key}={example}")
+    if "lr" in asks and "lr" not in given:
+        plugins = [override for override in overrides if override.startswith("plugins=")]
+        settings = plain(compose_config("train", [*plugins, f"optimizer={given['optimizer']}"]))["optimizer"]
+        rate = settings.get("lr") if isinstance(settings, dict) else None
+        if not isinstance(rate, float):
+            raise MuonlabError(
+                f"{experiment} tunes the learning rate, and {given['optimizer']} has no setting lr"
+            )
+        given["lr"] = rate
+    return given
 
 
 def begin_experiment(study: Study, results: Path) -> None:

@@ -95,6 +95,7 @@ class Figure:
 class Design:
     """One file of experiments/: said before any run, then what is run and how it is judged and drawn.
 
+    asks: {name: what the command line gave, or an example} (muonlab.study.asking).
     looks: how many seeds there are at each planned judgement, where seeds are to be added; None: at one only.
     """
 
@@ -106,6 +107,7 @@ class Design:
     primary: Text
     minutes: float
     seeds: Seeds
+    asks: Mapping[str, float | str] = field(default_factory=dict)
     looks: Annotated[Sequence[Count], MinLen(1)] | None = None
     common: Overrides = ()
     conditions: Annotated[Mapping[str, Condition], MinLen(1)]

@@ -11,6 +11,7 @@ import yaml
 from muonlab.cli import project_folder
 from muonlab.errors import MuonlabError, shown, unknown_name
 from muonlab.settings.check import Text, build, check, vanishing_number
+from muonlab.study.asking import Given, filled
 from muonlab.study.design import Condition, Design, Figure, Scale, searches
 
 
@@ -62,23 +63,26 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _float)
 
 
 # ---------------------------------------------------------------------- designs
-def load_experiment(name: str, scale: str = "cpu") -> Design:
+def load_experiment(name: str, scale: str = "cpu", given: Given | None = None) -> Design:
     """experiments/<name>.yaml at a scale, checked; raises what `read_experiment` and `at_scale` raise."""
-    return at_scale(read_experiment(name), scale)
+    return at_scale(read_experiment(name, given), scale)
 
 
-def read_experiment(name: str) -> Design:
-    """experiments/<name>.yaml, checked. Raises MuonlabError for an unknown name, with the near ones."""
+def read_experiment(name: str, given: Given | None = None) -> Design:
+    """experiments/<name>.yaml, checked, with what is `given` of what it asks for and its examples for the rest.
+
+    Raises MuonlabError for an unknown name, with the near ones.
+    """
     paths = {path.stem: path for path in project_folder("experiments").glob("*.yaml")}
     if name not in paths:
         raise unknown_name("experiment", name, paths)
-    return read_design(paths[name])
+    return read_design(paths[name], given)
 
 
-def read_design(path: Path) -> Design:
+def read_design(path: Path, given: Given | None = None) -> Design:
     """The design in a file. Raises MuonlabError for a file that is not YAML or breaks the format."""
     try:
-        return make_design(read_yaml(path.read_text(encoding="utf-8")), path.name)
+        return make_design(filled(read_yaml(path.read_text(encoding="utf-8")), given or {}), path.name)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise MuonlabError(f"{path.name} is not YAML: {fault(error)}") from error
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from muonlab.command import argument_parser, run_command
+from muonlab.settings.check import check
+from muonlab.study.asking import Given
 from muonlab.study.design import Design
 from muonlab.study.reading import make_design, read_experiment
 
@@ -16,7 +18,10 @@ def design_of(folder: Path) -> Design:
 
     kept = read_mapping(folder / "experiment.yaml")
     name = folder.name.removesuffix(f"-{kept.get('scale', 'cpu')}")
-    today = read_experiment(name).as_mapping()
+    given = check(Given, kept.get("asks", {}), "asks")
+    for text in (each for each in given.values() if isinstance(each, str)):
+        name = name.removesuffix(f"-{text}")
+    today = read_experiment(name, given).as_mapping()
     asked = {key: today[key] for key in ("claims", "harmless", "figures") if key in today}
     return make_design(kept | asked, f"experiments/{name}.yaml, on the runs kept in {folder}")
 

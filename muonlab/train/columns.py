@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from muonlab.optim.ranks import whole
+from muonlab.optim.ranks import local_part, whole
 from muonlab.train.providers import Columns, Step, provider
 
 
@@ -123,6 +123,14 @@ def expert_measurements(step: Step) -> Columns:
     if (experts := step.module.experts) is None:
         return Columns()
     return Columns({**_of_all_ranks(step, experts.measurements())})
+
+
+@provider("optimizer memory", every=lambda trainer: trainer.probe_every)
+def optimizer_memory(step: Step) -> Columns:
+    """`optimizer_bytes`: of the tensors in the optimizer's state: of this rank's rows, and without a clip's own."""
+    states = step.module.optimizer.state.values()
+    size = sum(local_part(v).nbytes for state in states for v in state.values() if isinstance(v, Tensor))
+    return Columns({"optimizer_bytes": float(size)})
 
 
 @provider("update size", every=lambda trainer: trainer.probe_every, compares_weights=True)
