@@ -105,7 +105,7 @@ TABLE: dict[str, Run | Compose | Look] = {
     ),
     "python -m muonlab.train trainer.devices=4": Compose(RANKS),
     "python -m muonlab.train trainer.devices=4 trainer.strategy=fsdp2": Compose(RANKS),
-    "python -m muonlab.train --help": Run(says="optimizer: adamw, adamwclip, muon, muonclip"),
+    "python -m muonlab.train --help": Run(says="optimizer: adamw, adamwclip, ademamix, "),
     "python -m muonlab.train --cfg job optimizer=muon": Run(says="name: muon"),
     "python -m muonlab.train +experiment=switch": Run("DATA SIZE", makes=RECORD),
     "python -m muonlab.train -m optimizer=adamw,muon,muonclip optimizer.lr=0.01,0.03 seed=1,2": Run(

@@ -4,6 +4,7 @@ from muonlab.optim.adamw_rule import AdamWRule
 from muonlab.optim.combined import CombinedOptimizer
 from muonlab.optim.dion import DionRule
 from muonlab.optim.entrywise import AdEMAMix, Lion, NAdamW, Signum
+from muonlab.optim.kronecker import SOAP, SOAPMuon
 from muonlab.optim.muon_rule import MuonRule
 from muonlab.optim.newton_schulz import newton_schulz, orthogonalise
 from muonlab.optim.optimizers import (
@@ -23,14 +24,17 @@ from muonlab.optim.schedule_design import design_schedule
 from muonlab.optim.schedule_free import ScheduleFreeAdamW
 from muonlab.optim.schedules import describe_schedule, list_schedules
 from muonlab.optim.scion import Scion
+from muonlab.optim.shampoo import KLShampoo, Shampoo
 from muonlab.optim.whole_model import optimizer_of_its_name
 
 __all__ = [
+    "SOAP",
     "AdEMAMix",
     "AdamW",
     "AdamWRule",
     "CombinedOptimizer",
     "DionRule",
+    "KLShampoo",
     "Lion",
     "Muon",
     "MuonClip",
@@ -40,8 +44,10 @@ __all__ = [
     "QuacK",
     "Route",
     "Rule",
+    "SOAPMuon",
     "ScheduleFreeAdamW",
     "Scion",
+    "Shampoo",
     "Signum",
     "build_optimizer",
     "convert_lr",

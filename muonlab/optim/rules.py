@@ -124,7 +124,15 @@ class Batch:
             states=[self.states[i] for i in members],
             groups=[self.groups[i] for i in members],
             whole=[self.whole[i] for i in members],
+            ranks=self.ranks,
         )
+
+    def by_number(self, name: str) -> "list[tuple[int, Batch]]":
+        """Each value that a plain number of the states has, with the batch of the parameters that have it."""
+        classes: dict[int, list[int]] = defaultdict(list)
+        for i, state in enumerate(self.states):
+            classes[state[name]].append(i)
+        return [(value, self._subset(members)) for value, members in sorted(classes.items())]
 
 
 class Stages(dict[str, Stage], Generic[Stage]):

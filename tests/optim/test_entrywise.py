@@ -11,7 +11,20 @@ from torch import nn
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 
 from muonlab.errors import MuonlabError
-from muonlab.optim import AdEMAMix, Lion, Muon, NAdamW, ScheduleFreeAdamW, Scion, Signum, build_optimizer
+from muonlab.optim import (
+    SOAP,
+    AdEMAMix,
+    KLShampoo,
+    Lion,
+    Muon,
+    NAdamW,
+    ScheduleFreeAdamW,
+    Scion,
+    Shampoo,
+    Signum,
+    SOAPMuon,
+    build_optimizer,
+)
 from muonlab.optim.rules import RULES
 
 STEPS = 7
@@ -22,6 +35,10 @@ ALONE = {
     "nadamw": NAdamW,
     "schedulefree_adamw": ScheduleFreeAdamW,
     "scion": Scion,
+    "soap": SOAP,
+    "soap_muon": SOAPMuon,
+    "shampoo": Shampoo,
+    "kl_shampoo": KLShampoo,
 }
 
 
@@ -225,6 +242,7 @@ def test_a_closure_and_hooks_are_run(name):
     loss = optimizer.step(closure)
     assert seen == ["before", "closure", "after"]
     assert loss == before.square().sum()
+    optimizer.step(closure)  # SOAP does not move before the second
     assert not torch.equal(param, before)
 
 
@@ -287,17 +305,14 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(name, entry):
     steps(optimizer, params, 0, 2)
     state = copy.deepcopy(optimizer.state_dict())
     own = state["state"][0]
-    buffer = next(key for key, value in own.items() if value.ndim)
+    buffer = next(key for key, value in own.items() if isinstance(value, torch.Tensor) and value.ndim)
     if entry == "kind":
         own[buffer] = None
     elif entry == "shape":
         own[buffer] = torch.zeros(3, 3)
     else:
         own["other"] = torch.zeros(4, 4)
-    before = copy.deepcopy(optimizer.state_dict())
+    before = pickle.dumps(optimizer.state_dict())
     with pytest.raises(MuonlabError):
         optimizer.load_state_dict(state)
-    after = optimizer.state_dict()
-    assert before["param_groups"] == after["param_groups"]
-    for key, values in before["state"].items():
-        assert all(torch.equal(value, after["state"][key][name]) for name, value in values.items())
+    assert pickle.dumps(optimizer.state_dict()) == before
