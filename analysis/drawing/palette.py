@@ -1,6 +1,6 @@
 """One colour, dash and marker for every arm, the same in every figure.
 
-The four optimizers have colours of Okabe and Ito's (2008), distinct under the common colour-blindnesses;
+The first four optimizers have colours of Okabe and Ito's (2008), distinct under the common colour-blindnesses;
 the dashes and markers distinguish arms in grey. The solid line is plain Muon, the short dashes the baseline.
 """
 
@@ -35,6 +35,16 @@ ARMS = {
     "muon-slowqk": Style("Muon, Q/K lr / 10", "#999933", (0, (7, 1.5, 3, 1.5)), "<"),
     "muon-perhead": Style("Muon, per head", "#7a3b00", (0, (5, 1, 1, 1)), ">"),
     "muon-adamwqk": Style("AdamW on Q and K", "#1b7837", (0, (2, 2)), "h"),
+    "lion": Style("Lion", "#b15928", (0, (3, 0.8)), "$L$"),
+    "signum": Style("Signum", "#a6761d", (0, (1.6, 0.8)), "$S$"),
+    "ademamix": Style("AdEMAMix", "#117733", (0, (5, 1.4)), "$A$"),
+    "nadamw": Style("NAdamW", "#666633", (0, (2, 0.9, 1, 0.9)), "$N$"),
+    "schedulefree_adamw": Style("Schedule-free AdamW", "#44aa99", (0, (4, 1.6)), "$F$"),
+    "scion": Style("Scion", "#aa4499", (0, (6, 1, 1, 1)), "$C$"),
+    "soap": Style("SOAP", "#332288", (0, (5, 2.2)), "$O$"),
+    "soap_muon": Style("SOAP-Muon", "#6699cc", (0, (3, 1.5, 1, 1.5)), "$M$"),
+    "shampoo": Style("Shampoo", "#882255", (0, (1.8, 1.5)), "$H$"),
+    "kl_shampoo": Style("KL-Shampoo", "#cc6677", (0, (7, 2)), "$K$"),
 }
 UNKNOWN = Style("", "#000000", (0, (1, 1)), "*")
 VARIANT_DASHES: tuple[Dash, ...] = ((0, (3, 1.2)), (0, (5, 1.2, 1.2, 1.2)), (0, (1.1, 1.1)))

@@ -40,8 +40,8 @@ def test_variants_keep_the_colour_family_and_differ_in_shade_and_dash():
 
 
 def test_an_unknown_arm_is_drawn_and_named():
-    style = styles(["lion lr=0.1"])["lion lr=0.1"]
-    assert (style.label, style.colour) == ("lion, lr=0.1", "#000000")
+    style = styles(["mine lr=0.1"])["mine lr=0.1"]
+    assert (style.label, style.colour) == ("mine, lr=0.1", "#000000")
 
 
 def test_an_arm_of_the_palette_is_found_by_its_longest_name():
