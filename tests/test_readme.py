@@ -141,6 +141,7 @@ TABLE: dict[str, Run | Compose | Look] = {
     "python -m muonlab.worker studies/NAME": Run(needs=("study",), name="narrow", says="no open slot is left"),
     "python -m muonlab.worker studies/narrow": Look("the same with another name"),
     "python -m muonlab.worker studies/arms": Look("the same with another name"),
+    "python -m muonlab.study.status studies/narrow": Run(needs=("study",), name="narrow", says="runs done"),
     "python -m muonlab.worker studies": Look("the same with every study of a folder"),
     "python -m muonlab.study.repair studies/NAME": Run(
         needs=("study",), name="narrow", says="nothing to repair"

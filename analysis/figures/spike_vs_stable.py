@@ -63,7 +63,7 @@ def plot_spike_vs_stable(
 
 
 def draw_rug(ax: Axes, frame: pd.DataFrame, column: str) -> None:
-    """A strip below the traces, unless there is no spike: how many each arm had, and a row of ticks where they began."""
+    """A strip below the traces, unless there is no spike: how many each arm had, and ticks where they began."""
     if not frame[column].gt(0).any():
         return
     arms = styles(frame["arm"])

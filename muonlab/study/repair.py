@@ -49,7 +49,7 @@ def repair(study: Study) -> Iterator[str]:
     if study.storage is None:
         yield from _mend_journal(study.folder / "journal.log")
     queue = Queue(open_storage(study.storage, study.folder), study.name, study.design)
-    slots = _slots(study, queue)
+    slots = known_slots(study, queue)
     if busy := queue.busy(slots):
         raise EnvironmentFault(
             f"a worker is running {sorted(busy)[0]} of {study.name}; stop it before repairing"
@@ -62,7 +62,7 @@ def repair(study: Study) -> Iterator[str]:
     yield from _complete_mlflow(study, folders)
 
 
-def _slots(study: Study, queue: "Queue") -> Sequence[Slot]:
+def known_slots(study: Study, queue: "Queue") -> Sequence[Slot]:
     """All slots that the study has by now: those of tuned conditions once their searches are done."""
     from muonlab.study.tuning import Trained, levels_by_arm, with_ranges
 
@@ -72,7 +72,7 @@ def _slots(study: Study, queue: "Queue") -> Sequence[Slot]:
         nonlocal slots
         slots = grown.slots()
         drawn = [queue.drawn(slot) for slot in slots]
-        done = [(slot, folder) for slot in drawn if slot is not None and (folder := _over(slot))]
+        done = [(slot, folder) for slot in drawn if slot is not None and (folder := over_in(slot))]
         return done if len(done) == len(slots) else None
 
     ranged = with_ranges(study, over) if study.design.tuning_conditions else None
@@ -82,7 +82,7 @@ def _slots(study: Study, queue: "Queue") -> Sequence[Slot]:
     return grown.slots(levels_by_arm(found))
 
 
-def _over(slot: Slot) -> Path | None:
+def over_in(slot: Slot) -> Path | None:
     """The folder of a slot's run, if the run is over and whole enough to say so."""
     from muonlab.study.work import finished_run
 
@@ -156,7 +156,7 @@ def _end_attempts(queue: "Queue", slots: Sequence[Slot]) -> Iterator[str]:
     from muonlab.study.work import objective
 
     for claim, _ in queue.running(slots):  # all of dead workers: no slot is busy
-        if folder := _over(claim.slot):
+        if folder := over_in(claim.slot):
             run = load_run(folder)
             queue.finish(claim, run.status, run.cause, objective(run))
             yield f"{claim.slot.name}: its worker died after the run ended as {run.status}; it counts now"
