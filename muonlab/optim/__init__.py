@@ -6,6 +6,7 @@ from muonlab.optim.dion import DionRule
 from muonlab.optim.entrywise import AdEMAMix, Lion, NAdamW, Signum
 from muonlab.optim.kronecker import SOAP, SOAPMuon
 from muonlab.optim.muon_rule import MuonRule
+from muonlab.optim.muown import MuownRule
 from muonlab.optim.newton_schulz import newton_schulz, orthogonalise
 from muonlab.optim.optimizers import (
     AdamW,
@@ -39,6 +40,7 @@ __all__ = [
     "Muon",
     "MuonClip",
     "MuonRule",
+    "MuownRule",
     "NAdamW",
     "QKClip",
     "QuacK",

@@ -68,7 +68,7 @@ class MuonRule(Rule):
     """Momentum, orthogonalisation, scale, decay and step. A stack (experts, rows, cols) is as many matrices."""
 
     settings = MuonRuleSettings
-    buffers = ("momentum_buffer",)
+    buffers: ClassVar[tuple[str, ...]] = ("momentum_buffer",)
     matrix_stages: ClassVar[tuple[MatrixStages[Any], ...]] = (BEFORE, AFTER, UPDATE_NORMS, WEIGHT_NORMS)
     stages = (MOMENTUM_KINDS, SCALE_RULES, DECAYS, *matrix_stages)
 
@@ -80,12 +80,15 @@ class MuonRule(Rule):
         """
         s = batch.settings(MuonRuleSettings)
         for part in batch.by_shape():
-            D = MOMENTUM_KINDS[s.momentum_kind](part.grads, part.states, s.momentum, s.nesterov)
-            matrices = part.matrices(D, self.entries(s, part))
-            reads = BEFORE.read_gradients & {*s.before} or AFTER.read_gradients & {*s.after}
-            G = part.matrices(part.grads).stacks if reads else matrices.stacks
-            O = orthogonal(s, matrices, G)
-            apply(s, part, matrices, *scaled(s, part, O))
+            apply(s, part, *self.chain(s, part))
+
+    def chain(self, s: MuonRuleSettings, part: Batch) -> tuple[Matrices, list[Tensor], float]:
+        """The chain up to the step: the matrices, their scaled updates and the length of each."""
+        D = MOMENTUM_KINDS[s.momentum_kind](part.grads, part.states, s.momentum, s.nesterov)
+        matrices = part.matrices(D, self.entries(s, part))
+        reads = BEFORE.read_gradients & {*s.before} or AFTER.read_gradients & {*s.after}
+        G = part.matrices(part.grads).stacks if reads else matrices.stacks
+        return matrices, *scaled(s, part, orthogonal(s, matrices, G))
 
     def prepare(self, group: Group) -> None:
         """Check the settings; schedules and dtypes become names and numbers, which a checkpoint may hold."""
