@@ -82,7 +82,7 @@ TABLE: dict[str, Run | Compose | Look] = {
     "make data": Compose("needs a network"),
     "make smoke": Run("SEARCH", makes="studies/smoke/comparison.csv"),
     "make sweep": Run("SEARCH", makes="studies/*/comparison.csv", says="validation loss"),
-    "make sweep model=nanogpt_s trainer.max_steps=600 search.trials=12": Compose("an hour"),
+    "make sweep model=nanogpt_xs trainer.max_steps=600 search.trials=12": Compose("an hour"),
     "make sweep search.optimizers.muonclip.space.lr='tag(log, interval(1e-3, 1e-1))' study=narrow": Compose("minutes"),
     "make sweep ARGS='~search.optimizers.adamw'": Compose("minutes"),
     "make ablation": Run("DATA SIZE", makes="results/ablation/explosion.png", says="harmless"),
@@ -105,7 +105,7 @@ TABLE: dict[str, Run | Compose | Look] = {
     ),
     "python -m muonlab.train trainer.devices=4": Compose(RANKS),
     "python -m muonlab.train trainer.devices=4 trainer.strategy=fsdp2": Compose(RANKS),
-    "python -m muonlab.train --help": Run(says="optimizer: adamw, adamwclip, ademamix, "),
+    "python -m muonlab.train --help": Run(says=", muon, "),
     "python -m muonlab.train --cfg job optimizer=muon": Run(says="name: muon"),
     "python -m muonlab.train +experiment=switch": Run("DATA SIZE", makes=RECORD),
     "python -m muonlab.train -m optimizer=adamw,muon,muonclip optimizer.lr=0.01,0.03 seed=1,2": Run(
