@@ -25,7 +25,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data smoke sweep ablation compare evidence figures report ui test regression chaos lint clean bench-optim bench-step \
+.PHONY: help setup data smoke sweep ablation compare evidence figures report ui dashboard test regression chaos lint clean bench-optim bench-step \
   gpu-check parity
 
 # Settings are refused, not ignored, where a target takes none.
@@ -73,9 +73,12 @@ figures: setup  ## redraw every figure of results/ from its stored tables
 report: setup  ## results/report.html: every figure, every answer and the method on one page
 	@$(RUN) -m analysis.report results
 
-ui: setup  ## browse all runs in MLflow at http://127.0.0.1:5000
-	@MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
-	  $(RUN) -m mlflow ui --host 127.0.0.1 --workers 1 --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow.db
+ui: setup  ## browse all runs in MLflow at http://127.0.0.1:5000, or the next free port
+	@$(RUN) -m muonlab.ui $(ARGS)
+
+dashboard: setup  ## browse the trials of a study in optuna-dashboard: ARGS=studies/NAME
+	@$(RUN) -c 'import optuna_dashboard' 2>/dev/null || $(RUN) -m pip install --quiet 'optuna-dashboard>=0.20'
+	@$(RUN) -m muonlab.ui $(or $(ARGS),$(error name the study: make dashboard ARGS=studies/NAME))
 
 test: setup  ## the test suite
 	@$(RUN) -m pytest -n 2 $(ARGS)
