@@ -18,7 +18,7 @@ given := $(subst $$$$,$$,$(subst \$(blank),␣,$(subst \\,⧵,$(MAKEOVERRIDES)))
 settings := $(call reverse,$(filter-out PYTHON=% VENV=% RUN=% ARGS=%,$(given)))
 quote = '$(subst ⧵,\,$(subst ␣, ,$(subst ','\'',$(1))))'
 # plugin=mine.py is plugins=[mine.py].
-OVERRIDES = $(foreach setting,$(settings:plugin=%=plugins=[%]),$(call quote,$(setting))) $(ARGS)
+OVERRIDES = $(foreach setting,$(patsubst plugin=%,plugins=[%],$(settings)),$(call quote,$(setting))) $(ARGS)
 
 # Waiting threads sleep: two runs whose threads spin are an order of magnitude slower.
 export OMP_WAIT_POLICY := PASSIVE

@@ -59,6 +59,33 @@ def tiny(tmp_path):
     return compose
 
 
+@pytest.fixture
+def own_registries(monkeypatch):
+    """What a test's plug-ins register is gone after it."""
+    from hydra.core.config_store import ConfigStore
+
+    import muonlab.plugins
+    import muonlab.train.recording  # the package's columns are registered before they are kept
+    from muonlab.models.registry import MODELS
+    from muonlab.optim.optimizers import OPTIMIZERS
+    from muonlab.optim.rules import RULES
+    from muonlab.train.providers import PROVIDERS
+    from muonlab.train.schedule import SCHEDULES
+
+    for registry in (OPTIMIZERS, MODELS, SCHEDULES):
+        assert registry.names()  # those of the package are registered before the copies are made
+        monkeypatch.setattr(registry, "_builders", dict(registry._builders))
+        monkeypatch.setattr(registry, "_sections", dict(registry._sections))
+    monkeypatch.setattr(muonlab.plugins, "_imported", {})
+    providers, rules = list(PROVIDERS), dict(RULES)
+    yield
+    PROVIDERS[:] = providers
+    RULES.clear()
+    RULES.update(rules)
+    for kind in ("optimizer", "model", "schedule"):
+        ConfigStore.instance().repo.pop(kind, None)
+
+
 PREPARE = """
 import os, sys
 from muonlab.record import prepare_store
