@@ -35,6 +35,20 @@ ARMS = {
     "muon-slowqk": Style("Muon, Q/K lr / 10", "#999933", (0, (7, 1.5, 3, 1.5)), "<"),
     "muon-perhead": Style("Muon, per head", "#7a3b00", (0, (5, 1, 1, 1)), ">"),
     "muon-adamwqk": Style("AdamW on Q and K", "#1b7837", (0, (2, 2)), "h"),
+    "muon-quack": Style("Muon, QuacK", "#3f9fd6", (0, (3, 2)), "H"),
+    "muon-gate": Style("Muon, gated attention", "#5c4d9e", (0, (6, 2, 1, 2)), "d"),
+    "muon-sink": Style("Muon, sink", "#b35806", (0, (1, 1.8)), "8"),
+    "muonh": Style("MuonH", "#008080", (0, (5, 1)), "$h$"),
+    "muonh-clip": Style("MuonH + QK-Clip", "#4a9a9a", (0, (2, 1, 4, 1)), "$c$"),
+    "muown": Style("Muown", "#9a3324", (0, (2.6, 1.4)), "$w$"),
+    "normuon": Style("NorMuon", "#c51b7d", (0, (4.5, 1.2)), "$n$"),
+    "adamuon": Style("AdaMuon", "#4d9221", (0, (1.4, 1)), "$a$"),
+    "namo": Style("NAMO", "#35978f", (0, (6, 1.2, 2, 1.2)), "$o$"),
+    "contra_muon": Style("Contra-Muon", "#8c510a", (0, (3.4, 1)), "$k$"),
+    "muon2": Style("Muon²", "#762a83", (0, (2, 1.6, 2, 0.8)), "$2$"),
+    "aurora": Style("Aurora", "#2166ac", (0, (1.8, 1.1)), "$r$"),
+    "pmuon": Style("PMuon", "#5aae61", (0, (5.5, 1.6)), "$p$"),
+    "dion": Style("Dion", "#b2182b", (0, (3.8, 1.4, 1, 1.4)), "$d$"),
     "lion": Style("Lion", "#b15928", (0, (3, 0.8)), "$L$"),
     "signum": Style("Signum", "#a6761d", (0, (1.6, 0.8)), "$S$"),
     "ademamix": Style("AdEMAMix", "#117733", (0, (5, 1.4)), "$A$"),
@@ -47,6 +61,7 @@ ARMS = {
     "kl_shampoo": Style("KL-Shampoo", "#cc6677", (0, (7, 2)), "$K$"),
 }
 UNKNOWN = Style("", "#000000", (0, (1, 1)), "*")
+UNKNOWN_COLOURS = ("#000000", "#6a3d9a", "#1f78b4", "#33a02c")
 VARIANT_DASHES: tuple[Dash, ...] = ((0, (3, 1.2)), (0, (5, 1.2, 1.2, 1.2)), (0, (1.1, 1.1)))
 VARIANT_MARKERS = ("d", "H", "8")
 
@@ -56,13 +71,18 @@ def styles(arms: Iterable[str]) -> dict[str, Style]:
 
     An arm's name is one of `ARMS`, or one of them and what varies after a space or a hyphen ("muonclip tau=10",
     "muonclip-tau100"): then it keeps the optimizer's colour, and the second and later variants of one optimizer are
-    lighter with dashes and markers of their own. Names outside the palette are black dots.
+    lighter with dashes and markers of their own. Names outside the palette, such as an optimizer of one's own, are
+    dotted stars, the first one black, the next in other colours.
     """
     by_arm: dict[str, Style] = {}
     variants: dict[str, int] = {}
+    unknown: dict[str, Style] = {}
     for arm in dict.fromkeys(arms):
         name, detail = split_arm(arm)
-        base = ARMS.get(name, replace(UNKNOWN, label=name.replace("-", " ")))
+        if name not in ARMS and name not in unknown:
+            colour = UNKNOWN_COLOURS[len(unknown) % len(UNKNOWN_COLOURS)]
+            unknown[name] = replace(UNKNOWN, label=name.replace("-", " "), colour=colour)
+        base = ARMS.get(name) or unknown[name]
         rank = variants.get(name, 0)
         variants[name] = rank + 1
         style = replace(base, label=f"{base.label}, {detail}" if detail else base.label)

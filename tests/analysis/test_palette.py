@@ -5,6 +5,7 @@ from itertools import combinations
 from matplotlib.colors import to_rgb
 
 from analysis.drawing.palette import ARMS, styles
+from muonlab.optim import list_optimizers
 
 
 def luminance(colour):
@@ -42,6 +43,12 @@ def test_variants_keep_the_colour_family_and_differ_in_shade_and_dash():
 def test_an_unknown_arm_is_drawn_and_named():
     style = styles(["mine lr=0.1"])["mine lr=0.1"]
     assert (style.label, style.colour) == ("mine, lr=0.1", "#000000")
+    mine, yours = styles(["mine", "yours"]).values()
+    assert mine.colour != yours.colour
+
+
+def test_every_optimizer_by_name_is_in_the_palette():
+    assert not set(list_optimizers()) - set(ARMS)
 
 
 def test_an_arm_of_the_palette_is_found_by_its_longest_name():
