@@ -55,7 +55,7 @@ def main() -> int:
             make_study(arguments.name, arguments.overrides, arguments.studies, workers), arguments.results
         )
         return 0
-    names = [name for name in experiment_names() if not read_experiment(name).asks]
+    names = [name for name in experiment_names() if not _asks(name)]
     failed: list[str] = []
     print(
         f"saving {len(names)} studies; python -m muonlab.worker {arguments.studies} helps with them",
@@ -75,6 +75,15 @@ def main() -> int:
     if failed:
         raise MuonlabError(f"{len(failed)} of {len(names)} experiments failed: {', '.join(failed)}")
     return 0
+
+
+def _asks(experiment: str) -> bool:
+    """Whether it asks for something, so that it is not run with all others; a file with a mistake, which its own turn
+    reports, does not."""
+    try:
+        return bool(read_experiment(experiment).asks)
+    except MuonlabError:
+        return False
 
 
 def make_study(experiment: str, overrides: list[str], studies: Path, workers: int | None) -> Study:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from light_commands import Answer, Light
 
 from muonlab.cli import compose_config, plain
+from muonlab.settings.optimizer import OPTIMIZER_SETTINGS
 
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = ("model", "optimizer", "schedule", "data", "trainer", "tracking")
@@ -89,6 +90,8 @@ def valid_commands(draw):
     command = draw(st.sampled_from(["train", "train", "train", "sweep"]))
     free = GROUPS if command == "train" else ("model", "schedule", "trainer")
     chosen = {group: draw(st.sampled_from(options(group))) for group in free}
+    if command == "train":  # the settings of others are beside their rules, and come with torch
+        chosen["optimizer"] = draw(st.sampled_from(sorted(OPTIMIZER_SETTINGS)))
     if command == "sweep":
         chosen |= {"data": "synthetic"}  # a sweep goes on to look at its text
     group = draw(st.sampled_from([*free, ""]))

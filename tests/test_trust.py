@@ -50,7 +50,11 @@ def dangers(text):
 def test_no_file_that_is_read_can_run_code():
     assert len(SOURCES) > 100
     found = {path: dangers(path.read_text(encoding="utf-8")) for path in SOURCES}
-    assert {str(path.relative_to(ROOT)): names for path, names in found.items() if names} == {}
+    allowed = {
+        "muonlab/plugins.py": ["exec"],  # a file of the user's own, which the command line names
+        "muonlab/optim/conformance.py": ["pickle.loads"],  # of what the line before has pickled
+    }
+    assert {str(path.relative_to(ROOT)): names for path, names in found.items() if names} == allowed
 
 
 @pytest.mark.parametrize(
@@ -81,5 +85,6 @@ def test_nothing_listens_beyond_this_machine():
             for line in text.splitlines():
                 if re.search(r"\bmlflow (ui|server)\b.*--host", line):
                     assert "127.0.0.1" in line, name
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert "-m mlflow ui --host 127.0.0.1 " in makefile
+    pages = (ROOT / "muonlab" / "ui.py").read_text(encoding="utf-8")
+    assert 'HOST = "127.0.0.1"' in pages
+    assert pages.count("host=HOST") + pages.count('"--host", HOST') == 2

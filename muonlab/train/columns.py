@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from muonlab.optim.ranks import local_part, whole
+from muonlab.optim.ranks import whole
 from muonlab.train.providers import Columns, Step, provider
 
 
@@ -127,9 +127,10 @@ def expert_measurements(step: Step) -> Columns:
 
 @provider("optimizer memory", every=lambda trainer: trainer.probe_every)
 def optimizer_memory(step: Step) -> Columns:
-    """`optimizer_bytes`: of the tensors in the optimizer's state: of this rank's rows, and without a clip's own."""
+    """`optimizer_bytes`: of the tensors in the optimizer's state, of all shards together, without a clip's own."""
     states = step.module.optimizer.state.values()
-    size = sum(local_part(v).nbytes for state in states for v in state.values() if isinstance(v, Tensor))
+    tensors = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     return Columns({"optimizer_bytes": float(size)})
 
 

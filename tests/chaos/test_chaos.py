@@ -18,6 +18,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found in /proc"),
 ]
 PLAN = Plan(trials=1, seeds=1)
+SET_TRIAL_STATE_VALUES = 6  # Optuna's number for the end of an attempt, in its journal
 TESTS = Path(__file__).parents[1]
 
 
@@ -121,7 +122,9 @@ def a_trace_cut(places):
 
 def no_queue(places):
     journal = places.study / "journal.log"
-    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))
+    lines = journal.read_bytes().splitlines(keepends=True)
+    ends = [i for i, line in enumerate(lines) if json.loads(line)["op_code"] == SET_TRIAL_STATE_VALUES]
+    journal.write_bytes(b"".join(lines[: ends[-1]]))
 
 
 def a_temporary_file(places):

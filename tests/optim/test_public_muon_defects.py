@@ -152,6 +152,7 @@ def test_gram_newton_schulz_never_called_what_it_had_compiled():
 
     param = matrix(4, 6)
     optimizer = Muon([param])
+    torch.compiler.reset()  # a function that other tests compiled too often runs without
     optimizer.step = torch.compile(optimizer.step, backend=backend)
     optimizer.step()
     assert products
