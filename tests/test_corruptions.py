@@ -155,7 +155,9 @@ def test_a_wrong_value_anywhere_is_one_sentence_that_names_it(light, valid, data
     }[how]
     answer = light.ask(command, *arguments, override)
     assert not answer.torch
-    assert answer.seconds < SECONDS
+    assert answer.code == 0 or answer.seconds < SECONDS, (
+        "a mistake is reported soon; a sweep draws its settings first"
+    )
     if answer.code == 0 and how == "value":
         assert same(held_at(answer, path), value)
     elif answer.code == 0:
