@@ -1,4 +1,4 @@
-"""install.py: uv is given what pip is told, and pip installs wherever uv cannot."""
+"""install.py: uv gets pip's own settings, and pip installs wherever uv cannot."""
 
 import importlib.util
 import json

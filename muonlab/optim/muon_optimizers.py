@@ -7,7 +7,7 @@ differ in it by habit, not by their equation. Momentum is 0.95 with a look-ahead
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from torch import nn
 
@@ -16,7 +16,21 @@ from muonlab.optim.optimizers import muon, register_optimizer
 from muonlab.settings.check import NonNegative, Text
 from muonlab.settings.optimizer import MuonSettings
 
+Variant = TypeVar("Variant", bound=type[MuonSettings])
 
+
+def variant(settings: Variant) -> Variant:
+    """Decorator: the optimizer of this name is `muon` with these settings."""
+
+    def build(model: nn.Module, settings: MuonSettings) -> CombinedOptimizer:
+        return muon(model, settings)
+
+    build.__doc__, build.__annotations__["settings"] = settings.__doc__, settings
+    register_optimizer(settings.name)(build)
+    return settings
+
+
+@variant
 @dataclass(frozen=True, kw_only=True)
 class MuonHSettings(MuonSettings):
     """MuonH (Hyperball, arXiv 2606.16899), with the rate of track 3 of modded-nanogpt: of each weight's norm."""
@@ -27,6 +41,7 @@ class MuonHSettings(MuonSettings):
     weight_norm: str = "fixed"
 
 
+@variant
 @dataclass(frozen=True, kw_only=True)
 class NorMuonSettings(MuonSettings):
     """NorMuon (arXiv 2510.05491), with the rate and scale of the authors' code."""
@@ -37,6 +52,7 @@ class NorMuonSettings(MuonSettings):
     after: Sequence[Text] = ("normuon",)
 
 
+@variant
 @dataclass(frozen=True, kw_only=True)
 class AdaMuonSettings(MuonSettings):
     """AdaMuon (arXiv 2507.11005), with the rate and decay of the authors' GPT-2 runs: those of AdamW."""
@@ -48,6 +64,7 @@ class AdaMuonSettings(MuonSettings):
     after: Sequence[Text] = ("adamuon",)
 
 
+@variant
 @dataclass(frozen=True, kw_only=True)
 class NAMOSettings(MuonSettings):
     """NAMO (arXiv 2602.17080), with the rate and decay of the authors' GPT-2 runs."""
@@ -58,6 +75,7 @@ class NAMOSettings(MuonSettings):
     after: Sequence[Text] = ("namo",)
 
 
+@variant
 @dataclass(frozen=True, kw_only=True)
 class ContraMuonSettings(MuonSettings):
     """Contra-Muon as its authors ran it in track 3: before NorMuon's rows, with a floor instead of decay."""
@@ -69,6 +87,7 @@ class ContraMuonSettings(MuonSettings):
     update_norm: str = "floor"
 
 
+@variant
 @dataclass(frozen=True, kw_only=True)
 class Muon2Settings(MuonSettings):
     """Muon² (arXiv 2604.09967), with the default rate of the code in track 3, which ran it at 0.1."""
@@ -79,6 +98,7 @@ class Muon2Settings(MuonSettings):
     before: Sequence[Text] = ("muon2",)
 
 
+@variant
 @dataclass(frozen=True, kw_only=True)
 class AuroraSettings(MuonSettings):
     """Aurora, with the rate and decay of the authors' code."""
@@ -90,6 +110,7 @@ class AuroraSettings(MuonSettings):
     before: Sequence[Text] = ("aurora",)
 
 
+@variant
 @dataclass(frozen=True, kw_only=True)
 class PMuonSettings(MuonSettings):
     """PMuon, with the rate and decay of its authors' run in track 3."""
@@ -99,51 +120,3 @@ class PMuonSettings(MuonSettings):
     weight_decay: NonNegative = 0.025
     scale_rule: str = "original"
     before: Sequence[Text] = ("pmuon",)
-
-
-@register_optimizer("muonh")
-def muonh(model: nn.Module, settings: MuonHSettings) -> CombinedOptimizer:
-    """Muon whose weights keep the norm that they began with."""
-    return muon(model, settings)
-
-
-@register_optimizer("normuon")
-def normuon(model: nn.Module, settings: NorMuonSettings) -> CombinedOptimizer:
-    """Muon with neurons of one running RMS."""
-    return muon(model, settings)
-
-
-@register_optimizer("adamuon")
-def adamuon(model: nn.Module, settings: AdaMuonSettings) -> CombinedOptimizer:
-    """Muon of the momentum's signs, with entries of one running RMS."""
-    return muon(model, settings)
-
-
-@register_optimizer("namo")
-def namo(model: nn.Module, settings: NAMOSettings) -> CombinedOptimizer:
-    """Muon that steps as far as its gradients agree."""
-    return muon(model, settings)
-
-
-@register_optimizer("contra_muon")
-def contra_muon(model: nn.Module, settings: ContraMuonSettings) -> CombinedOptimizer:
-    """Muon less a share of the momentum."""
-    return muon(model, settings)
-
-
-@register_optimizer("muon2")
-def muon2(model: nn.Module, settings: Muon2Settings) -> CombinedOptimizer:
-    """Muon of Adam's direction."""
-    return muon(model, settings)
-
-
-@register_optimizer("aurora")
-def aurora(model: nn.Module, settings: AuroraSettings) -> CombinedOptimizer:
-    """Muon with rows of one norm."""
-    return muon(model, settings)
-
-
-@register_optimizer("pmuon")
-def pmuon(model: nn.Module, settings: PMuonSettings) -> CombinedOptimizer:
-    """Muon of the momentum whitened on both sides."""
-    return muon(model, settings)

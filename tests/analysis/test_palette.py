@@ -1,4 +1,4 @@
-"""Arms are told apart in colour, in grey and by their dash, and are the same in every figure."""
+"""Arms differ in colour, in grey and by their dash, and look the same in every figure."""
 
 from itertools import combinations
 
