@@ -5,10 +5,8 @@ One object means one step count, one state dict, one learning-rate schedule, and
 asks which optimizer it has.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,9 +14,10 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from muonlab.errors import MuonlabError, unknown_name
-from muonlab.optim.matrix_view import Group, MatrixSettings, State
+from muonlab.optim.buckets import Bucket, not_real, together
+from muonlab.optim.matrix_view import Group, State
 from muonlab.optim.qk_clip import QKClip
-from muonlab.optim.quack import QuacK
+from muonlab.optim.quack import QuacK, slowed_weights
 from muonlab.optim.ranks import Ranks, local_part
 from muonlab.optim.routing import Route
 from muonlab.optim.rules import (
@@ -40,27 +39,6 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 _NOT_SETTINGS = (*DESCRIPTION, *SCHEDULED, "peak_lr", "lr_scale")
-# In what groups that are updated together may differ.
-_VIEW_SETTINGS = setting_names(MatrixSettings)
-
-
-@dataclass
-class _Bucket:
-    """Parameters that are updated together, with the gradient and the group of each."""
-
-    params: list[Tensor] = field(default_factory=list)
-    grads: list[Tensor] = field(default_factory=list)
-    groups: list[Group] = field(default_factory=list)
-
-    @property
-    def rule(self) -> str:
-        """The name of the rule that updates them."""
-        return self.groups[0]["rule"]
-
-    @property
-    def below_fp32(self) -> bool:
-        """Whether they are updated as copies in fp32 and rounded once."""
-        return self.params[0].dtype is not state_dtype(self.params[0])
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
@@ -156,7 +134,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
             )
         for param, name in zip(group["params"], parameter_names(group), strict=True):
             if not param.is_floating_point():
-                raise _not_real(param, name)
+                raise not_real(param, name)
             RULES[group["rule"]].check_parameter(param, name, group)
 
     @property
@@ -192,22 +170,16 @@ class CombinedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        buckets = self._buckets()
+        buckets = together(self.param_groups, self._rule_defaults)
         if self.clip is not None:
             self.clip.require_maxima(self.steps_done)
         factors = {} if self.quack is None else self.quack.factors()
         for bucket in buckets:
             batch = self._batch(bucket)
-            updates = [
-                (W, W.clone(), factors[param])
-                for W, param in zip(batch.params, bucket.params, strict=True)
-                if param in factors
-            ]
+            slowed = slowed_weights(batch.params, [factors.get(param) for param in bucket.params])
             RULES[bucket.rule].update(batch)
-            for W, before, factor in updates:
-                W.copy_(
-                    before.lerp(W, factor.to(W.dtype))
-                )  # W_before + factor (W - W_before), W where factor is 1
+            for weight in slowed:
+                weight.slow()
             if bucket.below_fp32:
                 torch._foreach_copy_(list(map(local_part, bucket.params)), batch.params)
         if self.clip is not None:
@@ -300,34 +272,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
         state = {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
         return {**state, "process_group": None}  # no other process could use it
 
-    def _buckets(self) -> list[_Bucket]:
-        """Parameters that have gradients, grouped by device, dtype, rule, settings and ranks."""
-        buckets: dict[tuple, _Bucket] = defaultdict(_Bucket)
-        # a group without a momentum of its own has one where a scheduler wrote it
-        shared = {
-            rule: [name for name in {**defaults, "peak_lr": 0, "momentum": 0} if name not in _VIEW_SETTINGS]
-            for rule, defaults in self._rule_defaults.items()
-        }
-        for group in self.param_groups:
-            settings = _settings_key(group, shared[group["rule"]])
-            for i, param in enumerate(group["params"]):
-                grad = param.grad
-                if grad is None:
-                    continue
-                if grad.layout is not torch.strided:
-                    raise MuonlabError(
-                        f"the gradient of {parameter_names(group)[i]} is sparse; only dense gradients are supported"
-                    )
-                if not param.is_floating_point():
-                    raise _not_real(param, parameter_names(group)[i])
-                spread = getattr(param, "device_mesh", None)
-                bucket = buckets[param.device, param.dtype, group["rule"], settings, spread]
-                bucket.params.append(param)
-                bucket.grads.append(grad)
-                bucket.groups.append(group)
-        return list(buckets.values())
-
-    def _batch(self, bucket: _Bucket) -> Batch:
+    def _batch(self, bucket: Bucket) -> Batch:
         """What the rule of a bucket updates; parameters below fp32 as copies in fp32."""
         params = bucket.params
         rule, dtype = RULES[bucket.rule], state_dtype(params[0])
@@ -354,18 +299,3 @@ class CombinedOptimizer(torch.optim.Optimizer):
         state = self.state.get(param, {})
         names = [name for rule in self._rule_defaults for name in RULES[rule].buffers[:1]]
         return next((state[name] for name in names if name in state), None)
-
-
-def _settings_key(group: Group, names: list[str]) -> tuple:
-    """The settings that groups must have in common to be updated together, hashable."""
-    key = tuple([id(v) if isinstance(v := group.get(name), Tensor) else v for name in names])
-    try:
-        hash(key)
-    except TypeError:  # a list was written into the group since it was added
-        prepare_group(group["rule"], group)
-        return _settings_key(group, names)
-    return key
-
-
-def _not_real(param: Tensor, name: str) -> MuonlabError:
-    return MuonlabError(f"{name} is {param.dtype}; only real floating-point parameters can be optimized")

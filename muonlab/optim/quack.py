@@ -15,8 +15,8 @@ here they are left out and keep their rate. Biases are further columns of their 
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -135,3 +135,22 @@ def _parts(layout: AttentionLayout) -> list[AttentionLayout]:
         f"{layout.name} shared", layout.num_heads, 1, layout.query_shared_key, layout.shared_key
     )
     return [plain, shared] if plain else [shared]
+
+
+@dataclass(frozen=True)
+class SlowedWeight:
+    """A weight about to be updated, as it was, and the factor of its update."""
+
+    weight: Tensor
+    before: Tensor
+    factor: Tensor
+
+    def slow(self) -> None:
+        """W <- W_before + factor (W - W_before), which is W where the factor is 1."""
+        self.weight.copy_(self.before.lerp(self.weight, self.factor.to(self.weight.dtype)))
+
+
+def slowed_weights(weights: Sequence[Tensor], factors: Sequence[Tensor | None]) -> list[SlowedWeight]:
+    """Those of the weights that have a factor, before their update."""
+    pairs = zip(weights, factors, strict=True)
+    return [SlowedWeight(W, W.clone(), factor) for W, factor in pairs if factor is not None]
