@@ -7,7 +7,7 @@ raises `Violation` with what went wrong. It holds for every optimizer, so it kno
 import copy
 import io
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from muonlab.errors import MuonlabError
 from muonlab.optim.combined import CombinedOptimizer
 from muonlab.optim.optimizers import OPTIMIZERS, build_optimizer
-from muonlab.optim.specimen import SCHEDULERS, WIDTH, Specimen, backward, train, weights
+from muonlab.optim.specimen import SCHEDULERS, WIDTH, Specimen, backward, difference_of, train, weights
 
 TAU = 2.0  # so low that a clip acts in the first steps
 FALL, STEPS = 0.7, 80  # the loss must end below this share of its start after so many steps
@@ -198,9 +198,9 @@ def round_trip(subject: Subject, dtype: torch.dtype) -> None:
 
 def _require_restored(optimizer: CombinedOptimizer, other: CombinedOptimizer, where: str = "") -> None:
     difference = (
-        _difference(_states(optimizer), _states(other), "state")
-        or _difference(_settings(optimizer), _settings(other), "param_groups")
-        or _difference(optimizer.state_dict(), other.state_dict(), "state_dict()")
+        difference_of(_states(optimizer), _states(other), "state")
+        or difference_of(_settings(optimizer), _settings(other), "param_groups")
+        or difference_of(optimizer.state_dict(), other.state_dict(), "state_dict()")
     )
     if difference:
         raise Violation(f"{where}{difference} is not what was saved")
@@ -212,19 +212,6 @@ def _states(optimizer: CombinedOptimizer) -> list[object]:
 
 def _settings(optimizer: CombinedOptimizer) -> list[object]:
     return [{key: value for key, value in g.items() if key != "params"} for g in optimizer.param_groups]
-
-
-def _difference(a: object, b: object, place: str) -> str:
-    """The first place at which two states differ; "" if they are equal."""
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        same = isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype is b.dtype and torch.equal(a, b)
-        return "" if same else place
-    if isinstance(a, Mapping) and isinstance(b, Mapping) and a.keys() == b.keys():
-        return next((d for key in a if (d := _difference(a[key], b[key], f"{place}[{key!r}]"))), "")
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
-        pairs = enumerate(zip(a, b, strict=True))
-        return next((d for i, (x, y) in pairs if (d := _difference(x, y, f"{place}[{i}]"))), "")
-    return "" if a == b else place
 
 
 @check("resumed training is equal to the bit")
@@ -240,7 +227,7 @@ def resumes(subject: Subject, dtype: torch.dtype) -> None:
     require_same(weights(straight), weights(resumed), "resumed training gives other weights")
     if losses != expected:
         raise Violation(f"the loss after the resume is {losses[-1]}, not {expected[-1]}")
-    if (difference := _difference(optimizer.gammas(), other.gammas(), "the clip's factors")) != "":
+    if (difference := difference_of(optimizer.gammas(), other.gammas(), "the clip's factors")) != "":
         raise Violation(f"{difference} differ after the resume")
 
 
@@ -265,7 +252,7 @@ def refuses_other_shapes(subject: Subject, dtype: torch.dtype) -> None:
     try:
         optimizer.load_state_dict(state)
     except MuonlabError:
-        if difference := _difference(before, optimizer.state_dict(), "the state"):
+        if difference := difference_of(before, optimizer.state_dict(), "the state"):
             raise Violation(f"{difference} changed although the state was refused") from None
         return
     raise Violation(f"a {key} of another shape is taken")

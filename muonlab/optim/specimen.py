@@ -1,6 +1,7 @@
-"""What optimizers are checked on: a small attention model, its data, a training loop, and torch's schedulers."""
+"""What optimizers are checked on: a small attention model, its data, a training loop, how two states differ, and
+torch's schedulers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +86,19 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 # ---------------------------------------------------------------------- torch's schedulers
+def difference_of(a: object, b: object, place: str) -> str:
+    """The first place at which two states differ; "" if they are equal."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        same = isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype is b.dtype and torch.equal(a, b)
+        return "" if same else place
+    if isinstance(a, Mapping) and isinstance(b, Mapping) and a.keys() == b.keys():
+        return next((d for key in a if (d := difference_of(a[key], b[key], f"{place}[{key!r}]"))), "")
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+        pairs = enumerate(zip(a, b, strict=True))
+        return next((d for i, (x, y) in pairs if (d := difference_of(x, y, f"{place}[{i}]"))), "")
+    return "" if a == b else place
+
+
 def _cycles(optimizer: torch.optim.Optimizer) -> bool:
     """torch refuses to cycle a momentum that an optimizer does not have."""
     return bool({"momentum", "betas"} & optimizer.defaults.keys())
