@@ -157,8 +157,10 @@ def bounded_logits(
     kernels report the highest logit and `absolute` is false.
     """
     ranges = _stack([logit_bounds(layer) for layer in layers])
-    known = torch.tensor([layer.extremes is not None for layer in layers], device=ranges.highest.device)
-    exact = known.unsqueeze(1).repeat(1, ranges.highest.shape[1])
+    # Filled on the device: a list would be copied to it, and the host wait for the copy.
+    exact = torch.zeros_like(ranges.highest, dtype=torch.bool)
+    for row, layer in zip(exact, layers, strict=True):
+        row.fill_(layer.extremes is not None)
     enough = all(  # what the kernels report is the very extreme that the limit is about
         layer.extremes is not None or (layer.highest is not None and not absolute) for layer in layers
     )

@@ -241,7 +241,7 @@ class Rule:
     def init_state(self, param: Tensor, dtype: torch.dtype) -> State:
         """The state before the first update."""
         numbers = {
-            name: torch.tensor(value, dtype=torch.float32, device=param.device)
+            name: torch.full((), value, dtype=torch.float32, device=param.device)
             for name, value in self.numbers.items()
         }
         return {**numbers, **{name: torch.zeros_like(param, dtype=dtype) for name in self.buffers}}

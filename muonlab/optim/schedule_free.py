@@ -57,7 +57,7 @@ class ScheduleFreeRule(Rule):
             t.add_(1)
             steps = t.to(y.dtype)
             eta = s.lr * one_minus_power(betas[1], steps) ** 0.5
-            largest.copy_(torch.maximum(largest, largest.new_tensor(0.0) + eta))
+            largest.copy_(torch.maximum(largest, torch.zeros_like(largest) + eta))
             weight = steps**s.r * largest.to(y.dtype) ** s.weight_lr_power
             total.add_(weight)
             c = torch.where(total > 0, weight / total.to(y.dtype), 0.0)
