@@ -46,7 +46,7 @@ class Made(TypedDict, total=False):
 
 
 def save_frames(frames: Frames, folder: Path) -> None:
-    """Write runs.csv, events.csv (every spike of every run by every definition), steps.parquet with every recorded
+    """Write runs.csv, events.parquet (every spike of every run by every definition), steps.parquet with every recorded
     scalar in single precision, and heads.parquet where there are heads: at most 200 rows per run and head, each with
     what `HeadColumn.thinned` keeps of its steps.
 
@@ -56,7 +56,7 @@ def save_frames(frames: Frames, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     runs = frames.runs.drop(columns="folder")
     runs.to_csv(folder / "runs.csv", index=False, float_format="%.9g", lineterminator="\n")
-    frames.events.to_csv(folder / "events.csv", index=False, float_format="%.6g", lineterminator="\n")
+    _write(frames.events, folder / "events.parquet")
     columns = [name for name in dict.fromkeys([*IDENTITY, *frames.steps.columns]) if name in frames.steps]
     wide = frames.steps[columns].dropna(axis="columns", how="all")
     for points in POINTS:

@@ -145,7 +145,7 @@ TABLE: dict[str, Run | Compose | Look] = {
     "python -m muonlab.sweep": Compose("make sweep runs it"),
     "python -m muonlab.worker studies/NAME": Run(needs=("study",), name="narrow", says="no open slot is left"),
     "python -m muonlab.worker studies/narrow": Look("the same with another name"),
-    "python -m muonlab.worker studies/arms": Look("the same with another name"),
+    "python -m muonlab.worker studies/remedies": Look("the same with another name"),
     "python -m muonlab.study.status studies/narrow": Run(needs=("study",), name="narrow", says="runs done"),
     "python -m muonlab.worker studies": Look("the same with every study of a folder"),
     "python -m muonlab.study.repair studies/NAME": Run(
@@ -153,8 +153,8 @@ TABLE: dict[str, Run | Compose | Look] = {
     ),
     "pip install 'muonlab[postgres]'": Look("needs a network"),
     "python -m muonlab.experiment ablation scale=long": Compose("make ablation runs its other scale"),
-    "python -m muonlab.experiment arms": Compose("140 runs"),
-    "python -m muonlab.experiment arms scale=gpu": Compose("needs a GPU"),
+    "python -m muonlab.experiment remedies": Compose("140 runs"),
+    "python -m muonlab.experiment remedies scale=gpu": Compose("needs a GPU"),
     "python -m muonlab.experiment NAME": Compose("make ablation runs one"),
     "python -m muonlab.experiment NAME scale=gpu": Look("needs a GPU"),
     # contributing

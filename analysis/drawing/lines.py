@@ -130,13 +130,13 @@ def set_log_axis(axis: Axis, low: float, high: float, narrow: bool = False) -> N
     The fewer decades, the more ticks in each; narrow: fewer, for a horizontal axis of a quarter page.
     """
     ratio = high / low
-    if ratio < 4:
+    if ratio < (6.3 if narrow else 4):  # below that, ticks at 1, 2 and 5 could leave one alone
         axis.set_major_locator(MaxNLocator(nbins=3 if narrow else 5, steps=[1, 2, 5, 10]))
         axis.set_minor_locator(NullLocator())
     else:
         subs: tuple[int, ...] = (1, 3) if ratio < 2000 else (1,)
-        if not narrow and ratio < 40:
-            subs = (1, 2, 5) if ratio > 10 else (1, 2, 3, 5, 7)
+        if ratio < 40:
+            subs = (1, 2, 5) if narrow or ratio > 10 else (1, 2, 3, 5, 7)
         axis.set_major_locator(LogLocator(subs=subs, numticks=12))
         axis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=50))
     axis.set_major_formatter(FuncFormatter(lambda value, _: _short_number(value)))

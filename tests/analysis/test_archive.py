@@ -63,7 +63,7 @@ def test_kept_frames_lose_no_run_and_no_peak(stacked, tmp_path):
     kept = load_frames(tmp_path)
     assert kept.runs["run"].tolist() == stacked.runs["run"].tolist()
     assert "folder" not in kept.runs
-    events = pd.read_csv(tmp_path / "events.csv")
+    events = pd.read_parquet(tmp_path / "events.parquet")
     assert len(events) == len(stacked.events) > 0
     assert {"condition", "arm", "seed", "step", "series", "definition"} <= set(events)
     for column in ("max_logit", "grad_norm"):

@@ -54,7 +54,7 @@ def test_all_claims_are_compared():
 
 
 def test_a_loss_that_moves_changes_an_answer():
-    folder = RESULTS / "arms"
+    folder = RESULTS / "remedies"
     frames, outcomes = load_frames(folder), read_table(folder / "tests.csv")
     worse = frames.runs.assign(loss=frames.runs["loss"] + 0.1 * (frames.runs["arm"] == "muon"))
     claims = design_of(folder).all_claims()
