@@ -141,7 +141,7 @@ def _of_test(asked: Tested, claim: Claim, outcomes: pd.DataFrame) -> Finding:
     count, n = int(judged["holds"].astype(bool).sum()), len(judged)
     share, values = share_interval(count, n), judged["value"].astype(float)
     effect = f"{asked.test} in {count} of {n}, share [{share.low:.2f}, {share.high:.2f}]; "
-    effect += f"value {values.median():.3g} ({values.min():.3g} to {values.max():.3g})"
+    effect += f"median {values.median():.3g} ({values.min():.3g} to {values.max():.3g}) {RUN_TESTS[asked.test].value}"
     finding = Finding(
         n=n,
         effect=effect,

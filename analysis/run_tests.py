@@ -36,11 +36,13 @@ class Outcome:
 class RunTest:
     """A registered test. reads: what the function takes, by the names of `RunTraces.read`. at: "off" or "on" for a test
     of the steps around the clip's switching off or on, whose step is its last argument; "" for one of the whole run.
-    holds_above: whether it holds for values above its threshold, or else for those below."""
+    value: what an outcome's value counts, in words after the number. holds_above: whether it holds for values above its
+    threshold, or else for those below."""
 
     function: Callable[..., Outcome]
     reads: tuple[str, ...]
     at: str
+    value: str
     holds_above: bool
 
 
@@ -76,13 +78,13 @@ RUN_TESTS: dict[str, RunTest] = {}
 
 
 def run_test(
-    *reads: str, at: str = "", holds_above: bool = True
+    *reads: str, value: str, at: str = "", holds_above: bool = True
 ) -> Callable[[Callable[..., Outcome]], Callable[..., Outcome]]:
     """Register the function below under its name; see `RunTest`. A test that reads `tau` is skipped where there is
     none."""
 
     def register(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
-        RUN_TESTS[function.__name__] = RunTest(function, reads, at, holds_above)
+        RUN_TESTS[function.__name__] = RunTest(function, reads, at, value, holds_above)
         return function
 
     return register
@@ -147,7 +149,7 @@ def _outcomes(traces: RunTraces, windows: Sequence[Sequence[int]] | None) -> Ite
                 yield test.function(*map(traces.read, test.reads), step)
 
 
-@run_test("max_logit", "warmup_steps")
+@run_test("max_logit", "warmup_steps", value="times its value after warm-up")
 def exploded(max_logit: pd.Series, warmup_steps: float, factor: float = 10.0) -> Outcome:
     """S_max ends above `factor` times its value at the end of warm-up and still rises.
 
@@ -177,7 +179,7 @@ def exploded(max_logit: pd.Series, warmup_steps: float, factor: float = 10.0) ->
     return Outcome("exploded", bool(ratio > factor and slope > 0), ratio, factor, sentence)
 
 
-@run_test("max_logit", "tau")
+@run_test("max_logit", "tau", value="of the steps within 1.1 tau")
 def capped(max_logit: pd.Series, tau: float) -> Outcome:
     """S_max stays within 1.1 tau in at least 95 % of the steps after it first reached tau.
 
@@ -186,7 +188,7 @@ def capped(max_logit: pd.Series, tau: float) -> Outcome:
     return _contained("capped", max_logit, tau, factor=1.1, share=0.95)
 
 
-@run_test("max_logit", "tau")
+@run_test("max_logit", "tau", value="of the steps within 1.3 tau")
 def bounded(max_logit: pd.Series, tau: float) -> Outcome:
     """S_max stays within 1.3 tau in at least 99 % of the steps after first contact, and always under 1.5 tau.
 
@@ -201,7 +203,7 @@ def bounded(max_logit: pd.Series, tau: float) -> Outcome:
     return outcome
 
 
-@run_test("max_logit", "gamma", "tau")
+@run_test("max_logit", "gamma", "tau", value="of the last fifth below tau and unclipped")
 def recovered(max_logit: pd.Series, gamma: pd.Series, tau: float) -> Outcome:
     """After having reached tau, S_max is below it and no head is clipped throughout the last 20 % of the
     steps.
@@ -220,7 +222,7 @@ def recovered(max_logit: pd.Series, gamma: pd.Series, tau: float) -> Outcome:
     return Outcome("recovered", quiet == 1.0, quiet, 1.0, sentence)
 
 
-@run_test("heads", "context")
+@run_test("heads", "context", value="of the heads")
 def collapsed(entropy: pd.DataFrame, context: float, share: float = 0.5) -> Outcome:
     """At least `share` of the heads end with less than 5 % of uniform attention's entropy.
 
@@ -239,7 +241,7 @@ def collapsed(entropy: pd.DataFrame, context: float, share: float = 0.5) -> Outc
     return Outcome("collapsed", below >= share, below, share, sentence)
 
 
-@run_test("train_loss")
+@run_test("train_loss", value="% of the steps")
 def spiked(loss: pd.Series) -> Outcome:
     """OLMo 2's spike score of the raw training loss, upward and with a window for short runs, is above
     zero."""
@@ -251,7 +253,7 @@ def spiked(loss: pd.Series) -> Outcome:
     )
 
 
-@run_test("train_loss")
+@run_test("train_loss", value="nats at the end")
 def diverged(loss: pd.Series) -> Outcome:
     """The last loss is above the loss at step 0, or is not finite."""
     if len(loss) == 0 or (len(loss) == 1 and math.isfinite(loss.iloc[0])):
@@ -261,7 +263,7 @@ def diverged(loss: pd.Series) -> Outcome:
     return Outcome("diverged", not last <= first, last, first, sentence)
 
 
-@run_test("max_logit", at="off")
+@run_test("max_logit", at="off", value="times its median before")
 def climbs(max_logit: pd.Series, at: int, within: int = 50, factor: float = 1.5) -> Outcome:
     """Within `within` steps of `at` (the clip switched off), S_max passes `factor` times its median before.
 
@@ -275,7 +277,7 @@ def climbs(max_logit: pd.Series, at: int, within: int = 50, factor: float = 1.5)
     return Outcome("climbs", ratio > factor, ratio, factor, sentence)
 
 
-@run_test("probe_loss", at="on", holds_above=False)
+@run_test("probe_loss", at="on", holds_above=False, value="nats")
 def falls(loss: pd.Series, at: int, within: int = 50) -> Outcome:
     """Within `within` steps of `at` (the clip switched on again), the probe-batch loss is below the last
     reading at or before `at`. loss: the fixed probe batch, free of data noise; the last reading in reach is

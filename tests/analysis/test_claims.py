@@ -418,23 +418,45 @@ class TestAbsence:
     @pytest.mark.parametrize(
         ("values", "expected", "effect"),
         [
-            ([20, 30, 25, 24, 28], "reproduced", "5 of 5, share [0.48, 1.00]; value 25 (20 to 30)"),
-            ([20, 30, 25], "unresolved", "3 of 3, share [0.29, 1.00]; value 25 (20 to 30)"),
-            ([20, 30, 2, 24, 28], "unresolved", "4 of 5, share [0.28, 0.99]; value 24 (2 to 30)"),
+            (
+                [20, 30, 25, 24, 28],
+                "reproduced",
+                "5 of 5, share [0.48, 1.00]; median 25 (20 to 30)",
+            ),
+            (
+                [20, 30, 25],
+                "unresolved",
+                "3 of 3, share [0.29, 1.00]; median 25 (20 to 30)",
+            ),
+            (
+                [20, 30, 2, 24, 28],
+                "unresolved",
+                "4 of 5, share [0.28, 0.99]; median 24 (2 to 30)",
+            ),
             (
                 [20, 30, 25, 24, 28, 27, 9, 22],
                 "reproduced",
-                "7 of 8, share [0.47, 1.00]; value 24.5 (9 to 30)",
+                "7 of 8, share [0.47, 1.00]; median 24.5 (9 to 30)",
             ),
-            ([20, 20, 20, 20, 20], "reproduced", "5 of 5, share [0.48, 1.00]; value 20 (20 to 20)"),
-            ([11, 90, 500, 12, 13], "unresolved", "5 of 5, share [0.48, 1.00]; value 13 (11 to 500)"),
+            (
+                [20, 20, 20, 20, 20],
+                "reproduced",
+                "5 of 5, share [0.48, 1.00]; median 20 (20 to 20)",
+            ),
+            (
+                [11, 90, 500, 12, 13],
+                "unresolved",
+                "5 of 5, share [0.48, 1.00]; median 13 (11 to 500)",
+            ),
         ],
     )
     def test_most_runs_and_clear_of_the_threshold(self, values, expected, effect):
         """By the bound of the share, and by a t test of the value where it has a spread."""
         row = answer(LOWER, outcomes_of(a=values), test="exploded", expect=True)
         p = stats.ttest_1samp(values, 10).pvalue if np.ptp(values) else math.nan
-        assert row["effect"] == f"exploded in {effect}" + ("" if math.isnan(p) else f", p = {p:.2g}")
+        assert row["effect"] == f"exploded in {effect} times its value after warm-up" + (
+            "" if math.isnan(p) else f", p = {p:.2g}"
+        )
         assert (row["answer"], row["unit"]) == (expected, "share of runs")
         assert row["low"] <= row["estimate"] <= row["high"]
 
