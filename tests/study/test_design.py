@@ -10,6 +10,7 @@ from tiny_designs import PUBLISHED, WORDS, search
 from analysis.figures import read_figure
 from muonlab.cli import compose_config, plain, project_folder
 from muonlab.errors import MuonlabError
+from muonlab.experiment import make_study
 from muonlab.study.catalogue import experiment_names, with_catalogue
 from muonlab.study.design import Arm, searches
 from muonlab.study.reading import at_scale, load_experiment, make_design, read_design, read_experiment
@@ -205,3 +206,22 @@ def test_a_file_that_is_not_yaml_and_a_misspelt_name_are_reported(tmp_path, monk
         load_experiment("small")
     (tmp_path / "good.yaml").write_text(yaml.safe_dump(design))
     assert load_experiment("good", "gpu").scale_common == ("model=nanogpt_s",)
+
+
+@pytest.mark.parametrize("name", [n for n in experiment_names() if read_experiment(n).scales])
+def test_every_scale_of_every_experiment_can_be_read(name):
+    for scale in read_experiment(name).scales:
+        assert load_experiment(name, scale).scale == scale
+
+
+@pytest.mark.parametrize("name", ["ablation", "lr_sensitivity", "remedies"])
+def test_a_run_at_gpu_short_is_one_of_gpt2s_size_of_64k_tokens_a_step(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("muonlab.study.study._corpus", lambda *_: "0" * 12)
+    study = make_study(name, ["scale=gpu-short", f"data.path={tmp_path / 'corpus.tokens'}"], tmp_path, 1)
+    for slot in study.slots():
+        model, trainer = slot.config.model, slot.config.trainer
+        assert trainer.sequences * model.context == 2**16
+        assert 200 <= trainer.max_steps <= 600
+        assert model.qk_norm == slot.arm.endswith("qknorm")
+        assert (model.num_layers, model.d_model) == ((6, 384) if slot.condition == "half" else (12, 768))
+        assert slot.config.data.name == "tokens"

@@ -1,0 +1,347 @@
+"""What benchmarks/on_gpu.py measures: python benchmarks/gpu_stages.py NAME FOLDER, one stage in this process.
+
+Every measurement is appended to FOLDER/NAME.jsonl as it is made, so that a stage that is stopped keeps what it has.
+"""
+
+import argparse
+import itertools
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from plain_gpt import PlainGPT
+from torch import Tensor
+
+from muonlab.cli import compose_config, plain
+from muonlab.record import load_run
+from muonlab.train.config import RunConfig, read_config
+
+# Dense bf16 FLOP/s by NVIDIA's data sheets (half of what they print, which counts zeros skipped by sparsity).
+PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
+PACKAGES = ("torch", "triton", "lightning", "hydra-core", "omegaconf", "optuna", "numpy", "pandas", "pyarrow")
+SEQUENCES, PLAIN_SEQUENCES = 32, 8  # of a micro-batch; the transcription holds every table of logits
+RAISED = {"adamw": 0.008, "muon": 0.016, "muonclip": 0.016}  # eight times the middle of gpu-short's ranges
+
+
+class Place:
+    """Where a stage runs, and whether it is a dry run: tiny and on the CPU."""
+
+    def __init__(self, name: str, folder: Path, tokens: str, dry: bool):
+        self.name, self.folder, self.tokens, self.dry = name, folder, tokens, dry
+        self.device = torch.device("cpu" if dry else "cuda")
+
+    def report(self, **values: object) -> None:
+        """Append one measurement, and print it."""
+        line = json.dumps(values)
+        print(line, flush=True)
+        with (self.folder / f"{self.name}.jsonl").open("a") as file:
+            file.write(line + "\n")
+
+    def config(self, *overrides: str, sequences: int = SEQUENCES) -> RunConfig:
+        """A run of nanogpt_124m in bf16 with GPT-2's vocabulary, 1024 tokens a sequence; in a dry run a tiny one."""
+        paths = [
+            f"paths.runs={self.folder / 'runs'}",
+            f"paths.cache={self.folder / 'cache'}",
+            "tracking=none",
+        ]
+        size = ["model=nanogpt_124m", "data=tokens", f"data.path={self.tokens}", "trainer=gpu"]
+        size += [f"trainer.batch_size={sequences}", "model.vocab_size=50304"]
+        if self.dry:
+            size = ["model=nanogpt_xxs", "data=synthetic", "trainer=smoke", "trainer.batch_size=2"]
+            size += ["trainer.device=cpu", "trainer.probe_batch_size=2"]
+        usual = [
+            "trainer.val_every=0",
+            "trainer.checkpoint_every=0",
+            "trainer.progress=false",
+            "schedule.warmup=0",
+        ]
+        return read_config(plain(compose_config("train", [*size, *usual, *paths, *overrides])))
+
+
+class Loop:
+    """A model, its optimizer and batches with nothing around them.
+
+    maxima: how a clip gets its max logits: "exact" at every step, "kernel" what the kernels report or bound, "none".
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        config: RunConfig,
+        *,
+        compiled: bool,
+        maxima: str = "kernel",
+        written_out: bool = False,
+    ):
+        from muonlab.data import make_data
+        from muonlab.train.module import LanguageModel
+
+        self.place, self.maxima = place, maxima
+        torch.manual_seed(config.seed)
+        self.data = make_data(config.data, config.paths.cache)
+        eager = read_config(
+            {**config.as_dict(), "trainer": {**config.as_dict()["trainer"], "compile": False}}
+        )
+        self.module = LanguageModel(eager, self.data).to(place.device)
+        self.model, self.optimizer = self.module.model, self.module.optimizer
+        self.forward: Callable[[Tensor, Tensor], Tensor] = lambda tokens, targets: (
+            self.model(tokens, targets).loss
+        )
+        if written_out:
+            self.forward = PlainGPT(self.model).to(place.device)
+        if compiled and not place.dry:  # Inductor's minute would show nothing on the CPU
+            (self.forward if isinstance(self.forward, PlainGPT) else self.model).compile()
+        self.shape = config.trainer.batch_size, config.model.context
+        self.index = 0
+
+    @property
+    def tokens(self) -> int:
+        """Of one step."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def flops(self) -> float:
+        """Of one step, forward and backward."""
+        return self.tokens * self.model.flops_per_token(self.shape[1])
+
+    def step(self) -> None:
+        """One update."""
+        batch = self.data.batch(1, self.index, *self.shape)
+        self.index += 1
+        tokens, targets = (self.module._sent(part) for part in batch)
+        with torch.autocast(self.place.device.type, torch.bfloat16):
+            loss = self.forward(tokens, targets)
+        loss.backward()
+        if self.maxima == "exact":
+            self.optimizer.observe(self.model.logit_extremes().highest)
+        elif self.maxima == "kernel":
+            self.optimizer.observe(self.model.bounded_logits()[0].highest)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def seconds(self, warm_up: int, steps: int) -> float:
+        """Seconds a step, after `warm_up` steps, which compile."""
+        for _ in range(warm_up):
+            self.step()
+        wait(self.place.device)
+        started = time.perf_counter()
+        for _ in range(steps):
+            self.step()
+        wait(self.place.device)
+        return (time.perf_counter() - started) / steps
+
+
+def wait(device: torch.device) -> None:
+    """Until the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def machine(place: Place) -> None:
+    """The device and the versions."""
+    installed = {each.name.lower(): each.version for each in metadata.distributions()}
+    versions = {name: installed.get(name, "absent") for name in PACKAGES}
+    device = "none" if place.dry else torch.cuda.get_device_name()
+    place.report(device=device, python=platform.python_version(), cuda=torch.version.cuda, **versions)
+    if not place.dry:
+        print(subprocess.run(["nvidia-smi"], capture_output=True, text=True, check=False).stdout)
+
+
+def product_peak(place: Place) -> float:
+    """FLOP/s of the best bf16 product of two square matrices of random entries."""
+    size = 128 if place.dry else 8192
+    a, b = (torch.randn(size, size, device=place.device, dtype=torch.bfloat16) for _ in range(2))
+    best = float("inf")
+    for _ in range(10):
+        wait(place.device)
+        started = time.perf_counter()
+        a @ b
+        wait(place.device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def speed(place: Place) -> None:
+    """Tokens a second of every variant, in order of worth; the shares of the parts are differences between them."""
+    device = "none" if place.dry else torch.cuda.get_device_name()
+    sheet = next((peak for name, peak in PEAKS.items() if name in device), None)
+    measured = product_peak(place)
+    place.report(variant="one product", peak=measured, sheet=sheet)
+    clip = ["optimizer=muonclip"]
+    variants: dict[str, Callable[[], Loop]] = {
+        "compiled": lambda: Loop(place, place.config(*clip), compiled=True),
+        "compiled, no clip": lambda: Loop(
+            place, place.config("optimizer=muon"), compiled=True, maxima="none"
+        ),
+        "compiled, AdamW": lambda: Loop(place, place.config("optimizer=adamw"), compiled=True, maxima="none"),
+        "compiled, exact maxima": lambda: Loop(place, place.config(*clip), compiled=True, maxima="exact"),
+        "transcription, compiled, AdamW": lambda: Loop(
+            place,
+            place.config("optimizer=adamw", sequences=PLAIN_SEQUENCES),
+            compiled=True,
+            maxima="none",
+            written_out=True,
+        ),
+        "eager": lambda: Loop(place, place.config(*clip), compiled=False),
+        "transcription, AdamW": lambda: Loop(
+            place,
+            place.config("optimizer=adamw", sequences=PLAIN_SEQUENCES),
+            compiled=False,
+            maxima="none",
+            written_out=True,
+        ),
+    }
+    warm_up, steps = (2, 2) if place.dry else (5, 20)
+
+    def measure(name: str) -> None:
+        try:
+            loop = variants[name]()
+            seconds = loop.seconds(warm_up, steps)
+            rate = loop.flops / seconds
+            share = None if sheet is None else rate / sheet
+            place.report(
+                variant=name,
+                seconds=seconds,
+                tokens=loop.tokens,
+                rate=loop.tokens / seconds,
+                of_sheet=share,
+                of_product=rate / measured,
+                memory=None if place.dry else torch.cuda.max_memory_allocated() / 2**30,  # GiB, at most
+            )
+        except Exception as error:  # one variant that fails, by memory say, does not cost the others
+            place.report(variant=name, error=f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        torch.compiler.reset()
+        if not place.dry:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    first, *rest = variants
+    measure(first)
+    recorded(place)
+    for name in rest:
+        measure(name)
+
+
+def recorded(place: Place) -> None:
+    """A whole run of `train` with every trace and probe, against the same loop without: in steady state."""
+    from muonlab.train.run import train
+
+    times: dict[int, float] = {}
+    first, last = (2, 6) if place.dry else (6, 56)  # two periods of the probe
+    config = place.config("optimizer=muonclip", f"trainer.max_steps={last}")
+
+    def on_step(step: int) -> None:
+        if step in (first, last):
+            wait(place.device)
+            times[step] = time.perf_counter()
+
+    try:
+        train(config, on_step)
+        seconds = (times[last] - times[first]) / (last - first)
+        tokens = config.trainer.batch_size * config.model.context
+        place.report(variant="compiled, recorded", seconds=seconds, tokens=tokens, rate=tokens / seconds)
+    except Exception as error:
+        place.report(
+            variant="compiled, recorded", error=f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        )
+
+
+def traces(place: Place) -> None:
+    """Loss and largest max logit of AdamW, Muon and MuonClip at one raised rate each, written to traces.csv."""
+    import pandas as pd
+
+    from muonlab.train.run import train
+
+    tables = []
+    for name, rate in RAISED.items():
+        steps = 6 if place.dry else 300
+        of_step = [f"trainer.max_steps={steps}", "optimizer.weight_decay=0", "trainer.exact_every=1"]
+        of_step += [] if place.dry else ["trainer.accumulate=2"]
+        outcome = train(place.config(f"optimizer={name}", f"optimizer.lr={rate}", *of_step))
+        run = load_run(outcome.folder)
+        largest = run.max_logits.groupby("step")["value"].max()
+        table = run.steps[["step", "train_loss"]].assign(
+            optimizer=name, max_logit=run.steps["step"].map(largest)
+        )
+        tables.append(table)
+        pd.concat(tables).to_csv(place.folder / "traces.csv", index=False)
+        place.report(
+            optimizer=name,
+            lr=rate,
+            status=outcome.status,
+            loss=float(table["train_loss"].iloc[-1]),
+            max_logit=float(table["max_logit"].max()),
+        )
+
+
+def profile(place: Place) -> None:
+    """The kernels of a few compiled steps by time, and how long the device had none."""
+    from torch.profiler import ProfilerActivity
+
+    loop = Loop(place, place.config("optimizer=muonclip"), compiled=True)
+    loop.seconds(2 if place.dry else 5, 1)
+    kinds = [ProfilerActivity.CPU] + ([] if place.dry else [ProfilerActivity.CUDA])
+    started = time.perf_counter()
+    with torch.profiler.profile(activities=kinds) as profiler:
+        for _ in range(2 if place.dry else 5):
+            loop.step()
+        wait(place.device)
+    wall = time.perf_counter() - started
+    key = "self_cpu_time_total" if place.dry else "self_device_time_total"
+    averages = profiler.key_averages()
+    (place.folder / "profile.txt").write_text(averages.table(sort_by=key, row_limit=40))
+    profiler.export_chrome_trace(str(place.folder / "profile.json.gz"))
+    busy = sum(getattr(row, key) for row in averages) / 1e6
+    rows: list[Any] = sorted(averages, key=lambda row: -getattr(row, key))[:5]
+    place.report(wall=wall, busy=busy, top={row.key[:60]: getattr(row, key) / 1e6 for row in rows})
+
+
+def workers(place: Place) -> None:
+    """Runs an hour of a small model on one device with 1, 2, 4 and 8 at once."""
+    from muonlab.study.pool import Job, Pool
+
+    numbers = itertools.count(1)
+    for count in (1, 2) if place.dry else (1, 2, 4, 8):
+        small = ["model=nanogpt_s", "trainer=default", "trainer.max_steps=300"]
+        overrides = ["trainer.max_steps=2"] if place.dry else small
+        configs = [
+            place.config(*overrides, f"seed={next(numbers)}")
+            for _ in range(count if place.dry else 2 * count)
+        ]
+        jobs = iter([Job(config, f"{count}-{i}") for i, config in enumerate(configs)])
+        results: list[str] = []
+        started = time.perf_counter()
+        Pool(count, place.folder / "workers").run(
+            lambda jobs=jobs: next(jobs, None),
+            lambda _, result, results=results: results.append(result.status),
+            "workers",
+            len(configs),
+            len(configs),
+        )
+        seconds = time.perf_counter() - started
+        done = results.count("finished")
+        place.report(workers=count, finished=done, of=len(configs), an_hour=3600 * done / seconds)
+
+
+STAGES = {stage.__name__: stage for stage in (machine, speed, traces, profile, workers)}
+
+
+def main() -> None:
+    """One stage."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tokens", default="")
+    parser.add_argument("--dry-run", action="store_true")
+    given = parser.parse_args()
+    STAGES[given.stage](Place(given.stage, given.folder.resolve(), given.tokens, given.dry_run))
+
+
+if __name__ == "__main__":
+    main()
