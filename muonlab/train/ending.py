@@ -16,6 +16,7 @@ from muonlab.train.callbacks import Diverged, Interrupted
 from muonlab.train.peers import lost_peer, peer_fault
 
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+SIZE = r"([\d.]+) ([KMGT]?)i?[Bb](?:ytes)?"  # as torch's allocator on a GPU writes one: 518.00 MiB, 512 bytes
 
 
 @dataclass(frozen=True)
@@ -81,17 +82,36 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def _own_size(error: BaseException) -> float:
-    """Bytes that this process holds plus those it was refused, on the device that refused them."""
-    held = torch.cuda.memory_allocated() if _on_cuda(error) else _resident()
-    return held + _refused(str(error))
+    """Bytes that this process holds plus those it was refused, on the device that refused them.
+
+    A GPU's are those that its allocator's message states: some of them are free again once the error has come here. The
+    only process with memory on it is this one, under whatever number a container's host knows it.
+    """
+    text = str(error)
+    if not _on_cuda(error):
+        return _resident() + _refused(text)
+    holders = re.findall(rf"(this process|Process \d+) has {SIZE} memory in use", text)
+    own = [holder for holder in holders if holder[0] == "this process" or len(holders) == 1]
+    if own:
+        return _bytes(*own[0][1:]) + _refused(text)
+    parts = re.findall(rf"{SIZE} is (?:allocated|reserved) by PyTorch", text)
+    held = sum(_bytes(*part) for part in parts) if parts else torch.cuda.memory_allocated()
+    return held + _refused(text)
 
 
-def _capacity(error: BaseException) -> int:
-    return torch.cuda.mem_get_info()[1] if _on_cuda(error) else memory()
+def _capacity(error: BaseException) -> float:
+    if not _on_cuda(error):
+        return memory()
+    stated = re.search(rf"total capacity of {SIZE}", str(error))
+    return _bytes(*stated.groups()) if stated else torch.cuda.mem_get_info()[1]
 
 
 def _on_cuda(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) and torch.cuda.is_available()
+    return isinstance(error, torch.OutOfMemoryError)
+
+
+def _bytes(number: str, unit: str) -> float:
+    return float(number) * UNITS[unit.lower()]
 
 
 def _resident() -> int:
