@@ -164,11 +164,12 @@ def run_experiment(study: Study, results: Path) -> None:
 
     out = results / study.name
     trained, tuned, _ = train_study(study)
-    print("\n" + answers_text(design, judge(study, trained, tuned, out), tuned))
+    text = answers_text(design, judge(study, trained, tuned, out), tuned)
+    print(f"\n{text}")
     print(f"\nwritten: {out}, {write_evidence(results)}")
     for path in draw_figures(design, out):
         print(f"  {path}")
-    close_study(study, out)
+    close_study(study, out, text)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def sweep(study: Study) -> int:
     text += "next: make ablation, the same with five seeds, and the clip switched off and on within a run\n"
     (study.folder / REPORT).write_text(text, encoding="utf-8")
     print(text, end="")
-    close_study(study, study.folder)
+    close_study(study, study.folder, text)
     return 0
 
 

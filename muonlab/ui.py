@@ -9,8 +9,11 @@ import muonlab.begin  # noqa: F401
 # isort: split
 import os
 import socket
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
+from urllib.parse import quote, urlencode
 
 from muonlab.command import argument_parser, run_command, tell
 from muonlab.errors import MuonlabError
@@ -32,9 +35,43 @@ def main() -> int:
     database = given.runs.absolute() / "mlflow.db"
     if not database.exists():
         raise MuonlabError(f"there are no runs to show: {database} does not exist")
-    command = ["-m", "mlflow", "ui", "--host", HOST, "--port", str(free_port(given.port)), "--workers", "1"]
+    port = free_port(given.port)
+    if (page := charts_page(database)) is not None:
+        print(f"the charts of the newest study: http://{HOST}:{port}/{page}", flush=True)
+    command = ["-m", "mlflow", "ui", "--host", HOST, "--port", str(port), "--workers", "1"]
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     os.execv(sys.executable, [sys.executable, *command, "--backend-store-uri", f"sqlite:///{database}"])
+
+
+def charts_page(database: Path) -> str | None:
+    """The page of MLflow with the charts of the newest study; None where there is no study.
+
+    The address itself asks for model training: MLflow 3.17 shows what the browser chose last, at first its pages for
+    GenAI, and reads no tag of the experiment.
+    """
+    query = (
+        "SELECT runs.experiment_id, study.value FROM runs"
+        " JOIN tags AS role ON role.run_uuid = runs.run_uuid AND role.key = 'role' AND role.value = 'study'"
+        " JOIN tags AS study ON study.run_uuid = runs.run_uuid AND study.key = 'study'"
+        " WHERE runs.lifecycle_stage = 'active' ORDER BY runs.start_time DESC LIMIT 1"
+    )
+    with closing(sqlite3.connect(database, timeout=20)) as connection:
+        try:
+            newest = connection.execute(query).fetchone()
+        except sqlite3.DatabaseError:  # MLflow itself says what is wrong with it
+            return None
+    if newest is None:
+        return None
+    experiment, study = newest
+    search = urlencode(
+        {
+            "workflowType": "machine_learning",
+            "compareRunsMode": "CHART",
+            "searchFilter": f"tags.study = '{study}'",
+        },
+        quote_via=quote,
+    )
+    return f"#/experiments/{experiment}/runs?{search}"
 
 
 def show_study(folder: Path, first: int) -> int:

@@ -1,12 +1,16 @@
 """A port that is taken is passed over, and what cannot be shown is one sentence."""
 
+import shutil
 import socket
 import sys
+from urllib.parse import parse_qs
 
 import pytest
 
 from muonlab import ui
 from muonlab.errors import MuonlabError
+from muonlab.train.config import TrackingSettings
+from muonlab.train.tracking import open_study_run
 
 
 @pytest.fixture
@@ -66,3 +70,26 @@ def test_mlflow_is_started_on_the_free_port(taken, monkeypatch, tmp_path):
     ui.main()
     assert int(started[started.index("--port") + 1]) > taken
     assert started[-2:] == ["--backend-store-uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
+
+
+def test_the_charts_of_the_newest_study_are_opened_as_model_training(tmp_path, first_store, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    database = tmp_path / "mlflow.db"
+    shutil.copy(first_store[0], database)
+    assert ui.charts_page(database) is None
+    tracking = TrackingSettings(name="mlflow", experiment="lab")
+    for name in ("older", "newest"):
+        (tmp_path / name).mkdir()
+        open_study_run(tracking, tmp_path, name, tmp_path / name, {})
+    page, _, query = ui.charts_page(database).partition("?")
+    assert page == "#/experiments/2/runs"  # 0 is MLflow's own, 1 the template's
+    assert parse_qs(query) == {
+        "workflowType": ["machine_learning"],
+        "compareRunsMode": ["CHART"],
+        "searchFilter": ["tags.study = 'newest'"],
+    }
+
+
+def test_a_file_that_is_no_database_has_no_charts(tmp_path):
+    (tmp_path / "mlflow.db").write_bytes(b"not a database, but long enough to be read as one" * 40)
+    assert ui.charts_page(tmp_path / "mlflow.db") is None

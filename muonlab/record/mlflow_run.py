@@ -37,6 +37,7 @@ METRICS_PER_REQUEST = 1000
 PARAMS_PER_REQUEST = 100
 LONGEST_KEY = 250
 LONGEST_PARAM = 6000
+LONGEST_TAG = 8000
 LONGEST_DIGEST = 36
 MOST_PENDING = 20_000
 """Points kept in memory while the store fails; beyond them they are read from the record again."""
@@ -133,6 +134,10 @@ class MlflowRun:
             if len(self._pending) >= METRICS_PER_REQUEST:
                 self._try_to_send()
         self._try_to_send()
+
+    def note(self, markdown: str) -> None:
+        """Set the run's description, which its page shows as Markdown; MLflow keeps its first 8000 characters."""
+        self._whole &= self._survives(lambda: self._tag({"mlflow.note.content": markdown[:LONGEST_TAG]}))
 
     def log_folder(self, path: str | Path) -> None:
         """Log the record's files as artifacts, except for checkpoints, which stay where they are."""

@@ -1,5 +1,6 @@
 """Opens the MLflow run of a record, and completes MLflow runs that fell behind their records."""
 
+import getpass
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from muonlab.errors import EnvironmentFault, MuonlabError
 from muonlab.record.charts import chart_parts
 from muonlab.record.database import only_process
-from muonlab.record.environment import Environment
+from muonlab.record.environment import Environment, collect_environment
 from muonlab.record.load import load_run
 from muonlab.record.mlflow_link import FILE, Link
 from muonlab.record.mlflow_run import MlflowRun
@@ -36,7 +37,8 @@ def open_study_run(
     if store is None:
         return None
     with only_process(folder / FILE):
-        return MlflowRun.start(*store, name, params, {"study": name, "role": "study"}, folder)
+        tags = {"study": name, "role": "study", **_origin(collect_environment())}
+        return MlflowRun.start(*store, name, params, tags, folder)
 
 
 def study_run_id(folder: Path) -> str | None:
@@ -65,7 +67,7 @@ def open_mlflow(
         "model": config.model.name,
         "seed": config.seed,
         "folder": folder.absolute(),
-        "mlflow.source.git.commit": environment.commit,
+        **_origin(environment),
         "dirty": environment.dirty,
         "host": environment.host,
         "device": ", ".join(environment.accelerators) or environment.cpu,
@@ -75,7 +77,7 @@ def open_mlflow(
     }
     run = MlflowRun.start(
         *store,
-        config.name,
+        shown_name(config),
         {key: values[key] for key in PARAMETERS},
         {key: str(value) for key, value in tags.items() if value is not None},
         folder,
@@ -83,6 +85,29 @@ def open_mlflow(
     )
     run.log_dataset(str(environment.data["name"]), str(environment.data["digest"]))
     return run
+
+
+def shown_name(config: RunConfig) -> str:
+    """The name of a run in MLflow's tables: its own, or in a study that of its slot, since arms may share every setting
+    that a run's own name has, and the learning rate, which a slot drawn by a sampler does not name."""
+    lr = getattr(config.optimizer, "lr", None)
+    if config.tracking.trial is None:
+        return config.name
+    return f"{config.tracking.trial} lr={lr:.4g}" if isinstance(lr, int | float) else config.tracking.trial
+
+
+def _origin(environment: Environment) -> dict[str, str | None]:
+    """What fills MLflow's columns Source, User and Version, by the tags that its own fluent interface sets."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number that has no name
+        user = None
+    return {
+        "mlflow.source.name": environment.command,
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": environment.commit,
+        "mlflow.user": user,
+    }
 
 
 def reconcile_mlflow(config: RunConfig, folder: Path) -> bool:

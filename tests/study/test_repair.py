@@ -120,7 +120,7 @@ def test_nothing_is_repaired_while_a_run_is_written(trained):
 
 
 def test_a_worker_of_a_finished_study_leaves_its_mlflow_run_ended(trained, tmp_path):
-    close_study(trained, trained.folder)
+    close_study(trained, trained.folder, "said")
     assert help_with(trained) == 0
     client = connect(store_uri(None, tmp_path / "runs"))
     assert client.get_run(Link.read(trained.folder).run_id).info.status == "FINISHED"

@@ -1,5 +1,6 @@
 """The MLflow run of a record that was left behind is completed by the next command."""
 
+import getpass
 import json
 import pickle
 import shutil
@@ -15,7 +16,7 @@ from muonlab.record.mlflow_link import Link
 from muonlab.record.mlflow_run import MlflowRun
 from muonlab.record.store import connect, store_uri
 from muonlab.train.run import run_folder, train
-from muonlab.train.tracking import open_mlflow, open_store, reconcile_mlflow
+from muonlab.train.tracking import open_mlflow, open_store, reconcile_mlflow, shown_name
 
 
 @pytest.fixture
@@ -117,3 +118,19 @@ def test_a_run_of_the_last_version_continues_in_the_same_mlflow_run(trained):
     (folder / "mlflow.json").write_text(json.dumps({"run_id": run_id}))
     store = open_store(config.tracking, folder.parent)
     assert open_mlflow(store, config, folder, Environment(data={"name": "n", "digest": "d"})).run_id == run_id
+
+
+def test_source_user_and_commit_of_a_run_are_known(trained):
+    config, folder = trained
+    environment = load_run(folder).environment
+    tags = shown(config, folder)[0].data.tags
+    assert tags["mlflow.source.name"] == environment.command
+    assert (tags["mlflow.source.type"], tags["mlflow.user"]) == ("LOCAL", getpass.getuser())
+    assert tags.get("mlflow.source.git.commit") == environment.commit
+
+
+def test_runs_of_a_study_that_differ_by_their_arm_alone_have_different_names(tiny):
+    config = tiny("optimizer=muon", "optimizer.lr=0.02")
+    first, second = (config.tracked(trial=trial) for trial in ("arms/plain/s1", "arms/old/s1"))
+    assert (shown_name(first), shown_name(second)) == ("arms/plain/s1 lr=0.02", "arms/old/s1 lr=0.02")
+    assert (first.name, shown_name(config)) == (config.name, config.name)
