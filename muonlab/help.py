@@ -47,7 +47,7 @@ def file_comments(path: Path) -> dict[Place, str]:
     comments: dict[Place, str] = {}
     for default in (yaml.safe_load(text) or {}).get("defaults", ()):
         if isinstance(default, str) and default != "_self_":
-            comments |= file_comments(path.with_name(f"{default}.yaml"))
+            comments |= file_comments(path.parent / f"{default.removesuffix('@_here_')}.yaml")
     _collect(yaml.compose(text), text.splitlines(), (), comments)
     return comments
 

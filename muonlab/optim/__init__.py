@@ -26,6 +26,7 @@ from muonlab.optim.schedule_free import ScheduleFreeAdamW
 from muonlab.optim.schedules import describe_schedule, list_schedules
 from muonlab.optim.scion import Scion
 from muonlab.optim.shampoo import KLShampoo, Shampoo
+from muonlab.optim.weight_averages import WeightAverages
 from muonlab.optim.whole_model import optimizer_of_its_name
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "Scion",
     "Shampoo",
     "Signum",
+    "WeightAverages",
     "build_optimizer",
     "convert_lr",
     "describe_schedule",

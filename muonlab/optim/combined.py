@@ -33,6 +33,7 @@ from muonlab.optim.rules import (
     setting_names,
 )
 from muonlab.optim.saved_state import check_entries, checked_state, moved, restore_buffers, state_dtype
+from muonlab.optim.weight_averages import WeightAverages
 from muonlab.settings.check import NonNegative
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
         that are not here: the rule's own defaults.
     clip: a QKClip that acts after every update, or None.
     quack: a QuacK that sets the rates of query and key rows within every update, or None.
+    averages: a WeightAverages over the path of the weights, or None; a rule that is itself an average is refused.
 
     process_group: an attribute, None at first: then this process orthogonalises every matrix. Set it to the ranks of
     torch.distributed that hold the same parameters and receive equal gradients, as under DDP
@@ -71,8 +73,9 @@ class CombinedOptimizer(torch.optim.Optimizer):
         defaults: Mapping[str, object] | None = None,
         clip: QKClip | None = None,
         quack: QuacK | None = None,
+        averages: WeightAverages | None = None,
     ):
-        self._rule = rule
+        self._rule, self.averages = rule, averages
         self._rule_defaults: dict[str, Group] = {}
         for name, settings in {rule: None, **(defaults or {})}.items():
             self._add_rule(name, settings)
@@ -85,6 +88,10 @@ class CombinedOptimizer(torch.optim.Optimizer):
         """Take the settings of a rule as defaults of its groups; None: the rule's own."""
         if rule not in RULES:
             raise unknown_name("rule of a parameter group", rule, RULES)
+        if self.averages is not None and RULES[rule].is_average:
+            raise MuonlabError(
+                f"{rule} is an average of the weights itself; use it without lookahead and tail_share"
+            )
         kind = RULES[rule].settings
         source = kind() if settings is None else settings
         values = {name: getattr(source, name) for name in setting_names(kind)}
@@ -174,8 +181,11 @@ class CombinedOptimizer(torch.optim.Optimizer):
         if self.clip is not None:
             self.clip.require_maxima(self.steps_done)
         factors = {} if self.quack is None else self.quack.factors()
+        origins: dict[Tensor, Tensor] = {}
         for bucket in buckets:
             batch = self._batch(bucket)
+            if self.averages is not None:
+                origins |= {param: self.averages.origin(param, self.state[param]) for param in bucket.params}
             slowed = slowed_weights(batch.params, [factors.get(param) for param in bucket.params])
             RULES[bucket.rule].update(batch)
             for weight in slowed:
@@ -184,6 +194,10 @@ class CombinedOptimizer(torch.optim.Optimizer):
                 torch._foreach_copy_(list(map(local_part, bucket.params)), batch.params)
         if self.clip is not None:
             self.clip.apply(self.steps_done, self._momentum_of)
+        if self.averages is not None:
+            for bucket in buckets:
+                for param, group in zip(bucket.params, bucket.groups, strict=True):
+                    self.averages.follow(param, origins[param], self.state[param], group, self.steps_done)
         self.steps_done += 1
         return loss
 
@@ -191,7 +205,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
     def averaged(self) -> Iterator[None]:
         """Within it, parameters are what their rules evaluate at; after it, what they were, to the bit.
 
-        Most rules evaluate at the weights, which are then left alone; schedule-free AdamW evaluates at its average.
+        Most rules evaluate at the weights, which are then left alone; schedule-free AdamW and `averages` do not.
         """
         kept = []
         try:
@@ -200,7 +214,13 @@ class CombinedOptimizer(torch.optim.Optimizer):
                 for param in group["params"]:
                     if state := self.state.get(param):
                         here = local_part(param.detach())
-                        if (value := rule.readout(here, state, group)) is not None:
+                        averages = self.averages
+                        value = (
+                            rule.readout(here, state, group)
+                            if averages is None
+                            else averages.readout(param, state)
+                        )
+                        if value is not None:
                             kept.append((here, here.clone()))
                             here.copy_(value)
             yield
@@ -268,7 +288,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
             self.quack.load_state_dict(state["quack"])
 
     def __getstate__(self) -> State:
-        own = ("_rule", "_rule_defaults", "clip", "quack", "steps_done")
+        own = ("_rule", "_rule_defaults", "clip", "quack", "averages", "steps_done")
         state = {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
         return {**state, "process_group": None}  # no other process could use it
 

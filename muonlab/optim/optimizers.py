@@ -18,6 +18,7 @@ from muonlab.optim.quack import QuacK
 from muonlab.optim.routing import parameter_groups
 from muonlab.optim.rules import setting_names
 from muonlab.optim.schedules import Coefficients
+from muonlab.optim.weight_averages import WeightAverages
 from muonlab.registry import Registry
 from muonlab.settings.optimizer import (
     AdamWClipSettings,
@@ -90,6 +91,7 @@ class Muon(CombinedOptimizer):
 
     clip: a `QKClip` that acts after every update (`MuonClip` makes one), or None.
     quack: a `QuacK` that sets the rates of query and key rows, or None.
+    averages: a `WeightAverages` over the path of the weights, or None.
 
     The settings that name stages also take those of one's own (`muonlab.optim.rules`).
 
@@ -135,11 +137,12 @@ class Muon(CombinedOptimizer):
         adamw_weight_decay: float = 0.0,
         clip: QKClip | None = None,
         quack: QuacK | None = None,
+        averages: WeightAverages | None = None,
     ):
         arguments = locals()  # before any other local
         muon = MuonRuleSettings(**{name: arguments[name] for name in setting_names(MuonRuleSettings)})
         adamw = AdamWGroup(lr=adamw_lr, betas=adamw_betas, eps=adamw_eps, weight_decay=adamw_weight_decay)
-        super().__init__(params, "muon", {"muon": muon, "adamw": adamw}, clip, quack)
+        super().__init__(params, "muon", {"muon": muon, "adamw": adamw}, clip, quack, averages)
 
 
 class MuonClip(Muon):
@@ -184,6 +187,7 @@ class AdamW(CombinedOptimizer):
     weight_decay: the share of a weight lost per step is lr * weight_decay; 0: none. Sane: 0 to 0.2.
     clip: a `QKClip` that acts after every update, or None.
     quack: a `QuacK` that sets the rates of query and key rows, or None.
+    averages: a `WeightAverages` over the path of the weights, or None.
     """
 
     def __init__(
@@ -196,9 +200,10 @@ class AdamW(CombinedOptimizer):
         weight_decay: float = 0.0,
         clip: QKClip | None = None,
         quack: QuacK | None = None,
+        averages: WeightAverages | None = None,
     ):
         adamw = AdamWGroup(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-        super().__init__(params, "adamw", {"adamw": adamw}, clip, quack)
+        super().__init__(params, "adamw", {"adamw": adamw}, clip, quack, averages)
 
 
 # ---------------------------------------------------------------- by name, for a whole model
@@ -220,7 +225,9 @@ def build_optimizer(name: str, model: nn.Module, **settings: object) -> Combined
 def adamw(model: nn.Module, settings: AdamWSettings, clip: QKClip | None = None) -> CombinedOptimizer:
     """AdamW for every parameter."""
     groups = parameter_groups(model, "adamw", lr_scale=settings.lr_scale, other_lr=settings.other_lr)
-    return CombinedOptimizer(groups, "adamw", {"adamw": settings}, clip, _quack(model, settings))
+    return CombinedOptimizer(
+        groups, "adamw", {"adamw": settings}, clip, _quack(model, settings), WeightAverages.of(settings)
+    )
 
 
 @register_optimizer("adamwclip")
@@ -234,9 +241,8 @@ def muon(model: nn.Module, settings: MuonSettings, clip: QKClip | None = None) -
     """Muon for the hidden matrices, AdamW for the rest."""
     s = settings
     groups = parameter_groups(model, "muon", s.routes, s.lr_scale, s.per_head, s.split_qkv)
-    return CombinedOptimizer(
-        groups, "muon", {"muon": MuonRuleSettings.of(s), "adamw": s.adamw}, clip, _quack(model, s)
-    )
+    defaults = {"muon": MuonRuleSettings.of(s), "adamw": s.adamw}
+    return CombinedOptimizer(groups, "muon", defaults, clip, _quack(model, s), WeightAverages.of(s))
 
 
 @register_optimizer("muonclip")

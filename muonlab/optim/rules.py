@@ -199,6 +199,11 @@ class Rule:
     stages: ClassVar[tuple[Stages[Any], ...]] = ()
 
     @property
+    def is_average(self) -> bool:
+        """Whether evaluation reads something else than the weights."""
+        return type(self).readout is not Rule.readout
+
+    @property
     def takes_matrices(self) -> bool:
         """Whether it updates matrices alone."""
         return issubclass(self.settings, MatrixSettings)

@@ -17,6 +17,10 @@ from muonlab.optim.ranks import spread_like
 from muonlab.optim.rules import RULES, Rule, parameter_names, prepare_group
 
 Shapes = Mapping[str, tuple[int, ...] | None]
+# What averages over the weights keep of a parameter under any rule (muonlab.optim.weight_averages).
+MOVES = "lookahead_average"  # the average change of the weights
+LENGTH = "lookahead_length"  # how far ahead of the weights the parameter is, in such changes
+TAIL = "tail_average"
 
 
 def describe(value: object) -> str:
@@ -55,7 +59,9 @@ def checked_state(state: State, groups: Sequence[Group], settings_of: Mapping[st
         for param, key, name in zip(here["params"], saved["params"], parameter_names(here), strict=True):
             rule.check_parameter(param, name, saved)
             if entries := buffers.pop(key, {}):
-                check_buffers(name, entries, rule.state_shapes(param.shape, saved), rule.required_state())
+                shape = tuple(param.shape)
+                shapes = {**rule.state_shapes(param.shape, saved), MOVES: shape, LENGTH: (), TAIL: shape}
+                check_buffers(name, entries, shapes, rule.required_state())
         saved_groups.append(saved)
     if buffers:
         raise MuonlabError(f"the saved state has parameters that no group holds: {list(buffers)[:3]}")
@@ -82,7 +88,9 @@ def moved(state: State, param: Tensor, rule: Rule) -> State:
         else value
         for name, value in state.items()
     }
-    return copied | {name: spread_like(param, copied[name]) for name in rule.buffers if name in copied}
+    return copied | {
+        name: spread_like(param, copied[name]) for name in (*rule.buffers, MOVES, TAIL) if name in copied
+    }
 
 
 def state_dtype(param: Tensor) -> torch.dtype:

@@ -30,8 +30,9 @@ from muonlab.optim.qk_clip import QKClip
 from muonlab.optim.ranks import is_sharded
 from muonlab.optim.routing import parameter_groups
 from muonlab.optim.rules import Batch, Rule, register_rule
+from muonlab.optim.weight_averages import WeightAverages
 from muonlab.settings.check import Average, NonNegative
-from muonlab.settings.optimizer import RoutingSettings
+from muonlab.settings.optimizer import AverageSettings, RoutingSettings
 
 HIDDEN_RADIUS, SIGN_RADIUS = 50.0, 3000.0  # of NanoGPT's hidden matrices and its head, tied to the embedding
 
@@ -153,7 +154,7 @@ class Scion(CombinedOptimizer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScionSettings(ScionGroup, RoutingSettings):
+class ScionSettings(ScionGroup, RoutingSettings, AverageSettings):
     """Scion for every parameter, under the norm of its role.
 
     rows_radius: of embeddings, gains and biases; the paper's model ties embedding and head and has none of the others,
@@ -177,7 +178,7 @@ def scion(model: nn.Module, settings: ScionSettings) -> CombinedOptimizer:
             by_rows = group["params"][0][1].ndim < 2 or group["name"].startswith("embedding")
             group["norm"] = "rows" if by_rows else "sign"
             group["radius"] = s.rows_radius if by_rows else s.sign_radius
-    return CombinedOptimizer(groups, "scion", _by_rule(s))
+    return CombinedOptimizer(groups, "scion", _by_rule(s), averages=WeightAverages.of(s))
 
 
 def _by_rule(s: ScionGroup) -> dict[str, object]:

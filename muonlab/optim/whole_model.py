@@ -14,14 +14,15 @@ from muonlab.optim.matrix_view import MatrixSettings
 from muonlab.optim.optimizers import register_optimizer
 from muonlab.optim.routing import parameter_groups
 from muonlab.optim.rules import RuleClass, setting_names
+from muonlab.optim.weight_averages import WeightAverages
 from muonlab.settings.check import NonNegative
-from muonlab.settings.optimizer import BesideAdamW, Factors, Routes, RoutingSettings
+from muonlab.settings.optimizer import AverageSettings, BesideAdamW, Factors, Routes, RoutingSettings
 
 OF_GROUPS = setting_names(MatrixSettings)  # the model's routing gives these to each group
 
 
 @dataclass(frozen=True, kw_only=True)
-class EveryParameter:
+class EveryParameter(AverageSettings):
     """How the parameters of a model are given to a rule that takes them all.
 
     routes: {role or parameter-name pattern: rule}, such as {"query": "muon"}, for those that go to another rule.
@@ -35,7 +36,7 @@ class EveryParameter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HiddenMatrices(RoutingSettings, BesideAdamW):
+class HiddenMatrices(RoutingSettings, BesideAdamW, AverageSettings):
     """How the parameters of a model are given to a rule for matrices, with AdamW for the rest."""
 
 
@@ -61,9 +62,10 @@ def optimizer_of_its_name(rule: RuleClass) -> RuleClass:
         group = rule.settings(**{name: getattr(s, name) for name, *_ in own})
         if not matrices:
             groups = parameter_groups(model, rule.name, s.routes, s.lr_scale, other_lr=s.other_lr)
-            return CombinedOptimizer(groups, rule.name, {rule.name: group})
+            return CombinedOptimizer(groups, rule.name, {rule.name: group}, averages=WeightAverages.of(s))
         groups = parameter_groups(model, rule.name, s.routes, s.lr_scale, s.per_head, s.split_qkv)
-        return CombinedOptimizer(groups, rule.name, {rule.name: group, "adamw": s.adamw})
+        defaults = {rule.name: group, "adamw": s.adamw}
+        return CombinedOptimizer(groups, rule.name, defaults, averages=WeightAverages.of(s))
 
     build.__doc__, build.__module__ = rule.__doc__, rule.__module__
     build.__annotations__["settings"] = section

@@ -86,6 +86,29 @@ class QuacKSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AverageSettings:
+    """Averages over the path of the weights, around any rule (muonlab.optim.weight_averages).
+
+    lookahead: EMA-Nesterov's beta, how far ahead of the weights gradients are taken, in average moves of a step; it
+        falls with the learning rate. 0: at the weights. Sane: 0.3 to 0.6.
+    lookahead_memory: the weight of the past in the average move.
+    lookahead_from, lookahead_until: the first step, from 0, whose gradients are taken ahead, and the first that are
+        not again; null: to the end. The source leaves out warm-up and the last third.
+    tail_share: the share of the tail average in what evaluation reads; 0: no such average. Sane: 0.6.
+    tail_horizon: the steps that the tail average looks back over.
+    tail_from: the steps after which it begins, best where the rate falls; 0: with the first.
+    """
+
+    lookahead: NonNegative = 0.0
+    lookahead_memory: Average = 0.99
+    lookahead_from: Steps = 0
+    lookahead_until: Steps | None = None
+    tail_share: Share = 0.0
+    tail_horizon: Count = 150
+    tail_from: Steps = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class AdamWGroup:
     """The settings of one parameter group under AdamW."""
 
@@ -96,7 +119,7 @@ class AdamWGroup:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamWSettings(AdamWGroup, QuacKSettings):
+class AdamWSettings(AdamWGroup, QuacKSettings, AverageSettings):
     """AdamW for every parameter (arXiv 1711.05101), in one group per role.
 
     lr_scale: {role: factor} multiplies the learning rate of a role; 0 freezes it. other_lr: the learning rate of
@@ -210,7 +233,7 @@ class MuonGroup:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MuonSettings(MuonGroup, RoutingSettings, BesideAdamW, QuacKSettings):
+class MuonSettings(MuonGroup, RoutingSettings, BesideAdamW, QuacKSettings, AverageSettings):
     """Muon for the hidden matrices, AdamW for embeddings, head, norms, biases, router, gates and filters."""
 
     name: Literal["muon"] = "muon"

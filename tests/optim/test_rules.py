@@ -136,7 +136,7 @@ def test_the_signatures_name_every_setting_with_the_default_of_its_rule():
     adamw = {name: p.default for name, p in inspect.signature(AdamW).parameters.items()}
     of_groups = {name: muon.pop(f"adamw_{name}") for name in vars(AdamWGroup())}
     for shown, settings in ((muon, MuonRuleSettings()), (adamw, AdamWGroup()), (of_groups, AdamWGroup())):
-        for outside in ("params", "clip", "quack"):
+        for outside in ("params", "clip", "quack", "averages"):
             shown.pop(outside, None)
         assert shown == vars(settings)
 
