@@ -169,7 +169,7 @@ def run_experiment(study: Study, results: Path) -> None:
     print(f"\nwritten: {out}, {write_evidence(results)}")
     for path in draw_figures(design, out):
         print(f"  {path}")
-    close_study(study, out, text)
+    close_study(study, out, (out / "answers.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -107,14 +107,16 @@ def sweep(study: Study) -> int:
     text = comparison_text(study.design, queue, [slot for slot, _ in trained], judgement, tuned, study.folder)
     written = [study.folder / "trials.csv", study.folder / "comparison.csv"]
     written += draw_figures(study.design, study.folder)
-    text += "\n\n" + story(study.design, judgement.frames.runs)
+    sentences = story(study.design, judgement.frames.runs)
+    text += "\n\n" + sentences
     text += "\nwritten:\n" + "\n".join(f"  {path}" for path in written) + "\n"
     if command := ui_command(study):
         text += f"\nbrowse the runs: make ui, or {command}\n"
     text += "next: make ablation, the same with five seeds, and the clip switched off and on within a run\n"
     (study.folder / REPORT).write_text(text, encoding="utf-8")
     print(text, end="")
-    close_study(study, study.folder, text)
+    table = (study.folder / "comparison.md").read_text(encoding="utf-8")
+    close_study(study, study.folder, f"{table}\n{sentences}")
     return 0
 
 

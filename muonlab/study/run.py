@@ -137,14 +137,15 @@ def _samples(study: Study) -> dict[str, RunConfig]:
     return samples
 
 
-def close_study(study: Study, folder: Path, text: str) -> None:
-    """Show the results in MLflow, `text` as the description of the study's run, and end that run."""
+def close_study(study: Study, folder: Path, markdown: str) -> None:
+    """Show the results in MLflow, `markdown` below the question as the description of the study's run, and end that
+    run."""
     from muonlab.train.tracking import open_study_run
 
     base = study.base()
     parent = open_study_run(base.tracking, Path(base.paths.runs), study.name, study.folder, {})
     if parent is not None:
-        parent.note(f"{study.design.question.strip()}\n\n```text\n{text.strip()[:7000]}\n```")
+        parent.note(f"{study.design.question.strip()}\n\n{markdown.strip()}\n")
         parent.log_folder(folder)
         parent.finish("finished")
 

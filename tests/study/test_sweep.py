@@ -75,7 +75,7 @@ def test_a_finished_sweep_whose_end_mlflow_does_not_show_is_completed(made, caps
     client = MlflowClient(store_uri(None, study.base().paths.runs))
     note = client.get_run(link.run_id).data.tags["mlflow.note.content"]
     assert "reaches the lowest loss" in note
-    assert "\noptimizer  validation loss" in note
+    assert "\n| optimizer | validation loss |" in note
     client.update_run(link.run_id, status="RUNNING")
     link.keep(study.folder, complete=False)
     assert sweep(made(*few)) == 0
