@@ -160,7 +160,7 @@ def run_experiment(study: Study, results: Path) -> None:
 
     from analysis.evidence import write_evidence
     from muonlab.study.judging import answers_text, judge
-    from muonlab.study.run import close_study, draw_figures, train_study
+    from muonlab.study.run import close_study, draw_figures, train_study, ui_command
 
     out = results / study.name
     trained, tuned, _ = train_study(study)
@@ -169,6 +169,9 @@ def run_experiment(study: Study, results: Path) -> None:
     print(f"\nwritten: {out}, {write_evidence(results)}")
     for path in draw_figures(design, out):
         print(f"  {path}")
+    if command := ui_command(study):
+        print(f"\nbrowse the runs: make ui, or {command}")
+    print("next: make report, every figure and answer on one page; experiments/README.md lists the other questions")
     close_study(study, out, (out / "answers.md").read_text(encoding="utf-8"))
 
 
