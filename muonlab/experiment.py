@@ -160,19 +160,26 @@ def run_experiment(study: Study, results: Path) -> None:
 
     from analysis.evidence import write_evidence
     from muonlab.study.judging import answers_text, judge
+    from muonlab.study.report import curves
     from muonlab.study.run import close_study, draw_figures, train_study, ui_command
 
     out = results / study.name
-    trained, tuned, _ = train_study(study)
-    text = answers_text(design, judge(study, trained, tuned, out), tuned)
+    trained, tuned, queue = train_study(study)
+    judgement = judge(study, trained, tuned, out)
+    text = answers_text(design, judgement, tuned)
     print(f"\n{text}")
     print(f"\nwritten: {out}, {write_evidence(results)}")
     for path in draw_figures(design, out):
         print(f"  {path}")
     if command := ui_command(study):
         print(f"\nbrowse the runs: make ui, or {command}")
-    print("next: make report, every figure and answer on one page; experiments/README.md lists the other questions")
-    close_study(study, out, (out / "answers.md").read_text(encoding="utf-8"))
+    print(
+        "next: make report, every figure and answer on one page; experiments/README.md lists the other questions"
+    )
+    answers = (out / "answers.md").read_text(encoding="utf-8")
+    close_study(
+        study, out, answers, curves(design, judgement.frames.runs, queue, [slot for slot, _ in trained])
+    )
 
 
 if __name__ == "__main__":

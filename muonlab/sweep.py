@@ -95,7 +95,7 @@ def make_study(design: Design, config: Config, overrides: list[str]) -> Study:
 def sweep(study: Study) -> int:
     """Run what is left of a study and report; a finished study only prints its report. Returns the exit code."""
     from muonlab.study.judging import judge
-    from muonlab.study.report import comparison_text, fairness, finished_report, story
+    from muonlab.study.report import comparison_text, curves, fairness, finished_report, story
     from muonlab.study.run import close_study, draw_figures, train_study, ui_command
 
     if text := finished_report(study):
@@ -116,7 +116,8 @@ def sweep(study: Study) -> int:
     (study.folder / REPORT).write_text(text, encoding="utf-8")
     print(text, end="")
     table = (study.folder / "comparison.md").read_text(encoding="utf-8")
-    close_study(study, study.folder, f"{table}\n{sentences}")
+    charts = curves(study.design, judgement.frames.runs, queue, [slot for slot, _ in trained])
+    close_study(study, study.folder, f"{table}\n{sentences}", charts)
     return 0
 
 

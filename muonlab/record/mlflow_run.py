@@ -139,6 +139,17 @@ class MlflowRun:
         """Set the run's description, which its page shows as Markdown; MLflow keeps its first 8000 characters."""
         self._whole &= self._survives(lambda: self._tag({"mlflow.note.content": markdown[:LONGEST_TAG]}))
 
+    def log_curve(self, name: str, points: Mapping[int, float]) -> None:
+        """Chart a value at each of some whole numbers, such as trials; a curve that the store has is left as it is."""
+        from mlflow.entities import Metric
+
+        if name in self._charted:
+            return
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, value, now, step) for step, value in sorted(points.items())]
+        self._charted |= {name: max(points, default=0)}
+        self._whole &= self._survives(lambda: self._client.log_batch(self.run_id, metrics=metrics))
+
     def log_folder(self, path: str | Path) -> None:
         """Log the record's files as artifacts, except for checkpoints, which stay where they are."""
         self._whole &= self._survives(lambda: self._log_files(Path(path)))

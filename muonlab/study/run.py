@@ -3,7 +3,7 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from muonlab.command import tell
@@ -137,15 +137,17 @@ def _samples(study: Study) -> dict[str, RunConfig]:
     return samples
 
 
-def close_study(study: Study, folder: Path, markdown: str) -> None:
-    """Show the results in MLflow, `markdown` below the question as the description of the study's run, and end that
-    run."""
+def close_study(study: Study, folder: Path, markdown: str, curves: Mapping[str, Mapping[int, float]]) -> None:
+    """Show the results in MLflow, `markdown` below the question as the description of the study's run and `curves`
+    as its charts, and end that run."""
     from muonlab.train.tracking import open_study_run
 
     base = study.base()
     parent = open_study_run(base.tracking, Path(base.paths.runs), study.name, study.folder, {})
     if parent is not None:
         parent.note(f"{study.design.question.strip()}\n\n{markdown.strip()}\n")
+        for name, points in curves.items():
+            parent.log_curve(name, points)
         parent.log_folder(folder)
         parent.finish("finished")
 

@@ -120,7 +120,10 @@ def test_nothing_is_repaired_while_a_run_is_written(trained):
 
 
 def test_a_worker_of_a_finished_study_leaves_its_mlflow_run_ended(trained, tmp_path):
-    close_study(trained, trained.folder, "said")
+    close_study(trained, trained.folder, "said", {"loss_by_multiple/muon": {1: 2.5, 8: 3.0}})
     assert help_with(trained) == 0
     client = connect(store_uri(None, tmp_path / "runs"))
-    assert client.get_run(Link.read(trained.folder).run_id).info.status == "FINISHED"
+    run_id = Link.read(trained.folder).run_id
+    assert client.get_run(run_id).info.status == "FINISHED"
+    points = client.get_metric_history(run_id, "loss_by_multiple/muon")
+    assert [(point.step, point.value) for point in points] == [(1, 2.5), (8, 3.0)]
