@@ -185,7 +185,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
         for bucket in buckets:
             batch = self._batch(bucket)
             if self.averages is not None:
-                origins |= {param: self.averages.origin(param, self.state[param]) for param in bucket.params}
+                origins |= self.averages.origins(bucket.params, self.state)
             slowed = slowed_weights(batch.params, [factors.get(param) for param in bucket.params])
             RULES[bucket.rule].update(batch)
             for weight in slowed:
@@ -197,7 +197,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
         if self.averages is not None:
             for bucket in buckets:
                 for param, group in zip(bucket.params, bucket.groups, strict=True):
-                    self.averages.follow(param, origins[param], self.state[param], group, self.steps_done)
+                    self.averages.follow(param, origins.get(param), self.state[param], group, self.steps_done)
         self.steps_done += 1
         return loss
 

@@ -85,7 +85,6 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-# ---------------------------------------------------------------------- torch's schedulers
 def difference_of(a: object, b: object, place: str) -> str:
     """The first place at which two states differ; "" if they are equal."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
@@ -99,6 +98,7 @@ def difference_of(a: object, b: object, place: str) -> str:
     return "" if a == b else place
 
 
+# ---------------------------------------------------------------------- torch's schedulers
 def _cycles(optimizer: torch.optim.Optimizer) -> bool:
     """torch refuses to cycle a momentum that an optimizer does not have."""
     return bool({"momentum", "betas"} & optimizer.defaults.keys())

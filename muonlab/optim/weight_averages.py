@@ -14,6 +14,7 @@ The source leaves the token embedding out of it; here every parameter has one.
 """
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +34,8 @@ class WeightAverages:
 
     Within `optimizer.averaged()` the parameters are what evaluation reads; checkpoints have y and what leads back to x.
     A parameter without a gradient is left alone, its averages too. Each average is a buffer like its parameter, and a
-    look ahead takes a copy of the weights within a step. A state saved without them begins them anew.
+    look ahead takes a copy of the weights within a step. A state saved without an average begins it anew, and one saved
+    ahead of its weights goes on from there where nothing looks ahead any more.
     """
 
     settings: AverageSettings
@@ -46,12 +48,19 @@ class WeightAverages:
     def origin(self, param: Tensor, state: State) -> Tensor:
         """x, in a new tensor in the dtype of the buffers, of a parameter that may be ahead of it."""
         W = local_part(param.detach()).to(state_dtype(param), copy=True)
-        return W.sub_(local_part(state[MOVES]) * state[LENGTH]) if MOVES in state else W
+        ahead = self.settings.lookahead and MOVES in state
+        return W.sub_(local_part(state[MOVES]) * state[LENGTH]) if ahead else W
 
-    def follow(self, param: Tensor, origin: Tensor, state: State, group: Group, step: int) -> None:
+    def origins(self, params: Iterable[Tensor], states: Mapping[Tensor, State]) -> dict[Tensor, Tensor]:
+        """x of each parameter before a step, where a look ahead needs it."""
+        return (
+            {param: self.origin(param, states[param]) for param in params} if self.settings.lookahead else {}
+        )
+
+    def follow(self, param: Tensor, origin: Tensor | None, state: State, group: Group, step: int) -> None:
         """Average over step `step`, counted from 0, which has brought `param` from y to x, and put it ahead of x.
 
-        origin: x before the step.
+        origin: x before the step, from `origins`; None where nothing looks ahead.
         """
         s, dtype, here = self.settings, state_dtype(param), local_part(param)
         x = here.to(dtype)
@@ -59,7 +68,7 @@ class WeightAverages:
             if TAIL not in state:
                 state[TAIL] = param.detach().to(dtype, copy=True)
             local_part(state[TAIL]).lerp_(x, 1 / s.tail_horizon)
-        if s.lookahead:
+        if origin is not None:
             if MOVES not in state:
                 state[MOVES] = torch.zeros_like(param, dtype=dtype)
                 state[LENGTH] = torch.zeros((), dtype=dtype, device=param.device)
@@ -77,5 +86,5 @@ class WeightAverages:
 
     def readout(self, param: Tensor, state: State) -> Tensor:
         """What evaluation reads in place of a parameter: x, or a share of the tail average in it."""
-        x = self.origin(param, state)
-        return x.lerp_(local_part(state[TAIL]), self.settings.tail_share) if TAIL in state else x
+        x, share = self.origin(param, state), self.settings.tail_share
+        return x.lerp_(local_part(state[TAIL]), share) if share and TAIL in state else x

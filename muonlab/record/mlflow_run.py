@@ -143,11 +143,11 @@ class MlflowRun:
         """Chart a value at each of some whole numbers, such as trials; a curve that the store has is left as it is."""
         from mlflow.entities import Metric
 
-        if name in self._charted:
+        key, now = _allowed(name), int(time.time() * 1000)
+        if key in self._charted:
             return
-        now = int(time.time() * 1000)
-        metrics = [Metric(name, value, now, step) for step, value in sorted(points.items())]
-        self._charted |= {name: max(points, default=0)}
+        metrics = [Metric(key, value, now, step) for step, value in sorted(points.items())]
+        self._charted |= {key: max(points, default=0)}
         self._whole &= self._survives(lambda: self._client.log_batch(self.run_id, metrics=metrics))
 
     def log_folder(self, path: str | Path) -> None:
@@ -265,7 +265,12 @@ def metric_key(column: str) -> str:
     """Where a trace column is charted: `train_loss` under `train/loss`, `max_logit/layer_00` under
     `attn/max_logit/layer_00`, `update_rms/query` under `optim/update_rms/query`."""
     name, slash, rest = column.partition("/")
-    return re.sub(r"[^\w\-. /:]", "_", chart_of(name).key + slash + rest)[:LONGEST_KEY]
+    return _allowed(chart_of(name).key + slash + rest)
+
+
+def _allowed(key: str) -> str:
+    """A metric's key in the characters and the length that MLflow takes."""
+    return re.sub(r"[^\w\-. /:]", "_", key)[:LONGEST_KEY]
 
 
 def _existing(client: "MlflowClient", run_id: str) -> "Run | None":

@@ -142,8 +142,10 @@ def curves(
             trials = attempts_table(queue, [slot for slot in slots if slot.condition == name])
             for arm, rows in trials.dropna(subset="value").sort_values("number").groupby("optimizer"):
                 charts[f"{name}/lowest_loss_by_trial/{arm}"] = dict(enumerate(rows["value"].cummin(), 1))
-        if section.times:
-            here = runs[runs["condition"] == name].assign(level=lambda frame: pd.to_numeric(frame["level"]))
+        if any(len(multiples) > 1 for multiples in (section.times or {}).values()):
+            here = runs[runs["condition"] == name].assign(
+                level=lambda frame: pd.to_numeric(frame["level"], errors="coerce")
+            )
             for arm, rows in here[here["level"] % 1 == 0].groupby("arm"):
                 for metric in ("loss", "end_max_logit"):
                     medians = rows.groupby("level")[metric].median().dropna()
