@@ -114,7 +114,7 @@ class Loop:
         """One update."""
         batch = self.data.batch(1, self.index, *self.shape)
         self.index += 1
-        tokens, targets = (self.module._sent(part) for part in batch)
+        tokens, targets = (self.module.sent(part) for part in batch)
         with torch.autocast(self.place.device.type, torch.bfloat16):
             loss = self.forward(tokens, targets)
         loss.backward()
@@ -173,29 +173,22 @@ def speed(place: Place) -> None:
     sheet = next((peak for name, peak in PEAKS.items() if name in device), None)
     measured = product_peak(place)
     place.report(variant="one product", peak=measured, sheet=sheet)
-    clip = ["optimizer=muonclip"]
+
+    def ours(optimizer: str, compiled: bool = True, maxima: str = "none") -> Loop:
+        return Loop(place, place.config(f"optimizer={optimizer}"), compiled=compiled, maxima=maxima)
+
+    def transcription(compiled: bool) -> Loop:
+        config = place.config("optimizer=adamw", sequences=PLAIN_SEQUENCES)
+        return Loop(place, config, compiled=compiled, maxima="none", written_out=True)
+
     variants: dict[str, Callable[[], Loop]] = {
-        "compiled": lambda: Loop(place, place.config(*clip), compiled=True),
-        "compiled, no clip": lambda: Loop(
-            place, place.config("optimizer=muon"), compiled=True, maxima="none"
-        ),
-        "compiled, AdamW": lambda: Loop(place, place.config("optimizer=adamw"), compiled=True, maxima="none"),
-        "compiled, exact maxima": lambda: Loop(place, place.config(*clip), compiled=True, maxima="exact"),
-        "transcription, compiled, AdamW": lambda: Loop(
-            place,
-            place.config("optimizer=adamw", sequences=PLAIN_SEQUENCES),
-            compiled=True,
-            maxima="none",
-            written_out=True,
-        ),
-        "eager": lambda: Loop(place, place.config(*clip), compiled=False),
-        "transcription, AdamW": lambda: Loop(
-            place,
-            place.config("optimizer=adamw", sequences=PLAIN_SEQUENCES),
-            compiled=False,
-            maxima="none",
-            written_out=True,
-        ),
+        "compiled": lambda: ours("muonclip", maxima="kernel"),
+        "compiled, no clip": lambda: ours("muon"),
+        "compiled, AdamW": lambda: ours("adamw"),
+        "compiled, exact maxima": lambda: ours("muonclip", maxima="exact"),
+        "transcription, compiled, AdamW": lambda: transcription(compiled=True),
+        "eager": lambda: ours("muonclip", compiled=False, maxima="kernel"),
+        "transcription, AdamW": lambda: transcription(compiled=False),
     }
     warm_up, steps = (2, 2) if place.dry else (5, 20)
 

@@ -96,12 +96,12 @@ class LanguageModel(L.LightningModule):
         sequential = self.config.trainer.batch_order == "sequential"
         batch = self.data.batch(self.config.seed, batch_idx, self.batch_size, self.context, sequential)
         rank, world = self.global_rank, self.trainer.world_size
-        tokens, targets = (self._sent(part[rank::world]) for part in batch)
+        tokens, targets = (self.sent(part[rank::world]) for part in batch)
         loss, cross_entropy = _losses(self.model(tokens, targets))
         self._measure_logits(batch_idx // self.trainer.accumulate_grad_batches)
         return {"loss": loss, "cross_entropy": cross_entropy.detach()}
 
-    def _sent(self, tokens: Tensor) -> Tensor:
+    def sent(self, tokens: Tensor) -> Tensor:
         """Tokens on the run's device. To a GPU from pinned memory: a copy from any other waits for the kernels queued
         before it, and the host with it."""
         if self.device.type == "cuda":
@@ -143,7 +143,7 @@ class LanguageModel(L.LightningModule):
         # weights, which no compiled step has, are whole within the call alone.
         forward = self.model.forward if self.device_mesh is None else self.model
         with self._evaluating():
-            output = forward(self._sent(tokens), self._sent(targets), measure_entropy=True)
+            output = forward(self.sent(tokens), self.sent(targets), measure_entropy=True)
         log_partition = output.logits.float().logsumexp(-1).mean()
         entropy, one_hot = self.model.attention_entropy(), self.model.one_hot_share()
         return Probe(_losses(output)[1], log_partition, entropy, one_hot)
@@ -158,7 +158,7 @@ class LanguageModel(L.LightningModule):
         batches = self.data.eval_batches(self.batch_size, self.context, self.config.trainer.val_batches)
         with self._evaluating():
             for tokens, targets in batches:
-                _, cross_entropy = _losses(self.model(self._sent(tokens), self._sent(targets)))
+                _, cross_entropy = _losses(self.model(self.sent(tokens), self.sent(targets)))
                 total += cross_entropy.double() * targets.numel()
                 count += targets.numel()
         return total / count
