@@ -143,10 +143,11 @@ class MlflowRun:
         """Chart a value at each of some whole numbers, such as trials; a curve that the store has is left as it is."""
         from mlflow.entities import Metric
 
-        key, now = _allowed(name), int(time.time() * 1000)
+        key = _allowed(name)
         if key in self._charted:
             return
-        metrics = [Metric(key, value, now, step) for step, value in sorted(points.items())]
+        # At the time at which the run began, so that a store takes a point from two processes once.
+        metrics = [Metric(key, value, self._link.begun_ms, step) for step, value in sorted(points.items())]
         self._charted |= {key: max(points, default=0)}
         self._whole &= self._survives(lambda: self._client.log_batch(self.run_id, metrics=metrics))
 

@@ -65,6 +65,16 @@ def test_many_long_and_odd_parameters_are_taken(store, begin):
     assert (kept["k_0__"], kept["a" * 250], kept["none"]) == ("1", "2", "{}")
 
 
+def test_two_that_close_a_study_at_once_chart_its_curves_once(store, begin, tmp_path):
+    folder = tmp_path / "study"
+    both = [begin(folder=folder), begin(folder=folder)]
+    for run in both:
+        run.log_curve("loss [a, b]/muon+", {8: 3.0, 1: 2.5})
+        run.log_curve("loss [a, b]/muon+", {1: 0.0})
+    assert both[0].run_id == both[1].run_id
+    assert points(store, both[0], "loss _a_ b_/muon_") == [(1, 2.5), (8, 3.0)]
+
+
 def test_a_trial_lies_below_its_study(store, begin):
     study = begin()
     trial = begin(parent_run_id=study.run_id)
