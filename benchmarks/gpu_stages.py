@@ -43,17 +43,22 @@ class Place:
         with (self.folder / f"{self.name}.jsonl").open("a") as file:
             file.write(line + "\n")
 
-    def config(self, *overrides: str, sequences: int = SEQUENCES) -> RunConfig:
-        """A run of nanogpt_124m in bf16 with GPT-2's vocabulary, 1024 tokens a sequence; in a dry run a tiny one."""
+    def config(self, *overrides: str, sequences: int = SEQUENCES, mixture: bool = False) -> RunConfig:
+        """A run of nanogpt_124m, or of the mixture moe_m, in bf16 with GPT-2's vocabulary and 1024 tokens a sequence.
+
+        In a dry run the model is a tiny one of the same kind.
+        """
         paths = [
             f"paths.runs={self.folder / 'runs'}",
             f"paths.cache={self.folder / 'cache'}",
             "tracking=none",
         ]
-        size = ["model=nanogpt_124m", "data=tokens", f"data.path={self.tokens}", "trainer=gpu"]
+        model = "moe_m" if mixture else "nanogpt_124m"
+        size = [f"model={model}", "data=tokens", f"data.path={self.tokens}", "trainer=gpu"]
         size += [f"trainer.batch_size={sequences}", "model.vocab_size=50304"]
         if self.dry:
-            size = ["model=nanogpt_xxs", "data=synthetic", "trainer=smoke", "trainer.batch_size=2"]
+            model = "moe_xs" if mixture else "nanogpt_xxs"
+            size = [f"model={model}", "data=synthetic", "trainer=smoke", "trainer.batch_size=2"]
             size += ["trainer.device=cpu", "trainer.probe_batch_size=2"]
         usual = [
             "trainer.val_every=0",
@@ -174,8 +179,9 @@ def speed(place: Place) -> None:
     measured = product_peak(place)
     place.report(variant="one product", peak=measured, sheet=sheet)
 
-    def ours(optimizer: str, compiled: bool = True, maxima: str = "none") -> Loop:
-        return Loop(place, place.config(f"optimizer={optimizer}"), compiled=compiled, maxima=maxima)
+    def ours(optimizer: str, compiled: bool = True, maxima: str = "none", mixture: bool = False) -> Loop:
+        config = place.config(f"optimizer={optimizer}", mixture=mixture)
+        return Loop(place, config, compiled=compiled, maxima=maxima)
 
     def transcription(compiled: bool) -> Loop:
         config = place.config("optimizer=adamw", sequences=PLAIN_SEQUENCES)
@@ -189,6 +195,7 @@ def speed(place: Place) -> None:
         "transcription, compiled, AdamW": lambda: transcription(compiled=True),
         "eager": lambda: ours("muonclip", compiled=False, maxima="kernel"),
         "transcription, AdamW": lambda: transcription(compiled=False),
+        "mixture, compiled": lambda: ours("muonclip", maxima="kernel", mixture=True),
     }
     warm_up, steps = (2, 2) if place.dry else (5, 20)
 

@@ -71,27 +71,17 @@ def stages(folder: Path, tokens: str, dry: bool, limit: float | None) -> list[St
 
     tests = [python, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider", "--maxfail=20", "-rf"]
     tests += ["--collect-only", "tests/models/test_flex.py", "tests/train/test_cuda.py"] if dry else ["tests"]
-    experiment = [
-        python,
-        "-m",
-        "muonlab.experiment",
-        "ablation",
-        "tracking=none",
-        f"paths.runs={folder / 'runs'}",
-    ]
+    experiment = [python, "-m", "muonlab.experiment", "ablation", "scale=gpu-short", "tracking=none"]
+    experiment += [f"paths.runs={folder / 'runs'}", f"paths.cache={folder / 'cache'}"]
     experiment += [f"--results={folder / 'results'}", f"--studies={folder / 'studies'}", "--workers=1"]
-    experiment += (
-        [
-            f"paths.cache={folder / 'cache'}",
-            "data=synthetic",
-            "model=nanogpt_xxs",
-            "trainer=smoke",
-            "trainer.max_steps=2",
-            "schedule.warmup=0",
-        ]
-        if dry
-        else ["scale=gpu-short", f"data.path={tokens}"]
-    )
+    tiny = [
+        "data=synthetic",
+        "model=nanogpt_xxs",
+        "trainer=smoke",
+        "trainer.max_steps=2",
+        "schedule.warmup=0",
+    ]
+    experiment += tiny if dry else [f"data.path={tokens}"]
     return [
         own("machine", 60),
         Stage("tests", limit or 150, tests),
@@ -99,11 +89,11 @@ def stages(folder: Path, tokens: str, dry: bool, limit: float | None) -> list[St
         own("traces", 180),
         own("profile", 60),
         own("workers", 120),
-        Stage("ablation", limit or (20 if dry else 1800), experiment),
+        Stage("ablation", limit or (120 if dry else 1800), experiment),
     ]
 
 
-def run_stages(wanted: Sequence[Stage], folder: Path) -> list[Ended]:
+def run_stages(wanted: Sequence[Stage], folder: Path, dry: bool = False) -> list[Ended]:
     """Run one after the other; FOLDER/NAME.log has what each prints."""
     folder.mkdir(parents=True, exist_ok=True)
     ended: list[Ended] = []
@@ -117,7 +107,7 @@ def run_stages(wanted: Sequence[Stage], folder: Path) -> list[Ended]:
         ended.append(Ended(stage.name, how, round(time.monotonic() - started, 1)))
         print(f"{stage.name}: {how} after {ended[-1].seconds} s", flush=True)
         (folder / "stages.json").write_text(json.dumps([asdict(each) for each in ended], indent=1) + "\n")
-        (folder / "summary.md").write_text(summary(ended, folder))
+        (folder / "summary.md").write_text(summary(ended, folder, dry))
     return ended
 
 
@@ -169,9 +159,10 @@ def shown(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "/")
 
 
-def summary(ended: Sequence[Ended], folder: Path) -> str:
+def summary(ended: Sequence[Ended], folder: Path, dry: bool) -> str:
     """How each stage ended, its measurements, and the shares of the parts of a step."""
-    lines = ["# On a GPU", "", *table([asdict(each) for each in ended])]
+    title = "Dry run on the CPU: tiny and not compiled, its times say nothing of a GPU" if dry else "On a GPU"
+    lines = [f"# {title}", "", *table([asdict(each) for each in ended])]
     for each in ended:
         if rows := measurements(folder, each.name):
             lines += ["", f"## {each.name}", "", *table(rows)]
@@ -187,7 +178,7 @@ def summary(ended: Sequence[Ended], folder: Path) -> str:
         )
         if more in seconds and less in seconds
     ]
-    if parts:
+    if parts and not dry:
         lines += ["", "## seconds a step with a part over without it", "", *table(parts)]
         lines += ["", "## one H100 elsewhere", "", *table(PUBLISHED)]
     return "\n".join(lines) + "\n"
@@ -210,7 +201,8 @@ def main() -> int:
         parser.error(f"no stage {unknown[0]!r}; there are {', '.join(names)}")
     if not given.dry_run and not (tokens and Path(tokens).is_file()):
         parser.error("--tokens needs a file that benchmarks/corpus.py made")
-    ended = run_stages([stage for stage in every if not given.only or stage.name in given.only], folder)
+    wanted = [stage for stage in every if not given.only or stage.name in given.only]
+    ended = run_stages(wanted, folder, given.dry_run)
     print((folder / "summary.md").read_text())
     return 0 if not any(each.how.startswith("failed") for each in ended) else 1
 

@@ -57,7 +57,9 @@ def test_the_dry_run_measures_every_variant_and_sums_up(on_gpu, tmp_path):
     assert done.returncode == 0
     speed = on_gpu.measurements(tmp_path, "speed")
     assert not [row for row in speed if "error" in row]
-    assert len(speed) == 9
+    assert len(speed) == 10
     assert len(on_gpu.measurements(tmp_path, "traces")) == 3
     assert (tmp_path / "profile.txt").read_text()
-    assert "## seconds a step with a part over without it" in done.stdout
+    assert "# Dry run on the CPU" in done.stdout
+    assert "## seconds a step with a part over without it" not in done.stdout
+    assert "| recording |" in on_gpu.summary([], tmp_path, dry=False)

@@ -216,12 +216,25 @@ def test_every_scale_of_every_experiment_can_be_read(name):
 
 @pytest.mark.parametrize("name", ["ablation", "lr_sensitivity", "remedies"])
 def test_a_run_at_gpu_short_is_one_of_gpt2s_size_of_64k_tokens_a_step(name, tmp_path, monkeypatch):
-    monkeypatch.setattr("muonlab.study.study._corpus", lambda *_: "0" * 12)
-    study = make_study(name, ["scale=gpu-short", f"data.path={tmp_path / 'corpus.tokens'}"], tmp_path, 1)
-    for slot in study.slots():
-        model, trainer = slot.config.model, slot.config.trainer
-        assert trainer.sequences * model.context == 2**16
-        assert 200 <= trainer.max_steps <= 600
+    for slot in gpu_short(name, tmp_path, monkeypatch):
+        model = slot.config.model
         assert model.qk_norm == slot.arm.endswith("qknorm")
         assert (model.num_layers, model.d_model) == ((6, 384) if slot.condition == "half" else (12, 768))
+
+
+def test_a_mixture_at_gpu_short_is_one_override(tmp_path, monkeypatch):
+    for slot in gpu_short("ablation", tmp_path, monkeypatch, "model=moe_m"):
+        assert slot.config.model.num_experts == 64
+
+
+def gpu_short(name, folder, monkeypatch, *overrides):
+    """Its slots, each a run of 64k tokens a step."""
+    monkeypatch.setattr("muonlab.study.study._corpus", lambda *_: "0" * 12)
+    given = ["scale=gpu-short", f"data.path={folder / 'corpus.tokens'}", *overrides]
+    slots = make_study(name, given, folder, 1).slots()
+    for slot in slots:
+        trainer = slot.config.trainer
+        assert trainer.sequences * slot.config.model.context == 2**16
+        assert 200 <= trainer.max_steps <= 600
         assert slot.config.data.name == "tokens"
+    return slots
