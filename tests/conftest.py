@@ -24,6 +24,15 @@ settings.register_profile("free", deadline=None, print_blob=True)
 settings.load_profile("muonlab")
 
 
+def pytest_collection_modifyitems(items):
+    """On a GPU compilers and libraries warn of much that is no fault (of TF32, of a leaf's gradient): shown, no error.
+
+    An error out of a compiler would also be the compiler's failure."""
+    for item in items:
+        if item.get_closest_marker("cuda"):
+            item.add_marker(pytest.mark.filterwarnings("default"))
+
+
 @pytest.fixture(autouse=True)
 def same_signals():
     """Signals as in a terminal, also where the tests run in the background, which ignores some; and a command that is

@@ -4,6 +4,7 @@ import importlib
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,8 @@ def test_the_dry_run_measures_every_variant_and_sums_up(on_gpu, tmp_path):
     assert "# Dry run on the CPU" in done.stdout
     assert "## seconds a step with a part over without it" not in done.stdout
     assert "| recording |" in on_gpu.summary([], tmp_path, dry=False)
+
+
+@pytest.mark.cuda
+def test_a_warning_of_a_gpus_libraries_fails_no_check():
+    assert warnings.filters[0][0] == "default"

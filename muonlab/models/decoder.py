@@ -145,14 +145,15 @@ class Decoder(nn.Module):
             )
         x = self.embedding(tokens)
         cos, sin = self.cos[:length], self.sin[:length]
-        if self.training:
+        # A compiled forward assigns at its end, and of two assignments around FlexAttention torch keeps the first.
+        if self.training and not torch.compiler.is_compiling():
             self._logits = self._extremes = None  # frees the queries and keys of the last forward
         attended = []
         for block in self.blocks:
             attended.append(block(x, cos, sin, measure_entropy, documents))
             x = attended[-1].x
         if self.training:
-            self._logits = [layer.logits for layer in attended]
+            self._logits, self._extremes = [layer.logits for layer in attended], None
         if measure_entropy:
             self._entropy = torch.stack([layer.entropy for layer in attended]).detach()
             self._one_hot = torch.stack([layer.one_hot for layer in attended])

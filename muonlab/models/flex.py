@@ -9,6 +9,9 @@ from torch import Tensor
 
 # Below these its Triton kernels have no products (head_dim), or no type.
 LEAST_HEAD_DIM = 16
+SHAPES = (
+    256  # of which each has a kernel of its own in one process; beyond them, as in torch, all run unfused
+)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -57,9 +60,16 @@ def _kernel() -> Callable[..., Any]:
 
 @lru_cache(maxsize=1)
 def _compiled() -> Callable[..., Any]:
+    import torch._dynamo.config
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=False)
+    compiled = torch.compile(flex_attention, dynamic=False)
+
+    def fused(*args: Any, **kwargs: Any) -> Any:
+        with torch._dynamo.config.patch(recompile_limit=SHAPES):  # torch's own limit is 8 shapes
+            return compiled(*args, **kwargs)
+
+    return fused
 
 
 def _block_mask(length: int, device: torch.device, documents: Tensor | None) -> Any:

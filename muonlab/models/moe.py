@@ -153,8 +153,9 @@ class MoE(Decoder):
         output = super().forward(tokens, targets, measure_entropy, documents)
         layers = self.expert_layers.values()
         losses = [layer.balance_loss for layer in layers if layer.balance_loss is not None]
-        for layer in layers:
-            layer.balance_loss = None  # it would keep this forward's graph alive
+        if not torch.compiler.is_compiling():  # see Decoder.forward; the next forward replaces it
+            for layer in layers:
+                layer.balance_loss = None  # it would keep this forward's graph alive
         if not self.training or not losses or output.loss is None:
             return output
         return output._replace(loss=output.loss + torch.stack(losses).sum())

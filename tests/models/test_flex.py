@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import torch._dynamo.testing
+from torch.nn.attention import flex_attention as torch_flex
 from torch.nn.attention.flex_attention import flex_attention
 
-from muonlab.models import build_model
+from muonlab.models import build_model, flex
 from muonlab.models.attention import attend
 from muonlab.models.explicit_attention import explicit_attention
 from muonlab.models.flex import _block_mask, flex_attend, flex_highest, flex_supports
@@ -55,6 +57,90 @@ def test_a_layer_whose_kernel_reports_its_highest_logit_needs_no_exact_pass_for_
     absolute, known = bounded_logits([layer], limit, absolute=True)
     assert torch.equal(absolute.absolute[known], exact.absolute[known[0]])
     assert known[0][exact.absolute >= limit].all()
+
+
+# Of what its compiler itself does; torch hides them from users by another way than filters.
+traced = pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf", "ignore:.*should not be instantiated"
+)
+
+
+@pytest.fixture
+def counter(monkeypatch):
+    """FlexAttention on the CPU by its definition in place of the kernel, with maxima and gradients, traced as on a GPU;
+    what counts the compilations."""
+    options = torch_flex._apply_kernel_options
+
+    def as_on_a_gpu(query, key, value, return_lse, kernel_options, return_aux=None):
+        chosen = options(query, key, value, return_lse, kernel_options, None)
+        return {**chosen, "OUTPUT_LOGSUMEXP": True, "OUTPUT_MAX": True}
+
+    monkeypatch.setattr(torch_flex, "_apply_kernel_options", as_on_a_gpu)
+    monkeypatch.setattr(torch_flex, "_validate_device", lambda *tensors: None)
+    monkeypatch.setattr("muonlab.models.fused_attention.flex_supports", lambda q, v: True)
+    monkeypatch.setattr("muonlab.models.attention.EXPLICIT_CONTEXT", 0)
+    counter = torch._dynamo.testing.CompileCounter()
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compile(f, **{"backend": counter, **options}))
+    flex._compiled.cache_clear()
+    torch.compiler.reset()
+    yield counter
+    flex._compiled.cache_clear()
+    torch.compiler.reset()
+
+
+@traced
+@pytest.mark.parametrize("documents", DOCUMENTS)
+def test_maxima_sinks_and_gradients_by_flex_attentions_definition_are_explicit_attentions(counter, documents):
+    q, k, v, ids = inputs(40, documents=documents)
+    leaves = [x.requires_grad_() for x in (q, k, v, random(4, seed=4))]
+    out, highest = flex_attend(q, k, v, ids, leaves[3])
+    expected, _, extremes = explicit_attention(q, k, v, documents=ids, sink=leaves[3])
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(highest, extremes.highest)
+    torch.testing.assert_close(-flex_highest(-q, k, ids), extremes.lowest)
+    gradients = [torch.autograd.grad(each.square().sum(), leaves) for each in (out, expected)]
+    for own, explicit in zip(*gradients, strict=True):
+        torch.testing.assert_close(own, explicit, rtol=1e-3, atol=1e-4)
+
+
+def test_the_kernel_is_compiled_anew_for_more_shapes_than_torch_allows(counter):
+    """Behind its limit torch would run unfused, with every logit in memory."""
+    lengths = range(1, torch._dynamo.config.recompile_limit + 2)
+    for length in lengths:
+        q, k, _, _ = inputs(length)
+        flex_highest(q, k, None)
+    assert counter.frame_count == len(lengths)
+
+
+@traced
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("nanogpt", dict(num_heads=4, num_kv_heads=2, attention_sink="learnt")),
+        ("moe", dict(num_experts=4, expert_hidden=16, balance="loss")),
+    ],
+)
+def test_a_compiled_models_flex_attention_leaves_what_an_eager_ones_leaves(counter, name, settings):
+    """Loss, gradient, maxima and measurements of a second forward: what a model assigns around the kernel is kept."""
+    seen = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = build_model(name, vocab_size=61, context=24, d_model=32, num_layers=3, **settings)
+        if compiled:
+            model.compile(backend=counter, fullgraph=True)
+        for seed in (1, 2):
+            tokens = torch.randint(61, (2, 24), generator=torch.Generator().manual_seed(seed))
+            loss = model(tokens, tokens).loss
+            bounds, exact = model.bounded_logits()
+            assert not exact.any()
+            maxima = model.logit_extremes()
+        loss.backward()
+        measured = [*model.measurements().values(), model.expert_loads()] if name == "moe" else []
+        gradient = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+        seen.append([loss, gradient, *bounds, *maxima, *measured])
+    for eager, traced in zip(*seen, strict=True):
+        torch.testing.assert_close(traced, eager, rtol=1e-4, atol=1e-5)
 
 
 def test_the_kernel_is_not_asked_for_what_it_cannot_do():
