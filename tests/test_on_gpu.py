@@ -6,8 +6,10 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -64,6 +66,16 @@ def test_the_dry_run_measures_every_variant_and_sums_up(on_gpu, tmp_path):
     assert "# Dry run on the CPU" in done.stdout
     assert "## seconds a step with a part over without it" not in done.stdout
     assert "| recording |" in on_gpu.summary([], tmp_path, dry=False)
+
+
+def test_a_profile_counts_the_time_of_a_kernel_once(on_gpu):
+    def row(device, annotation=False):
+        return SimpleNamespace(device_type=device, is_user_annotation=annotation)
+
+    cpu, cuda = torch.autograd.DeviceType.CPU, torch.autograd.DeviceType.CUDA
+    kernel = row(cuda)
+    stages = importlib.import_module("gpu_stages")
+    assert stages.of_the_device([row(cpu), kernel, row(cuda, annotation=True)], "cuda") == [kernel]
 
 
 @pytest.mark.cuda

@@ -7,7 +7,7 @@ Each declared weight has an index that says which of them its rows are multiplie
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -121,6 +121,7 @@ class ClipRows:
                 )
         for batch in self._batches:
             batch.index = batch.index.to(device)
+        self._blocks = [replace(block, rows=block.rows.to(device)) for block in self._blocks]
 
     def scale(self, factors: Tensor, momentum_of: MomentumOf | None = None) -> None:
         """Multiply the rows of every weight, and of its momentum if asked for it, by their factors."""
@@ -156,7 +157,7 @@ class ClipRows:
         squares = torch.zeros(entries, dtype=self.promoted(torch.float32), device=first.device)
         for block in self._blocks:
             weight, dim, heads = block.weight.parameter, block.weight.dim, len(block.rows)
-            rows = weight.index_select(dim, block.rows.to(weight.device).flatten()).movedim(dim, 0)
+            rows = weight.index_select(dim, block.rows.flatten()).movedim(dim, 0)
             squares[block.first : block.first + heads] += rows.reshape(heads, -1).to(squares).square().sum(1)
         return squares.sqrt()
 
@@ -170,7 +171,7 @@ class ClipRows:
             momentum = momentum_of(weight)
             if momentum is None:
                 continue
-            heads, rows = len(block.rows), block.rows.to(weight.device).flatten()
+            heads, rows = len(block.rows), block.rows.flatten()
             head_rows = momentum.index_select(dim, rows).movedim(dim, 0)
             M = head_rows.reshape(heads, -1).to(factors.dtype)
             W = weight.index_select(dim, rows).movedim(dim, 0).reshape(heads, -1).to(factors.dtype)

@@ -73,7 +73,7 @@ class WeightAverages:
                 state[MOVES] = torch.zeros_like(param, dtype=dtype)
                 state[LENGTH] = torch.zeros((), dtype=dtype, device=param.device)
             moves = local_part(state[MOVES]).lerp_(x - origin, 1 - s.lookahead_memory)
-            state[LENGTH].copy_(torch.as_tensor(self._length(group, step + 1), dtype=dtype))
+            state[LENGTH].fill_(self._length(group, step + 1))
             here.copy_(x + moves * state[LENGTH])
 
     def _length(self, group: Group, step: int) -> float | Tensor:
