@@ -16,6 +16,8 @@ from muonlab.train.callbacks import Diverged, Interrupted
 from muonlab.train.peers import lost_peer, peer_fault
 
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+# Of CUDA, of a CPU's allocator, and of a library such as cuBLAS, which other runs on the GPU left no workspace.
+NO_MEMORY = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
 SIZE = r"([\d.]+) ([KMGT]?)i?[Bb](?:ytes)?"  # as torch's allocator on a GPU writes one: 518.00 MiB, 512 bytes
 
 
@@ -77,7 +79,7 @@ def ending_of(error: BaseException, step: int) -> Ending:
 def _out_of_memory(error: BaseException) -> bool:
     text = str(error)
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+        isinstance(error, RuntimeError) and any(words in text for words in NO_MEMORY)
     )
 
 

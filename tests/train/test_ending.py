@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from muonlab.errors import EnvironmentFault
 from muonlab.train.ending import ending_of
 
 MESSAGE = (
@@ -32,3 +33,17 @@ def test_a_gpus_memory_is_an_outcome_where_the_run_alone_asked_for_more_than_the
 ):
     error = torch.OutOfMemoryError(MESSAGE.format(holders=holders, allocated=allocated, refused=refused))
     assert ending_of(error, 3).status == status
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`",
+    ],
+)
+def test_a_gpu_that_other_runs_left_no_memory_for_a_library_is_tried_again(text):
+    ending = ending_of(RuntimeError(text), 3)
+    assert ending.status == "interrupted"
+    assert isinstance(ending.error, EnvironmentFault)
