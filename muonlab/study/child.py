@@ -7,7 +7,7 @@ import struct
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -39,26 +39,38 @@ class Detachable(Protocol):
         """The descriptor, in the process that calls it."""
 
 
-class Steps:
-    """The number of finished steps: a run's process writes it and its parent reads it.
+class Gauge:
+    """How far a run is: its process writes the number of finished steps, loss and max logit, and its parent reads them.
 
-    It lives in eight bytes of a nameless file, so that a kill leaves nothing behind.
+    They live in LAYOUT.size bytes of a nameless file, so that a kill leaves nothing behind.
     """
+
+    LAYOUT = struct.Struct("qdd")
 
     def __init__(self) -> None:
         with tempfile.TemporaryFile() as file:
-            file.truncate(8)
+            file.truncate(self.LAYOUT.size)
             self._fd = os.dup(file.fileno())
-        self._map = mmap.mmap(self._fd, 8)
+        self._map = mmap.mmap(self._fd, self.LAYOUT.size)
 
     @property
-    def value(self) -> int:
-        """0 before the first step."""
-        return struct.unpack("q", self._map[:])[0]
+    def steps(self) -> int:
+        """The number of finished steps; 0 before the first."""
+        return self.LAYOUT.unpack(self._map[:])[0]
 
-    @value.setter
-    def value(self, steps: int) -> None:
-        self._map[:] = struct.pack("q", steps)
+    @property
+    def reading(self) -> tuple[float, float] | None:
+        """The training loss (nats) and largest max logit last read from the device; None before the first step."""
+        steps, loss, max_logit = self.LAYOUT.unpack(self._map[:])
+        return (loss, max_logit) if steps else None
+
+    def on_step(self, steps: int) -> None:
+        """Write the number of finished steps."""
+        self._map[:8] = struct.pack("q", steps)
+
+    def on_reading(self, loss: float, max_logit: float) -> None:
+        """Write what was read from the device, before its step is finished."""
+        self._map[8:] = struct.pack("dd", loss, max_logit)
 
     def close(self) -> None:
         """Close the parent's descriptor, once the process was started."""
@@ -69,10 +81,10 @@ class Steps:
 
     def __setstate__(self, descriptor: Detachable) -> None:
         self._fd = descriptor.detach()
-        self._map = mmap.mmap(self._fd, 8)
+        self._map = mmap.mmap(self._fd, self.LAYOUT.size)
 
 
-def carry_out(values: Mapping[str, object], place: int, steps: Steps, pipe: Connection, log: Path) -> None:
+def carry_out(values: Mapping[str, object], place: int, gauge: Gauge, pipe: Connection, log: Path) -> None:
     """The body of a run's process: train the settings in `values`, and send a Result."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", buffering=1) as stream:
@@ -80,7 +92,7 @@ def carry_out(values: Mapping[str, object], place: int, steps: Steps, pipe: Conn
         os.dup2(stream.fileno(), sys.stderr.fileno())
     leave_launcher()
     try:
-        result = _in_place(read_config(values), place, steps)
+        result = _in_place(read_config(values), place, gauge)
     except MuonlabError as error:  # a plug-in that has changed since
         result = Result("failed", str(error))
     leave_quietly(0)
@@ -89,15 +101,11 @@ def carry_out(values: Mapping[str, object], place: int, steps: Steps, pipe: Conn
         pipe.send(result)
 
 
-def _in_place(config: RunConfig, place: int, steps: Steps) -> Result:
+def _in_place(config: RunConfig, place: int, gauge: Gauge) -> Result:
     """Train on the GPUs of a place."""
     if config.trainer.device != "cpu" and (gpus := visible_gpus()):
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(own_gpus(place, config.trainer.devices, gpus))
-
-    def on_step(step: int) -> None:
-        steps.value = step
-
-    return _attempt(config, on_step)
+    return _attempt(config, gauge)
 
 
 def visible_gpus() -> list[str]:
@@ -118,12 +126,12 @@ def own_gpus(place: int, devices: int, gpus: Sequence[str]) -> Sequence[str]:
     return gpus[first : first + devices]
 
 
-def _attempt(config: RunConfig, on_step: Callable[[int], None]) -> Result:
+def _attempt(config: RunConfig, gauge: Gauge) -> Result:
     try:
         _hear()
         from muonlab.train.run import train
 
-        outcome = train(config, on_step)
+        outcome = train(config, gauge.on_step, gauge.on_reading)
         return Result(outcome.status, outcome.cause, outcome.folder)
     except EnvironmentFault as error:
         return Result("environment", str(error))

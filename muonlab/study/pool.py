@@ -31,8 +31,10 @@ from muonlab.errors import MuonlabError
 from muonlab.progress import Progress
 from muonlab.record.owner import process_start
 from muonlab.runtime import usable_cores
-from muonlab.study.child import Result, Steps, carry_out, try_out, visible_gpus
+from muonlab.study.child import Gauge, Result, carry_out, try_out, visible_gpus
 from muonlab.study.queue import Claim
+from muonlab.study.standing import LiveRun, Standing
+from muonlab.study.table import Table
 from muonlab.train.config import RunConfig
 
 # Seconds between two looks at the runs; until the next job is asked for again; that runs have to stop; and that they
@@ -59,7 +61,7 @@ class Job:
     config: RunConfig
     label: str
     claim: Claim | None = None
-    steps: Steps = field(default_factory=Steps, repr=False)
+    gauge: Gauge = field(default_factory=Gauge, repr=False)
     process: BaseProcess = field(init=False, repr=False)
     pipe: Connection | None = field(default=None, repr=False)
     began: int | None = field(default=None, repr=False)
@@ -78,6 +80,13 @@ class Job:
         code = self.process.exitcode
         orphan = code == NO_EXIT_CODE and self.began is not None
         return code is None or (orphan and process_start(self.pid) == self.began)
+
+    @property
+    def live(self) -> LiveRun:
+        """How far the run is."""
+        name = self.claim.slot.name if self.claim else self.label
+        steps, (loss, max_logit) = self.gauge.steps, self.gauge.reading or (None, None)
+        return LiveRun(name, steps - 1 if steps else None, self.config.trainer.max_steps, loss, max_logit)
 
     def receive(self) -> None:
         """Receive the run's report on how it ended, if it has arrived."""
@@ -136,14 +145,15 @@ class Pool:
         title: str,
         total_jobs: int,
         total_steps: int,
+        stands: Callable[[], Standing],
     ) -> int:
         """Start the jobs that `next_job` returns and pass each result to `on_result`, until nothing runs and `next_job`
-        returns None. Returns the number of runs that ended.
+        returns None. Returns the number of runs that ended. A Table of what `stands` reads is shown meanwhile.
 
         When the command is asked to stop, or `on_result` raises, the runs save a checkpoint and stop between two steps;
         then the exception is raised again.
         """
-        bar = self._bar(title, total_steps)
+        table = Table(title, total_jobs, total_steps, stands)
         finished_steps, ended, asked = 0, 0, -math.inf
         self.log_folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -161,27 +171,17 @@ class Pool:
                     finished_steps += job.config.trainer.max_steps
                     asked = -math.inf  # a place is free, and the slot may have become open again
                     on_result(job, self._result(job))
-                bar.update(finished_steps + sum(j.steps.value for j in self.running) - bar.n)
-                bar.set_postfix_str(f"{ended}/{total_jobs} runs", refresh=False)
+                steps = finished_steps + sum(job.gauge.steps for job in self.running)
+                table.show(steps, ended, [job.live for job in self.running])
             return ended
         except BaseException:
+            with suppress(OSError):  # the terminal is gone
+                table.fold()
             self._stop(on_result)
             raise
         finally:
-            with suppress(OSError):  # the terminal is gone
-                bar.close()
-
-    @staticmethod
-    def _bar(title: str, total_steps: int) -> Progress:
-        terminal = sys.stderr.isatty()
-        return Progress(
-            total=total_steps,
-            desc=title,
-            unit="step",
-            mininterval=0.5 if terminal else 15,
-            dynamic_ncols=terminal,
-            smoothing=0.05,
-        )
+            with suppress(OSError):
+                table.close()
 
     def _start(self, job: Job) -> bool:
         """False if the fork server was killed meanwhile."""
@@ -189,7 +189,7 @@ class Pool:
         job.place = next(place for place in range(self.workers) if place not in taken)
         job.pipe, theirs = self.context.Pipe(duplex=False)
         log = self.log_folder / f"{job.label}.log"
-        arguments = (job.config.as_dict(), job.place, job.steps, theirs, log)
+        arguments = (job.config.as_dict(), job.place, job.gauge, theirs, log)
         try:
             self._warm_up()
             job.process = self.context.Process(
@@ -205,7 +205,7 @@ class Pool:
             return False
         finally:
             theirs.close()
-            job.steps.close()
+            job.gauge.close()
         return True
 
     def _warm_up(self) -> None:
@@ -249,7 +249,9 @@ class Pool:
         checkpoint."""
         if self.running:
             with suppress(OSError):
-                print(f"stopping: saving checkpoints of {len(self.running)} runs ...", file=sys.stderr)
+                Progress.write(
+                    f"stopping: saving checkpoints of {len(self.running)} runs ...", file=sys.stderr
+                )
         asked, impatient = time.monotonic(), times_asked() > 1
         limit = STOP
         self._send(signal.SIGTERM)

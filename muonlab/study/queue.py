@@ -145,17 +145,23 @@ class Queue:
     def uncounted(self, slots: Iterable[Slot]) -> list[Slot]:
         """The slots without a complete or running attempt; reads every Optuna study once."""
         states = (TrialState.COMPLETE, TrialState.RUNNING)
-        studies = {id(study): study for study in map(self._study, slots)}.values()
+        studies = self._studies_of(slots)
         trials = [t for study in studies for t in study.get_trials(deepcopy=False, states=states)]
         counted = {t.user_attrs.get("slot") for t in trials if "withdrawn" not in t.user_attrs}
         return [slot for slot in slots if slot.name not in counted]
 
     @one_sentence()
     def attempts(self, slots: Sequence[Slot]) -> list[Attempt]:
-        """Every attempt at these slots, except withdrawn ones, in the order of the slots."""
+        """Every attempt at these slots, except withdrawn ones, in the order of the slots; reads every Optuna study
+        once."""
+        by_slot: dict[str, list[FrozenTrial]] = {}
+        for study in self._studies_of(slots):
+            for trial in study.get_trials(deepcopy=False):
+                if "slot" in trial.user_attrs and "withdrawn" not in trial.user_attrs:
+                    by_slot.setdefault(trial.user_attrs["slot"], []).append(trial)
         rows = []
         for slot in slots:
-            for trial in self._attempts(self._study(slot), slot):
+            for trial in by_slot.get(slot.name, ()):
                 about, complete = trial.user_attrs, trial.state == TrialState.COMPLETE
                 status, cause = about.get("status", ""), about.get("cause", "")
                 value = trial.value if complete else None
@@ -250,11 +256,17 @@ class Queue:
             )
         return self._studies[key]
 
+    def _studies_of(self, slots: Iterable[Slot]) -> list[optuna.Study]:
+        return list({id(study): study for study in map(self._study, slots)}.values())
+
     def _running(self, slots: Iterable[Slot]) -> list[tuple[optuna.Study, FrozenTrial]]:
         """The running attempts in the Optuna studies of these slots; reads each study once."""
-        studies = {id(study): study for study in map(self._study, slots)}.values()
         running = (TrialState.RUNNING,)
-        trials = [(study, t) for study in studies for t in study.get_trials(deepcopy=False, states=running)]
+        trials = [
+            (study, t)
+            for study in self._studies_of(slots)
+            for t in study.get_trials(deepcopy=False, states=running)
+        ]
         return [
             (study, t) for study, t in trials if "slot" in t.user_attrs and "withdrawn" not in t.user_attrs
         ]

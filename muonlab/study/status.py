@@ -8,53 +8,14 @@ import muonlab.begin  # noqa: F401
 # isort: split
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from muonlab.command import argument_parser, run_command
 from muonlab.errors import MuonlabError
 from muonlab.study.slots import Slot
+from muonlab.study.standing import BestRun, Fault, LiveRun, setting_text, standing
 from muonlab.study.study import Study, load_study
-
-if TYPE_CHECKING:
-    from muonlab.study.queue import Attempt
-
-# Ends of attempts that are faults: of the machine, the disk, a store, or of the run itself.
-FAULTS = ("killed", "environment", "failed")
-
-
-@dataclass(frozen=True)
-class BestRun:
-    """The lowest loss (nats) of an arm so far, of how many counted runs, and the slot that has it."""
-
-    arm: str
-    loss: float
-    slot: str
-    setting: dict[str, object]
-    runs: int
-
-
-@dataclass(frozen=True)
-class LiveRun:
-    """A run that a worker has: the last step in its record (None: none yet), of how many, and its training loss (nats)
-    and largest max logit there."""
-
-    slot: str
-    step: int | None
-    steps: int
-    loss: float | None
-    max_logit: float | None
-
-
-@dataclass(frozen=True)
-class Fault:
-    """An attempt that ended without a result, and why."""
-
-    slot: str
-    status: str
-    cause: str
 
 
 @dataclass(frozen=True)
@@ -102,6 +63,7 @@ def read_status(study: Study) -> Status:
     last = {attempt.slot: attempt for attempt in attempts}
     failed = {name for name, each in last.items() if each.status == "failed"} - done - busy
     present = {slot.condition for slot in slots}
+    stands = standing(slots, attempts)
     return Status(
         study=study.name,
         slots=len(slots),
@@ -110,23 +72,10 @@ def read_status(study: Study) -> Status:
         waiting=len(slots) - len(done) - len(busy) - len(failed),
         failed=len(failed),
         later=tuple(name for name in study.design.conditions if name not in present),
-        best=tuple(_best(slots, attempts)),
+        best=stands.best,
         live=tuple(_live(drawn[name]) for name in drawn if name in busy),
-        faults=tuple(Fault(a.slot, a.status, a.cause) for a in attempts if a.status in FAULTS),
+        faults=stands.faults,
     )
-
-
-def _best(slots: Sequence[Slot], attempts: Sequence["Attempt"]) -> list[BestRun]:
-    arms = {slot.name: f"{slot.condition}/{slot.arm}" for slot in slots}
-    by_arm: dict[str, list[tuple[float, Attempt]]] = {}
-    for attempt in attempts:
-        if attempt.value is not None:
-            by_arm.setdefault(arms[attempt.slot], []).append((attempt.value, attempt))
-    rows = []
-    for arm, counted in by_arm.items():
-        loss, best = min(counted, key=lambda item: item[0])
-        rows.append(BestRun(arm, loss, best.slot, dict(best.setting), len(counted)))
-    return rows
 
 
 def _live(slot: Slot) -> LiveRun:
@@ -169,9 +118,7 @@ def as_text(status: Status) -> str:
     if status.later:
         lines.append(f"more runs once these are done: {', '.join(status.later)}")
     for best in status.best:
-        setting = ", ".join(
-            f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in best.setting.items()
-        )
+        setting = setting_text(best.setting)
         lines.append(
             f"best of {best.runs:>3}  {best.arm}: loss {best.loss:.4f} in {best.slot}"
             + (f" ({setting})" if setting else "")

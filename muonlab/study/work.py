@@ -15,6 +15,7 @@ from muonlab.study.patience import Patience
 from muonlab.study.pool import Job, Pool, Result
 from muonlab.study.queue import SILENT, Claim, Queue
 from muonlab.study.slots import Slot
+from muonlab.study.standing import Standing, setting_text, standing
 from muonlab.train.config import RunConfig
 from muonlab.train.run import run_folder
 
@@ -103,7 +104,10 @@ class Worker:
                 others = self.others(todo)
                 if len(others) < len(todo) and not self.patience.pause:
                     steps = sum(slot.config.trainer.max_steps for slot in todo)
-                    if self.pool.run(partial(self._next_job, todo), self._on_result, title, len(todo), steps):
+                    stands = partial(self._standing, slots)
+                    if self.pool.run(
+                        partial(self._next_job, todo), self._on_result, title, len(todo), steps, stands
+                    ):
                         continue
                 if len(others) == len(todo) and not wait:
                     return
@@ -115,6 +119,9 @@ class Worker:
             except EnvironmentFault as fault:
                 self.patience.fault(str(fault))
             time.sleep(min(1.0, self.patience.pause or self.queue.heartbeat.every))
+
+    def _standing(self, slots: Sequence[Slot]) -> Standing:
+        return standing(slots, self.queue.attempts(slots))
 
     def _open(self, slots: Sequence[Slot]) -> list[Slot]:
         return [slot for slot in slots if not self.patience.given_up(slot.name) and self.folder(slot) is None]
@@ -239,9 +246,7 @@ def _loss(result: Result) -> float | None:
 
 
 def _shown(slot: Slot) -> str:
-    setting = slot.level.setting or {}
-    shown = (f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in setting.items())
-    text = ", ".join(shown)
+    text = setting_text(slot.level.setting or {})
     return f"{text}  " if text else ""
 
 

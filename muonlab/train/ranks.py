@@ -36,6 +36,7 @@ from muonlab.train.run import Outcome
 # Seconds that the other ranks have to end by themselves after one has ended, then after SIGTERM, before SIGKILL.
 PATIENCE, LAST = 8.0, 8.0
 _PR_SET_PDEATHSIG = 1
+PASSING = {"step", "reading"}
 
 
 class EndValues(TypedDict):
@@ -49,9 +50,11 @@ class EndValues(TypedDict):
 
 
 class Report(TypedDict, total=False):
-    """A line that a rank writes: the steps it has done, or, last, one of the others."""
+    """A line that a rank writes: the steps it has done or its loss and max logit (PASSING), or, last, one of the
+    others."""
 
     step: int
+    reading: tuple[float, float]
     outcome: EndValues
     mistake: str
     fault: str
@@ -64,7 +67,7 @@ class RankLost(EnvironmentFault):
 
 @dataclass
 class Rank:
-    """One process of a run, and its reports so far."""
+    """One process of a run, and its reports so far but those in PASSING."""
 
     number: int
     process: subprocess.Popen
@@ -75,7 +78,7 @@ class Rank:
     @property
     def end(self) -> Report | None:
         """Its last report: "outcome", "mistake", "fault" or "crash"; None if it ended without one."""
-        return next((report for report in self.reports if "step" not in report), None)
+        return self.reports[0] if self.reports else None
 
     def read(self) -> list[Report]:
         """Its reports since the last call; none once the pipe is closed."""
@@ -85,15 +88,22 @@ class Rank:
             return []
         *lines, self.unread = (self.unread + text).split(b"\n")
         new: list[Report] = [json.loads(line) for line in lines]
-        self.reports += [report for report in new if "step" not in report]
+        self.reports += [report for report in new if not PASSING & report.keys()]
         return new
 
 
 class Ranks:
     """The processes of one run on this machine, from their start to their end."""
 
-    def __init__(self, config: RunConfig, folder: Path, on_step: Callable[[int], None] | None):
-        self.config, self.folder, self.on_step = config, folder, on_step
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        on_step: Callable[[int], None] | None,
+        on_reading: Callable[[float, float], None] | None,
+    ):
+        self.config, self.folder = config, folder
+        self.on_step, self.on_reading = on_step, on_reading
         self.asked = 0
         self.ranks: list[Rank] = []
         self._old: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
@@ -165,6 +175,8 @@ class Ranks:
                     for report in reports:
                         if "step" in report and self.on_step:
                             self.on_step(report["step"])
+                        if "reading" in report and self.on_reading:
+                            self.on_reading(*report["reading"])
                     if not reports and not key.data.unread:
                         selector.unregister(key.fd)
                 ended = [rank for rank in self.ranks if rank.process.poll() is not None]
@@ -205,14 +217,19 @@ class Ranks:
         return Outcome(self.folder, "interrupted", name, signal=self.asked)
 
 
-def train_on_ranks(config: RunConfig, folder: Path, on_step: Callable[[int], None] | None) -> Outcome:
+def train_on_ranks(
+    config: RunConfig,
+    folder: Path,
+    on_step: Callable[[int], None] | None,
+    on_reading: Callable[[float, float], None] | None,
+) -> Outcome:
     """Call `train` in as many processes on this machine as the run has devices.
 
     Each runs this module, so that nothing depends on the command that was typed. A signal to this process goes to all
     of them. They end together: if one is killed the others stop within PATIENCE + LAST seconds, without messages of
     their own. Raises RankLost for that, and what `train` raises in one of them.
     """
-    return Ranks(config, folder, on_step).run()
+    return Ranks(config, folder, on_step, on_reading).run()
 
 
 def _ending(code: int) -> str:
@@ -245,7 +262,11 @@ def main(config_file: str, report_to: int) -> None:
         from muonlab.train.run import train
 
         first = int(os.environ["LOCAL_RANK"]) == 0
-        outcome = train(config, (lambda step: report(step=step)) if first else None)
+        outcome = train(
+            config,
+            (lambda step: report(step=step)) if first else None,
+            (lambda *reading: report(reading=reading)) if first else None,
+        )
         report(outcome={**asdict(outcome), "folder": str(outcome.folder)})
     except EnvironmentFault as error:
         report(fault=str(error))

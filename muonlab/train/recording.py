@@ -1,5 +1,6 @@
 """The callback that writes a run's record of every step, without host synchronisation within the step."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,14 +16,18 @@ from muonlab.train import columns, spectra  # noqa: F401  they register their pr
 from muonlab.train.module import LanguageModel
 from muonlab.train.providers import Moment, Step, due
 
+# Seconds between two readings of the device for `on_reading`, each of which waits for it.
+READING = 1.0
+
 
 class Recording(L.Callback):
     """Appends one row per step to the record and sends the rows to MLflow after every checkpoint.
 
     Row `step` (from 0) holds the columns of the providers that are due (providers.py): among them the loss, gradient
     norm, learning rate and max logits of that step's forward and backward, and the clip factors applied after its
-    update. `on_step` is called with the number of finished steps. `record` is None on every rank but the first; the
-    others only contribute their losses and maxima.
+    update. `on_step` is called with the number of finished steps; before it, once in READING seconds, `on_reading` with
+    the step's training loss (nats) and largest max logit. `record` is None on every rank but the first; the others only
+    contribute their losses and maxima.
     """
 
     def __init__(
@@ -30,8 +35,11 @@ class Recording(L.Callback):
         record: RunRecord | None,
         mlflow_run: MlflowRun | None,
         on_step: Callable[[int], None] | None = None,
+        on_reading: Callable[[float, float], None] | None = None,
     ):
-        self.record, self.mlflow_run, self.on_step = record, mlflow_run, on_step
+        self.record, self.mlflow_run = record, mlflow_run
+        self.on_step, self.on_reading = on_step, on_reading
+        self.read = -math.inf  # when the device was last read for `on_reading`
         self.seconds_before = 0.0
         self.latest: dict[str, Tensor] = {}
         self.metrics: dict[str, float] = {}
@@ -92,6 +100,9 @@ class Recording(L.Callback):
         self.latest = {"loss": loss, "max_logit": row.heads["max_logit"]}
         if self.record is not None:
             self.record.append(self.step.number, row.scalars, row.heads, row.loads)
+        if self.on_reading and time.monotonic() - self.read >= READING:
+            self.on_reading(loss.item(), self.latest["max_logit"].max().item())
+            self.read = time.monotonic()
         if self.on_step:
             self.on_step(trainer.global_step)
 

@@ -60,12 +60,17 @@ def check_places(config: RunConfig) -> None:
         check_uri(store_uri(config.tracking.uri, config.paths.runs), "$MLFLOW_TRACKING_URI")
 
 
-def train(config: RunConfig, on_step: Callable[[int], None] | None = None) -> Outcome:
+def train(
+    config: RunConfig,
+    on_step: Callable[[int], None] | None = None,
+    on_reading: Callable[[float, float], None] | None = None,
+) -> Outcome:
     """Train one run, resume it where it stopped, or do nothing if it is over (unless `force`).
 
     A run on several devices is one process per device: those that a launcher has started, of which this is one, or else
-    processes started here. `on_step` is called with the number of finished steps. Divergence, a size that this
-    machine's memory cannot hold, and interruption end in an Outcome. Raises MuonlabError for a mistake of the user,
+    processes started here. `on_step` is called with the number of finished steps, `on_reading` with a step's loss and
+    largest max logit (see Recording). Divergence, a size that this machine's memory cannot hold, and interruption end
+    in an Outcome. Raises MuonlabError for a mistake of the user,
     before anything is recorded, and EnvironmentFault for a failure of the machine, after which the run can be resumed.
     Other exceptions are recorded as `failed` and raised again.
     """
@@ -84,7 +89,7 @@ def train(config: RunConfig, on_step: Callable[[int], None] | None = None) -> Ou
     if place is None:
         from muonlab.train.ranks import train_on_ranks
 
-        return train_on_ranks(config, folder, on_step)
+        return train_on_ranks(config, folder, on_step, on_reading)
     from muonlab.train.peers import Peers, lost_peer, peer_fault
 
     peers, lost = None, False
@@ -96,7 +101,7 @@ def train(config: RunConfig, on_step: Callable[[int], None] | None = None) -> Ou
             remove_leftovers(folder.parent, f"{folder.name}.*")
             if config.force and is_run(folder):
                 _set_aside(folder)
-        return _train(config, peers, accelerator, folder, on_step)
+        return _train(config, peers, accelerator, folder, on_step, on_reading)
     except Exception as error:
         lost = lost_peer(error) or lost_peer(error.__cause__)
         if lost_peer(error):
@@ -117,6 +122,7 @@ def _train(
     accelerator: str,
     folder: Path,
     on_step: Callable[[int], None] | None,
+    on_reading: Callable[[float, float], None] | None,
 ) -> Outcome:
     import torch
 
@@ -157,7 +163,7 @@ def _train(
                 record.truncate(-1)
             _report_damage(folder, [*record.torn, *torn], checkpoint)
         mlflow_run = open_mlflow(store, config, folder, environment) if store and record else None
-        recording = Recording(record, mlflow_run, on_step)
+        recording = Recording(record, mlflow_run, on_step, on_reading)
         checkpoints = Checkpoints(folder / "checkpoints", config.trainer.checkpoint_every, recording)
         stop = StopBetweenSteps(checkpoints, peers)
         progress = [ProgressBar(recording, config.name)] if shown else []

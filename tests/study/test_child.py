@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from muonlab import command
-from muonlab.study.child import Result, _attempt
+from muonlab.study.child import Gauge, Result, _attempt
 
 
 @pytest.fixture
@@ -49,12 +49,12 @@ try_out({"search/muon": {"model": {"name": "none"}}}, Closed())
 @pytest.mark.parametrize("sent", command.STOPPING)
 def test_a_signal_that_tears_the_imports_of_a_run_apart_is_an_interruption(tiny, torn_imports, sent, capsys):
     torn_imports(sent)
-    assert _attempt(tiny(), lambda step: None) == Result("interrupted", "stopped before the first step")
+    assert _attempt(tiny(), Gauge()) == Result("interrupted", "stopped before the first step")
     assert "Traceback" not in capsys.readouterr().err
 
 
 def test_imports_that_break_by_themselves_are_a_failure(tiny, torn_imports, capsys):
     torn_imports(None)
-    result = _attempt(tiny(), lambda step: None)
+    result = _attempt(tiny(), Gauge())
     assert result == Result("failed", "RuntimeError: libcudart.so is missing")
     assert "Traceback" in capsys.readouterr().err

@@ -68,7 +68,7 @@ class ScriptedPool:
     def say(self, line):
         self.lines.append(line)
 
-    def run(self, next_job, on_result, title, total_jobs, total_steps):
+    def run(self, next_job, on_result, title, total_jobs, total_steps, stands):
         ended = 0
         while (job := next_job()) is not None:
             result = self.script(job)

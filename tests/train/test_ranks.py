@@ -15,6 +15,7 @@ from gate import interpreter
 from muonlab.errors import MuonlabError
 from muonlab.record import load_run
 from muonlab.study.pool import Job, Pool
+from muonlab.study.standing import Standing
 from muonlab.train.place import Place, find_place
 from muonlab.train.ranks import RankLost
 from muonlab.train.run import run_folder, train
@@ -150,10 +151,16 @@ def test_a_run_on_several_devices_in_a_sweep_equals_one_process(tiny, tmp_path, 
     results = []
     pool = Pool(1, tmp_path / "logs")
     pool.run(
-        lambda: jobs.pop() if jobs else None, lambda job, result: results.append((job, result)), "two", 1, 40
+        lambda: jobs.pop() if jobs else None,
+        lambda job, result: results.append((job, result)),
+        "two",
+        1,
+        40,
+        Standing,
     )
     [(job, result)] = results
-    assert (result.status, job.steps.value) == ("finished", 40)
+    assert (result.status, job.gauge.steps) == ("finished", 40)
+    assert all(0 < value < 10 for value in job.gauge.reading)  # loss and max logit
     same(load_run(result.folder), one)
 
 

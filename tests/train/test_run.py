@@ -44,6 +44,23 @@ def assert_same_bits(one, other):
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+def test_who_watches_hears_the_losses_and_max_logits_of_the_record(tiny, monkeypatch):
+    monkeypatch.setattr("muonlab.train.recording.READING", 0.0)
+    heard = []
+    outcome = train(tiny(), heard.append, lambda *reading: heard.append(reading))
+    run = load_run(outcome.folder)
+    maxima = run.max_logits.groupby("step")["value"].max()
+    assert heard[1::2] == list(range(1, 13))
+    assert heard[0::2] == list(zip(run.steps["train_loss"], maxima, strict=True))
+
+
+def test_the_device_is_read_seldom(tiny, monkeypatch):
+    monkeypatch.setattr("muonlab.train.recording.READING", 3600.0)
+    heard = []
+    train(tiny(), on_reading=lambda *reading: heard.append(reading))
+    assert len(heard) == 1
+
+
 @pytest.mark.parametrize("name", list_optimizers())
 def test_a_run_records_every_step(tiny, name):
     outcome = train(tiny(f"optimizer={name}"))
