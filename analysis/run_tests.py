@@ -254,13 +254,13 @@ def spiked(loss: pd.Series) -> Outcome:
 
 
 @run_test("train_loss", value="nats at the end")
-def diverged(loss: pd.Series) -> Outcome:
+def ended_above_start(loss: pd.Series) -> Outcome:
     """The last loss is above the loss at step 0, or is not finite."""
     if len(loss) == 0 or (len(loss) == 1 and math.isfinite(loss.iloc[0])):
-        return _unjudged("diverged", math.nan, f"{len(loss)} steps are too few")
+        return _unjudged("ended_above_start", math.nan, f"{len(loss)} steps are too few")
     first, last = float(loss.iloc[0]), float(loss.iloc[-1])
     sentence = f"the loss went from {first:.3f} to {last:.3f} at step {loss.index[-1]}"
-    return Outcome("diverged", not last <= first, last, first, sentence)
+    return Outcome("ended_above_start", not last <= first, last, first, sentence)
 
 
 @run_test("max_logit", at="off", value="times its median before")

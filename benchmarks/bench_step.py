@@ -36,6 +36,7 @@ import torch
 from plain_gpt import PlainGPT
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import muonlab.models.experts  # noqa: F401, registers grouped_mm
 from muonlab.cli import compose_config, plain
 from muonlab.models import NanoGPT, build_model, model_counts
 from muonlab.models.counts import total
@@ -81,6 +82,8 @@ class BareLoop:
         self._time_the_clip()
 
     def _time_the_clip(self) -> None:
+        if self.optimizer.clip is None:
+            return
         act = self.optimizer.clip.apply
 
         def timed(*arguments: Any) -> Any:

@@ -1,62 +1,74 @@
-"""NanoGPT as one would write it from the paper, for timing: materialised attention, autograd alone, no max logits."""
-
-import math
+"""nanoGPT as its users run it, for timing: a bare model of the same sizes under torch's own AdamW, nothing measured."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from muonlab.models import NanoGPT
+from muonlab.settings.model import NanoGPTSettings, with_vocabulary
 
 
 class PlainGPT(nn.Module):
-    """The same architecture and weights as `model`, which must be plain multi-head attention with a ReLU^2 or GELU MLP.
+    """LayerNorm, learnt positions, one matrix for queries, keys and values, GELU and a head tied to the embedding.
 
-    Called with tokens and targets (B, T); gives the mean cross-entropy in nats per token.
+    settings: the sizes; the same matrix products as the NanoGPT of these settings, but for the head's own weight.
     """
 
-    def __init__(self, model: NanoGPT):
+    def __init__(self, settings: NanoGPTSettings):
         super().__init__()
-        self.embedding, self.head, self.final_norm = model.embedding, model.head, model.final_norm.weight
-        self.blocks = nn.ModuleList(model.blocks)
-        self.register_buffer("angle", torch.atan2(*self._first_rotation(model)))
-
-    @staticmethod
-    def _first_rotation(model: NanoGPT) -> tuple[Tensor, Tensor]:
-        half = model.cos.shape[-1] // 2
-        return model.sin[:, 0, half:], model.cos[:, 0, half:]  # (T, d / 2)
+        s = with_vocabulary(settings)
+        self.tokens = nn.Embedding(s.vocab_size, s.d_model)
+        self.positions = nn.Embedding(s.context, s.d_model)
+        self.blocks = nn.ModuleList(
+            PlainBlock(s.d_model, s.num_heads, s.mlp_hidden) for _ in range(s.num_layers)
+        )
+        self.norm = nn.LayerNorm(s.d_model, bias=False)
+        for parameter in self.parameters():
+            if parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.02)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """The loss; every (T, T) table of logits and weights is held for the backward."""
-        x = self.embedding(tokens)
-        length = tokens.shape[1]
-        future = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
+        """The mean cross-entropy (nats per token) of tokens and targets (B, T)."""
+        x = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]
         for block in self.blocks:
-            x = x + self._attend(norm(x, block.attention_norm.weight), block.attention, future)
-            h = norm(x, block.mlp_norm.weight) @ block.mlp.up.weight.T
-            h = F.gelu(h) if block.mlp.activation is F.gelu else F.relu(h).square()
-            x = x + h @ block.mlp.down.weight.T
-        logits = norm(x, self.final_norm) @ self.head.weight.T
+            x = block(x)
+        logits = self.norm(x) @ self.tokens.weight.T
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
-    def _attend(self, x: Tensor, attention: nn.Module, future: Tensor) -> Tensor:
-        batch, length, width = x.shape
-        heads, head_dim = attention.num_heads, attention.head_dim
-        q, k, v = (
-            (x @ projection.weight.T).view(batch, length, heads, head_dim).transpose(1, 2)
-            for projection in (attention.query, attention.key, attention.value)
-        )
-        q, k = self._rotate(q), self._rotate(k)
-        logits = (q @ k.transpose(-1, -2) / math.sqrt(head_dim)).masked_fill(future, -torch.inf)
-        out = logits.softmax(-1) @ v
-        return out.transpose(1, 2).reshape(batch, length, width) @ attention.output.weight.T
 
-    def _rotate(self, x: Tensor) -> Tensor:
-        angle = self.angle[: x.shape[2]]
-        a, b = x.chunk(2, -1)
-        return torch.cat((a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()), -1)
+class PlainBlock(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, d_model: int, num_heads: int, hidden: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention_norm = nn.LayerNorm(d_model, bias=False)
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.output = nn.Linear(d_model, d_model, bias=False)
+        self.mlp_norm = nn.LayerNorm(d_model, bias=False)
+        self.up = nn.Linear(d_model, hidden, bias=False)
+        self.down = nn.Linear(hidden, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, D)."""
+        qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.output(out.transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.mlp_norm(x))))
 
 
-def norm(x: Tensor, gain: Tensor) -> Tensor:
-    """RMSNorm: x / sqrt(mean x^2) times the gain."""
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * gain
+class PlainLoop:
+    """Its bare training step: a batch, forward, backward, AdamW."""
+
+    def __init__(self, settings: NanoGPTSettings, data, batch_size: int):
+        self.model, self.data = PlainGPT(settings), data
+        self.shape, self.index = (batch_size, settings.context), 0
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
+
+    def step(self) -> None:
+        """One update."""
+        tokens, targets = self.data.batch(1, self.index, *self.shape)
+        self.index += 1
+        self.model(tokens, targets).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)

@@ -11,7 +11,7 @@ from analysis.run_tests import (
     capped,
     climbs,
     collapsed,
-    diverged,
+    ended_above_start,
     exploded,
     falls,
     recovered,
@@ -134,14 +134,14 @@ class TestSpikedAndDiverged:
 
     def test_divergence_is_above_the_first_loss_or_not_finite(self):
         falling = trace(np.linspace(5.5, 2, 400))
-        assert diverged(falling).holds is False
+        assert ended_above_start(falling).holds is False
         for last in (5.6, math.inf, math.nan):
             loss = falling.copy()
             loss.iloc[-1] = last
-            assert diverged(loss).holds is True
-        assert diverged(falling.head(1)).holds is None
-        assert diverged(falling.head(0)).holds is None
-        assert diverged(trace(math.nan).head(1)).holds is True, "the very first loss was not a number"
+            assert ended_above_start(loss).holds is True
+        assert ended_above_start(falling.head(1)).holds is None
+        assert ended_above_start(falling.head(0)).holds is None
+        assert ended_above_start(trace(math.nan).head(1)).holds is True, "the very first loss was not a number"
 
 
 class TestCollapsed:
