@@ -36,6 +36,18 @@ CACHE_BYTES = 5 * 2**18
 DEVICE_BYTES = 2**28
 
 
+@cache
+def fast_bf16() -> bool:
+    """Whether this CPU has instructions for products in bf16, AVX512-BF16 or AMX.
+
+    With them five steps took 0.4 to 0.5 of fp32's time (AMD EPYC with AVX512-BF16, one thread, matrices of 96 x 96 to
+    384 x 1536); without them bf16 is emulated and slower.
+    """
+    return bool(
+        torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16")
+    )
+
+
 @dataclass(frozen=True)
 class Backend:
     """One way to compute.

@@ -32,7 +32,7 @@ OPERATOR_NORM_STEPS = 10  # Contra-Muon: of the power iteration; its sources tak
 
 def polar(s: MuonGroup, matrices: list[Tensor], out: list[Tensor] | None = None) -> list[Tensor]:
     """U f(S) Vᵀ near U Vᵀ of each stack U S Vᵀ, by the iteration that the settings name."""
-    dtype = None if s.ns_dtype is None else getattr(torch, s.ns_dtype)
+    dtype = s.ns_dtype if s.ns_dtype in (None, "auto") else getattr(torch, s.ns_dtype)
     return orthogonalise(matrices, s.ns_schedule, s.ns_steps, dtype, s.ns_backend, out)
 
 

@@ -9,12 +9,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate, groupby, pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from muonlab.errors import MuonlabError, unknown_name
-from muonlab.optim.backend import FORMS, Backend, blocks, choose_backend
+from muonlab.optim.backend import FORMS, Backend, blocks, choose_backend, fast_bf16
 from muonlab.optim.schedule_design import Row, Schedule
 from muonlab.optim.schedules import Coefficients, resolve_schedule
 
@@ -84,7 +85,7 @@ def newton_schulz(
     G: Tensor,
     schedule: Coefficients = "jordan",
     steps: int | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Literal["auto"] | None = None,
     backend: str | Backend = "auto",
 ) -> Tensor:
     """Orthogonalise every matrix of G (..., rows, cols): U f(S) Vᵀ with f near 1; same shape and dtype as G.
@@ -92,9 +93,9 @@ def newton_schulz(
     `schedule` is a name of `list_schedules()`, a `Schedule`, one triple (a, b, c) or a list of triples;
     `steps` None runs its usual number (see `resolve_schedule`). "svd" gives the exact polar factor, with
     singular values at the rounding level of the largest mapped to 0. `dtype` is the work dtype (float64,
-    float32, bfloat16, float16); None is float32 on a CPU, where it is exact enough to test and bf16 is
-    often slower, bfloat16 elsewhere, and float64 for float64 input. `backend` is "auto", "plain", "gram" or
-    a `Backend`.
+    float32, bfloat16, float16); None is float32 on every CPU, bfloat16 elsewhere, and float64 for float64 input;
+    "auto" is also bfloat16 on a CPU that multiplies it faster (`fast_bf16`). `backend` is "auto", "plain", "gram"
+    or a `Backend`.
 
     Any finite G is safe, 1e-30 or 1e30, rank-deficient or zero (zero gives zero). G is never written to. Not
     differentiable. Raises MuonlabError for complex, sparse, integer or less than two-dimensional G.
@@ -107,7 +108,7 @@ def orthogonalise(
     matrices: Sequence[Tensor],
     schedule: Coefficients = "jordan",
     steps: int | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Literal["auto"] | None = None,
     backend: str | Backend = "auto",
     out: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
@@ -130,7 +131,7 @@ def orthogonalise(
         rows, cols = G.shape[-2:]
         classes[min(rows, cols), max(rows, cols), G.dtype, G.device].append(i)
     for (n, m, dtype_in, device), members in classes.items():
-        work = work_dtype(dtype_in, device) if dtype is None else dtype
+        work = dtype if isinstance(dtype, torch.dtype) else work_dtype(dtype_in, device, dtype == "auto")
         how = _resolve_backend(backend, n, m, schedule, work, device.type)
         row_blocks = blocks(schedule.rows, how.form, work)
         members.sort(key=lambda i: matrices[i].shape[-2])  # one shape after the other
@@ -175,11 +176,14 @@ def _polar_factor(X: Tensor) -> Tensor:
     return (U * S.gt(negligible).unsqueeze(-2)) @ Vh
 
 
-def work_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The default for matrices of `dtype`: float64 for float64, float32 on a CPU, bfloat16 elsewhere."""
+def work_dtype(dtype: torch.dtype, device: torch.device, auto: bool = False) -> torch.dtype:
+    """The default for matrices of `dtype`: float64 for float64, float32 on a CPU, bfloat16 elsewhere.
+
+    auto: bfloat16 too on a CPU that multiplies it faster; then another machine may give other results.
+    """
     if dtype is torch.float64:
         return torch.float64
-    return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return torch.float32 if device.type == "cpu" and not (auto and fast_bf16()) else torch.bfloat16
 
 
 def _resolve_backend(

@@ -60,7 +60,8 @@ class Muon(CombinedOptimizer):
     ns_schedule, ns_steps: the iteration, as in `newton_schulz`: a name, a triple (a, b, c), a list of
         triples; steps None runs every row. More steps end closer to an orthogonal matrix. Sane: 4 to 10.
     ns_backend: "auto" by measured rules, or "plain" or "gram"; the same matrix up to rounding.
-    ns_dtype: "float32", "bfloat16", "float16", "float64", or None: bf16 on CUDA, fp32 elsewhere.
+    ns_dtype: "float32", "bfloat16", "float16", "float64"; None: bf16 on CUDA, fp32 on every CPU; "auto": bf16 too on
+        a CPU that is faster in it, so that machines may differ.
     scale_rule: `original`, `match_rms_adamw`, `unit_update_rms`, `spectral` or `none`
         (`muonlab.optim.muon_rule`).
     weight_decay: for `decoupled`, the share of a weight lost per step is lr * weight_decay; 0: none. Sane:

@@ -185,7 +185,7 @@ class MuonGroup:
     ns_schedule: str | Row | Sequence[Row] = "jordan"
     ns_steps: Count | None = None
     ns_backend: FormOfIteration = "auto"
-    ns_dtype: Literal["float64", "float32", "bfloat16", "float16"] | None = None
+    ns_dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] | None = None
     scale_rule: str = "match_rms_adamw"
     weight_decay_kind: str = "decoupled"
     cautious: bool = False

@@ -141,7 +141,9 @@ class TestSpikedAndDiverged:
             assert ended_above_start(loss).holds is True
         assert ended_above_start(falling.head(1)).holds is None
         assert ended_above_start(falling.head(0)).holds is None
-        assert ended_above_start(trace(math.nan).head(1)).holds is True, "the very first loss was not a number"
+        assert ended_above_start(trace(math.nan).head(1)).holds is True, (
+            "the very first loss was not a number"
+        )
 
 
 class TestCollapsed:

@@ -1,5 +1,7 @@
 """Orthogonalisation against its exact fp64 oracle, and its symmetries."""
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -276,6 +278,19 @@ def test_an_empty_list_and_an_empty_stack_give_themselves():
 def test_what_is_no_real_dense_matrix_is_refused(G):
     with pytest.raises(MuonlabError, match="dense real floating-point"):
         newton_schulz(G)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_the_work_dtype_follows_the_cpu_only_where_it_is_asked_to(fast, monkeypatch):
+    monkeypatch.setattr(sys.modules["muonlab.optim.newton_schulz"], "fast_bf16", lambda: fast)
+    G = gaussian(3, 8, 5, dtype=torch.float32)
+    asked = newton_schulz(G, dtype="auto")
+    torch.testing.assert_close(
+        asked, newton_schulz(G, dtype=torch.bfloat16 if fast else torch.float32), rtol=0, atol=0
+    )
+    torch.testing.assert_close(newton_schulz(G), newton_schulz(G, dtype=torch.float32), rtol=0, atol=0)
+    exact = G.double()
+    torch.testing.assert_close(newton_schulz(exact, dtype="auto"), newton_schulz(exact), rtol=0, atol=0)
 
 
 def test_unknown_backends_and_work_dtypes_are_refused():
