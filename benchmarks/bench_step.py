@@ -2,12 +2,14 @@
 
 Interleaved repeats on one thread; medians over repeats, with their range. Read it on an idle machine. For every model:
 
-    bare loop     the model, its optimizer with clip, the batches, exact max logits, and nothing else
-    recorded      a Lightning step with every trace, probe, checkpoint and MLflow
+    nanoGPT       the unit: a bare model of the same sizes under torch's AdamW, eager (benchmarks/plain_gpt.py)
+    dense         the unit for a mixture of experts: our bare loop of a dense model of as many active parameters
+    bare loop     our model, MuonClip, the batches, exact max logits, and nothing else
     no maxima     the bare loop without measuring max logits
-    transcription the same architecture with materialised attention and autograd alone (benchmarks/plain_gpt.py)
-    dense         for a mixture of experts: a dense model of as many active parameters
-    compiled      torch.compile, with --compile, since compiling takes from seconds to minutes
+    AdamW         the same under AdamW
+    recorded      a Lightning step with every trace, probe, checkpoint and MLflow, under MuonClip
+    recorded AdamW
+    compiled      bare and recorded under torch.compile, with --compile, since compiling takes from seconds to minutes
     products      the matrix products of forward and backward alone, at their own shapes: the floor of every variant
     allocator     glibc's default, which returns freed memory; two threads; both in processes of their own
 
@@ -29,11 +31,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from plain_gpt import PlainGPT
+from plain_gpt import PlainLoop
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import muonlab.models.experts  # noqa: F401, registers grouped_mm
@@ -48,7 +51,7 @@ from muonlab.train.config import RunConfig, read_config
 MODELS = ["nanogpt_xs", "nanogpt_s", "nanogpt_m", "moe_xs"]
 PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.bmm.default, torch.ops.aten.baddbmm.default}
 PRODUCTS |= {torch.ops.muonlab.grouped_mm.default}
-SKIPPED = 3
+PERIOD = 25
 PARTS = ("data", "forward", "backward", "optimizer", "clip")
 
 
@@ -65,6 +68,7 @@ class BareLoop:
         from muonlab.data import make_data
         from muonlab.train.module import LanguageModel
 
+        self.settings = settings
         self.data = make_data(settings.data, settings.paths.cache)
         torch.manual_seed(settings.seed)
         module = LanguageModel(settings, self.data)
@@ -78,7 +82,6 @@ class BareLoop:
             self.model.eval()
         self.batch_size, self.context = module.batch_size, module.context
         self.index, self.parts = 0, dict.fromkeys(PARTS, 0.0)
-        self.loss = lambda tokens, targets: self.model(tokens, targets).loss
         self._time_the_clip()
 
     def _time_the_clip(self) -> None:
@@ -108,7 +111,7 @@ class BareLoop:
         tokens, targets = self.data.batch(1, self.index, self.batch_size, self.context)
         self.index += 1
         clock.append(time.perf_counter())
-        loss = self.loss(tokens, targets)
+        loss = self.model(tokens, targets).loss
         clock.append(time.perf_counter())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -118,14 +121,6 @@ class BareLoop:
         clock.append(time.perf_counter())
         for part, a, b in zip(PARTS, clock, clock[1:], strict=False):
             self.parts[part] += b - a
-
-
-def transcription(settings: RunConfig) -> BareLoop:
-    """The bare loop with the plain transcription of the same weights in place of the model; it measures no maxima."""
-    loop = BareLoop(settings, maxima=False)
-    written_out = PlainGPT(loop.model)
-    loop.loss = written_out
-    return loop
 
 
 def dense_twin(settings: RunConfig) -> BareLoop:
@@ -161,7 +156,7 @@ class Products:
 
     def __init__(self, loop: BareLoop):
         with _Products() as products:
-            loop.loss(*loop.data.batch(1, 0, loop.batch_size, loop.context)).backward()
+            loop.model(*loop.data.batch(1, 0, loop.batch_size, loop.context)).loss.backward()
         self.calls = products.calls
 
     @torch.no_grad()
@@ -175,12 +170,12 @@ class Products:
 
 
 def recorded(settings: RunConfig) -> float:
-    """Seconds a step of a whole run by `train`, after SKIPPED steps: whole periods of 25 steps with a probe in each."""
+    """Seconds a step of a whole run by `train`, after a period of 25 steps: whole periods with a probe in each."""
     from muonlab.train.run import train
 
     times: list[float] = []
     train(settings, on_step=lambda _: times.append(time.perf_counter()))
-    return (times[-1] - times[SKIPPED]) / (len(times) - 1 - SKIPPED)
+    return (times[-1] - times[PERIOD]) / (len(times) - 1 - PERIOD)
 
 
 def matmul_peak(size: int = 1024, seconds: float = 0.5) -> float:
@@ -216,7 +211,7 @@ def alone(values: dict[str, Any], steps: int, keep: bool, threads: int) -> None:
 
 
 class Table:
-    """Rows of seconds a step against the bare loop's, measured next to each other."""
+    """Rows of seconds a step against the unit's, measured next to each other."""
 
     def __init__(self, tokens: int, flops: float, peak: float):
         self.tokens, self.flops, self.peak = tokens, flops, peak
@@ -225,9 +220,9 @@ class Table:
             f"  {'':<30}" + "".join(f"{head:>{w}}" for head, w in zip(heads, (10, 9, 16, 11, 9), strict=True))
         )
 
-    def row(self, name: str, seconds: list[float], base: list[float], same_flops: bool = True) -> None:
+    def row(self, name: str, seconds: list[float], unit: list[float], same_flops: bool = True) -> None:
         """Print one line; `same_flops` false leaves the share of peak out."""
-        ratios = sorted(a / b for a, b in zip(seconds, base, strict=True))
+        ratios = sorted(a / b for a, b in zip(seconds, unit, strict=True))
         middle = statistics.median(seconds)
         share = f"{self.flops / middle / self.peak:.2f}" if same_flops else ""
         spread = f"[{ratios[0]:.2f}, {ratios[-1]:.2f}]"
@@ -238,55 +233,77 @@ class Table:
         )
 
 
+Steps = Callable[[int], float]
+
+
+def variants(name: str, folder: str, compiled: bool) -> tuple[BareLoop, dict[str, Steps]]:
+    """The bare loop, and seconds a step over a number of steps of every variant, the unit first."""
+    small = ["trainer.batch_size=2", "trainer.probe_batch_size=4"] if name == "nanogpt_m" else []
+    settings = config(name, folder, *small)
+    adamw = config(name, folder, *small, "optimizer=adamw")
+    bare = BareLoop(settings)
+    runs = itertools.count(1)
+
+    def run(*overrides: str) -> Steps:
+        def seconds(steps: int) -> float:
+            length = f"trainer.max_steps={PERIOD * (1 + max(1, round(steps / PERIOD))) + 1}"
+            return recorded(config(name, folder, *small, f"seed={next(runs)}", length, *overrides))
+
+        return seconds
+
+    if isinstance(bare.model, NanoGPT):
+        unit = {"nanoGPT, AdamW": PlainLoop(settings.model, bare.data, bare.batch_size).steps}
+    else:
+        unit = {"dense, as many active": dense_twin(settings).steps}
+    steps: dict[str, Steps] = unit | {
+        "bare loop": bare.steps,
+        "bare loop, no maxima": BareLoop(settings, maxima=False).steps,
+        "bare loop, AdamW": BareLoop(adamw, maxima=False).steps,
+        "recorded": run(),
+        "recorded, AdamW": run("optimizer=adamw"),
+        "products alone": Products(BareLoop(settings)).steps,
+    }
+    if compiled:
+        loop = BareLoop(settings)
+        loop.model.compile()
+        steps |= {"bare loop, compiled": loop.steps, "recorded, compiled": run("trainer.compile=true")}
+    return bare, steps
+
+
 def bench_model(name: str, repeats: int, seconds: float, compiled: bool) -> None:
     """All variants of one model, interleaved, and the parts of its step."""
     with tempfile.TemporaryDirectory() as folder:
-        small = ["trainer.batch_size=2", "trainer.probe_batch_size=4"] if name == "nanogpt_m" else []
-        settings = config(name, folder, *small)
-        bare = BareLoop(settings)
-        loops = {"no maxima": BareLoop(settings, maxima=False)}
-        if isinstance(bare.model, NanoGPT):
-            loops["transcription"] = transcription(settings)
-        else:
-            loops["dense, as many active"] = dense_twin(settings)
-        loops["products alone"] = Products(BareLoop(settings))
-        if compiled:
-            loops["compiled"] = BareLoop(settings)
-            loops["compiled"].model.compile()
-        for loop in loops.values():
-            loop.steps(2)
+        bare, every = variants(name, folder, compiled)
+        for steps_of in every.values():
+            steps_of(2)
         steps = max(3, round(seconds / bare.steps(2)))
         bare.parts = dict.fromkeys(PARTS, 0.0)
         tokens = bare.batch_size * bare.context
         print(f"\n{name}: {repeats} interleaved repeats of {steps} steps of {tokens} tokens, one thread")
-        peaks, base, times = [], [], {key: [] for key in ["recorded", *loops]}
-        for repeat in range(repeats):
+        peaks: list[float] = []
+        times: dict[str, list[float]] = {key: [] for key in every}
+        for _ in range(repeats):
             peaks.append(matmul_peak())
-            base.append(bare.steps(steps))
-            for key, loop in loops.items():
-                times[key].append(loop.steps(steps))
-            overrides = [
-                *small,
-                f"seed={repeat}",
-                f"trainer.max_steps={SKIPPED + 1 + 25 * max(1, round(steps / 25))}",
-            ]
-            times["recorded"].append(recorded(config(name, folder, *overrides)))
+            for key, steps_of in every.items():
+                times[key].append(steps_of(steps))
         peak = statistics.median(peaks)
         table = Table(tokens, bare.model.flops_per_token(bare.context) * tokens, peak)
-        table.row("bare loop", base, base)
+        unit = next(iter(times.values()))
         for key, values in times.items():
-            table.row(key, values, base, same_flops="dense" not in key)
+            table.row(key, values, unit, same_flops="dense" not in key)
         runs = [
-            [in_a_process(settings, steps, **how) for how in ({}, {"keep": False}, {"threads": 2})]
+            [in_a_process(bare.settings, steps, **how) for how in ({}, {"keep": False}, {"threads": 2})]
             for _ in range(2)
         ]
         alone_base = [row[0]["seconds"] for row in runs]
         for place, key in ((1, "default allocator / kept"), (2, "two threads / one")):
             table.row(key, [row[place]["seconds"] for row in runs], alone_base, same_flops=False)
         total = sum(bare.parts.values())
-        recording = statistics.median(a - b for a, b in zip(times["recorded"], base, strict=True))
         shares = ", ".join(f"{part} {100 * value / total:.1f} %" for part, value in bare.parts.items())
-        print(f"  parts of the bare step: {shares}; recording {1e3 * recording:+.1f} ms")
+        recording = statistics.median(
+            a / b for a, b in zip(times["recorded"], times["bare loop"], strict=True)
+        )
+        print(f"  parts of the bare step: {shares}; recorded / bare loop {recording:.3f}")
         print(
             f"  peak {peak / 1e9:.0f} GFLOP/s (1024^3, fp32); {runs[0][0]['memory']:.0f} MiB resident at most"
         )

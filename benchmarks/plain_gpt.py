@@ -1,5 +1,7 @@
 """nanoGPT as its users run it, for timing: a bare model of the same sizes under torch's own AdamW, nothing measured."""
 
+import time
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,8 +67,14 @@ class PlainLoop:
         self.shape, self.index = (batch_size, settings.context), 0
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
 
-    def step(self) -> None:
-        """One update."""
+    def steps(self, count: int) -> float:
+        """Seconds a step over `count` steps."""
+        started = time.perf_counter()
+        for _ in range(count):
+            self._step()
+        return (time.perf_counter() - started) / count
+
+    def _step(self) -> None:
         tokens, targets = self.data.batch(1, self.index, *self.shape)
         self.index += 1
         self.model(tokens, targets).backward()
