@@ -1,12 +1,15 @@
-"""Schedule-free AdamW: Defazio et al., arXiv 2405.15682, as in the authors' package schedulefree 1.4.
+"""Schedule-free AdamW: Defazio et al., arXiv 2405.15682, as in the authors' package schedulefree 1.4.1.
 
 Three sequences: z is stepped, x is the average of the z, and gradients are taken at y between them, which is where the
 parameters are in training. With lr the rate of this step, p and r the powers of the average's weights,
 
-    eta = lr sqrt(1 - b2^t);  v <- b2 v + (1 - b2) g²;  d = g / (sqrt(v) + eps) + λ y
-    w = t^r (largest eta so far)^p;  c = w / (sum of all w)
-    y <- (1 - c) y + c z + eta (b1 (1 - c) - 1) d;  z <- z - eta d
+    v <- b2 v + (1 - b2) g²;  d = g / (sqrt(v / (1 - b2^t)) + eps) + λ y
+    w = t^r (largest lr so far)^p;  c = w / (sum of all w)
+    y <- (1 - c) y + c z + lr (b1 (1 - c) - 1) d;  z <- z - lr d
     x = y + (1 - 1/b1) (z - y)
+
+The paper's Algorithm 1 multiplies lr by sqrt(1 - b2^t) instead of correcting v, which the weights w and the decay then
+follow too; the package, in 1.4, does not.
 
 Within `optimizer.averaged()` the parameters are x, where evaluation belongs; training and checkpoints have y.
 """
@@ -56,15 +59,14 @@ class ScheduleFreeRule(Rule):
         for y, g, z, v, t, total, largest in zip(batch.params, batch.grads, *entries, strict=True):
             t.add_(1)
             steps = t.to(y.dtype)
-            eta = s.lr * one_minus_power(betas[1], steps) ** 0.5
-            largest.copy_(torch.maximum(largest, torch.zeros_like(largest) + eta))
+            largest.copy_(torch.maximum(largest, torch.zeros_like(largest) + s.lr))
             weight = steps**s.r * largest.to(y.dtype) ** s.weight_lr_power
             total.add_(weight)
             c = torch.where(total > 0, weight / total.to(y.dtype), 0.0)
             v.mul_(betas[1]).addcmul_(g, g, value=1 - betas[1])
-            d = g / (v.sqrt() + s.eps) + s.weight_decay * y
-            y.lerp_(z, c).add_(d * (eta * (betas[0] * (1 - c) - 1)))
-            z.sub_(d * eta)
+            d = g / ((v / one_minus_power(betas[1], steps)).sqrt() + s.eps) + s.weight_decay * y
+            y.lerp_(z, c).add_(d * (s.lr * (betas[0] * (1 - c) - 1)))
+            z.sub_(d * s.lr)
 
     def init_state(self, param: Tensor, dtype: torch.dtype) -> State:
         """z begins at the weights."""

@@ -1,4 +1,4 @@
-"""Schedule-free AdamW against the paper's three sequences in fp64, and evaluation at the average."""
+"""Schedule-free AdamW against three sequences in fp64, and evaluation at the average."""
 
 import io
 
@@ -17,16 +17,15 @@ def draw(*shape, seed, dtype=torch.float64):
 
 
 def three_sequences(W, grads, rates, b1, b2, eps, wd, r, power):
-    """(x, y) after every step, with x and z kept as the paper writes them: y is between them."""
+    """(x, y) after every step, with x and z kept apart and y between them."""
     x, z, v, total, largest, rows = W, W, 0 * W, 0.0, 0.0, []
     y = (1 - b1) * z + b1 * x
     for t, (g, lr) in enumerate(zip(grads, rates, strict=True), 1):
-        eta = lr * (1 - b2**t) ** 0.5
-        largest = max(largest, eta)
+        largest = max(largest, lr)
         total += t**r * largest**power
         c = t**r * largest**power / total
         v = b2 * v + (1 - b2) * g * g
-        z = z - eta * (g / (v.sqrt() + eps) + wd * y)
+        z = z - lr * (g / ((v / (1 - b2**t)).sqrt() + eps) + wd * y)
         x = (1 - c) * x + c * z
         y = (1 - b1) * z + b1 * x
         rows.append((x, y))
