@@ -1,6 +1,7 @@
-"""Train matrices with the public Muons and with ours under `parity(name)`, and write down the difference.
+"""Train matrices with the public optimizers and with ours, and write down the difference.
 
-Run by `make parity` in an environment of its own. Two comparisons a package and shape: as it ships, with the
+Run by `make parity` in an environment of its own. Ours is Muon under `parity(name)` for the Muons, and the rule of the
+same name for the others (parity_rules.py). Two comparisons a package and shape: as it ships, with the
 rounding of its own work dtype, and in fp64 with its casts to fewer bits taken away, where the equations alone
 are left. A difference is that of the weights after STEPS steps, over how far the package's have moved.
 """
@@ -10,6 +11,7 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 # The packages compile at import; run eagerly, their casts can be seen and exchanged.
@@ -122,46 +124,66 @@ def pytorch_optimizer(param: nn.Parameter) -> torch.optim.Optimizer:
     return Theirs([{"params": [param], "use_muon": True}], lr=LR)
 
 
-# Name in `parity`, distribution on PyPI, and how it trains.
-PACKAGES: tuple[tuple[str, str, Training], ...] = (
-    ("torch", "torch", with_torch(lambda param: torch.optim.Muon([param], lr=LR))),
-    ("optax", "optax", with_optax),
-    ("gram_newton_schulz", "gram-newton-schulz", with_torch(gram_newton_schulz)),
-    ("heavyball", "heavyball", with_torch(heavyball)),
-    ("muon_fsdp2", "muon-fsdp2", with_muon_fsdp2),
-    ("muonium", "muonium", with_torch(muonium)),
-    ("pytorch_optimizer", "pytorch_optimizer", with_torch(pytorch_optimizer)),
+@dataclass(frozen=True)
+class Comparison:
+    """A rule of ours, a package's, and the shapes (rows, cols) on which they are compared."""
+
+    rule: str
+    implementation: str
+    distribution: str
+    ours: Training
+    theirs: Training
+    shapes: tuple[tuple[int, int], ...] = SHAPES
+
+
+def muon(name: str, theirs: Training, distribution: str = "") -> Comparison:
+    """Ours under `parity(name)`."""
+    ours = with_torch(lambda param: Muon([param], lr=LR, **parity(name)))
+    return Comparison("muon", name, distribution or name, ours, theirs)
+
+
+MUONS = (
+    muon("torch", with_torch(lambda param: torch.optim.Muon([param], lr=LR))),
+    muon("optax", with_optax),
+    muon("gram_newton_schulz", with_torch(gram_newton_schulz), "gram-newton-schulz"),
+    muon("heavyball", with_torch(heavyball)),
+    muon("muon_fsdp2", with_muon_fsdp2, "muon-fsdp2"),
+    muon("muonium", with_torch(muonium)),
+    muon("pytorch_optimizer", with_torch(pytorch_optimizer)),
 )
 
 
-def difference(name: str, train: Training, shape: tuple[int, int], double: bool) -> float:
+def difference(comparison: Comparison, shape: tuple[int, int], double: bool) -> float:
     """|ours - theirs| over the distance that theirs moved, in Frobenius norms."""
     generator = torch.Generator().manual_seed(0)
     dtype = torch.float64 if double else torch.float32
     weight, *grads = (torch.randn(shape, generator=generator, dtype=dtype) for _ in range(STEPS + 1))
-    ours = with_torch(lambda param: Muon([param], lr=LR, **parity(name)))(weight, grads)
+    ours = comparison.ours(weight, grads)
     if double:
         with EverythingInDouble():
-            theirs = train(weight, grads)
+            theirs = comparison.theirs(weight, grads)
     else:
-        theirs = train(weight, grads)
+        theirs = comparison.theirs(weight, grads)
     return ((ours - theirs).norm() / (theirs - weight).norm()).item()
 
 
 def main() -> int:
     """Print the table, write it to results/parity and return 1 if an implementation is not equal in fp64."""
+    from parity_rules import OTHERS
+
     torch.manual_seed(0)  # heavyball rounds at random
     rows = []
-    for name, distribution, train in PACKAGES:
-        for shape in SHAPES:
+    for comparison in (*MUONS, *OTHERS):
+        for shape in comparison.shapes:
             row = {
-                "implementation": name,
-                "version": importlib.metadata.version(distribution),
+                "rule": comparison.rule,
+                "implementation": comparison.implementation,
+                "version": importlib.metadata.version(comparison.distribution),
                 "rows": shape[0],
                 "cols": shape[1],
                 "steps": STEPS,
-                "difference_fp64": f"{difference(name, train, shape, double=True):.1e}",
-                "difference_as_shipped": f"{difference(name, train, shape, double=False):.1e}",
+                "difference_fp64": f"{difference(comparison, shape, double=True):.1e}",
+                "difference_as_shipped": f"{difference(comparison, shape, double=False):.1e}",
             }
             rows.append(row)
             print("  ".join(f"{value!s:<18}" for value in row.values()).rstrip(), flush=True)
@@ -170,7 +192,9 @@ def main() -> int:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    unequal = {row["implementation"] for row in rows if float(row["difference_fp64"]) > 1e-6}
+    unequal = {
+        f"{row['rule']} of {row['implementation']}" for row in rows if float(row["difference_fp64"]) > 1e-6
+    }
     if unequal:
         print(f"not equal in fp64: {', '.join(sorted(unequal))}", file=sys.stderr)
     return 1 if unequal else 0

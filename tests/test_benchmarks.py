@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-WITH_OTHERS = {"parity"}  # imports the packages that it compares with
+WITH_OTHERS = {"parity", "parity_rules"}  # imports the packages that it compares with
 
 
 @pytest.fixture
