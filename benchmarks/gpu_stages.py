@@ -26,7 +26,7 @@ from muonlab.train.config import RunConfig, read_config
 # Dense bf16 FLOP/s by NVIDIA's data sheets (half of what they print, which counts zeros skipped by sparsity).
 PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
 PACKAGES = ("torch", "triton", "lightning", "hydra-core", "omegaconf", "optuna", "numpy", "pandas", "pyarrow")
-SEQUENCES, PLAIN_SEQUENCES = 32, 8  # of a micro-batch; the transcription holds every table of logits
+SEQUENCES = 32  # of a micro-batch
 RAISED = {"adamw": 0.008, "muon": 0.016, "muonclip": 0.016}  # eight times the middle of gpu-short's ranges
 
 
@@ -44,7 +44,7 @@ class Place:
         with (self.folder / f"{self.name}.jsonl").open("a") as file:
             file.write(line + "\n")
 
-    def config(self, *overrides: str, sequences: int = SEQUENCES, mixture: bool = False) -> RunConfig:
+    def config(self, *overrides: str, mixture: bool = False) -> RunConfig:
         """A run of nanogpt_124m, or of the mixture moe_m, in bf16 with GPT-2's vocabulary and 1024 tokens a sequence.
 
         In a dry run the model is a tiny one of the same kind.
@@ -56,7 +56,7 @@ class Place:
         ]
         model = "moe_m" if mixture else "nanogpt_124m"
         size = [f"model={model}", "data=tokens", f"data.path={self.tokens}", "trainer=gpu"]
-        size += [f"trainer.batch_size={sequences}", "model.vocab_size=50304"]
+        size += [f"trainer.batch_size={SEQUENCES}", "model.vocab_size=50304"]
         if self.dry:
             model = "moe_xs" if mixture else "nanogpt_xxs"
             size = [f"model={model}", "data=synthetic", "trainer=smoke", "trainer.batch_size=2"]
@@ -82,7 +82,7 @@ class Loop:
         config: RunConfig,
         *,
         compiled: bool,
-        maxima: str = "kernel",
+        maxima: str = "none",
         written_out: bool = False,
     ):
         from muonlab.data import make_data
@@ -100,7 +100,9 @@ class Loop:
             self.model(tokens, targets).loss
         )
         if written_out:
-            self.forward = PlainGPT(self.model).to(place.device)
+            plain = PlainGPT(config.model).to(place.device)
+            self.forward = plain
+            self.optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, fused=not place.dry)
         if compiled and not place.dry:  # Inductor's minute would show nothing on the CPU
             (self.forward if isinstance(self.forward, PlainGPT) else self.model).compile()
         self.shape = config.trainer.batch_size, config.model.context
@@ -184,18 +186,17 @@ def speed(place: Place) -> None:
         config = place.config(f"optimizer={optimizer}", mixture=mixture)
         return Loop(place, config, compiled=compiled, maxima=maxima)
 
-    def transcription(compiled: bool) -> Loop:
-        config = place.config("optimizer=adamw", sequences=PLAIN_SEQUENCES)
-        return Loop(place, config, compiled=compiled, maxima="none", written_out=True)
+    def nanogpt(compiled: bool) -> Loop:
+        return Loop(place, place.config("optimizer=adamw"), compiled=compiled, written_out=True)
 
     variants: dict[str, Callable[[], Loop]] = {
         "compiled": lambda: ours("muonclip", maxima="kernel"),
         "compiled, no clip": lambda: ours("muon"),
         "compiled, AdamW": lambda: ours("adamw"),
         "compiled, exact maxima": lambda: ours("muonclip", maxima="exact"),
-        "transcription, compiled, AdamW": lambda: transcription(compiled=True),
+        "nanoGPT, compiled, AdamW": lambda: nanogpt(compiled=True),
         "eager": lambda: ours("muonclip", compiled=False, maxima="kernel"),
-        "transcription, AdamW": lambda: transcription(compiled=False),
+        "nanoGPT, AdamW": lambda: nanogpt(compiled=False),
         "mixture, compiled": lambda: ours("muonclip", maxima="kernel", mixture=True),
     }
     warm_up, steps = (2, 2) if place.dry else (5, 20)
@@ -288,7 +289,7 @@ def profile(place: Place) -> None:
     """The kernels of a few compiled steps by time, and how long the device had none."""
     from torch.profiler import ProfilerActivity
 
-    loop = Loop(place, place.config("optimizer=muonclip"), compiled=True)
+    loop = Loop(place, place.config("optimizer=muonclip"), compiled=True, maxima="kernel")
     loop.seconds(2 if place.dry else 5, 1)
     kinds = [ProfilerActivity.CPU] + ([] if place.dry else [ProfilerActivity.CUDA])
     with torch.profiler.profile(activities=kinds) as profiler:
