@@ -41,7 +41,8 @@ class Material:
 def judge_again(out: Path, design: Design) -> None:
     """Answer the claims of `design` from the tables in `out`, without the runs; nothing but the answers is written.
 
-    Measures that need every step see the stored ones, of which a long run keeps one in several.
+    A measure that needs every step of a run is known from readings.csv; one that was not asked for then says that the
+    kept steps are too few.
     """
     made, path = read_made(out), out / "tuned.csv"
     table = read_table(path).astype(object) if path.exists() else pd.DataFrame()
@@ -49,8 +50,8 @@ def judge_again(out: Path, design: Design) -> None:
     searched = [Searched(row.condition, row.arm, stored_best(row), bool(row.edge)) for row in rows_of(table)]
     frames, outcomes = load_frames(out), read_table(out / "tests.csv")
     material = Material(frames, outcomes, searched, made.get("added_seeds", {}))
-    write_design(design, out)
     write_answers(out.name, design, made["command"], material, out)
+    write_design(design, out)
 
 
 def write_answers(name: str, design: Design, command: str, material: Material, out: Path) -> pd.DataFrame:
