@@ -218,7 +218,7 @@ def speed(place: Place) -> None:
                 memory=None if place.dry else torch.cuda.max_memory_allocated() / 2**30,  # GiB, at most
             )
         except Exception as error:  # one variant that fails, by memory say, does not cost the others
-            place.report(variant=name, error=f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            place.report(variant=name, error=in_one_line(error))
         loop = None  # a compiled model refers to itself
         torch.compiler.reset()
         gc.collect()
@@ -252,37 +252,41 @@ def recorded(place: Place) -> None:
         tokens = config.trainer.batch_size * config.model.context
         place.report(variant="compiled, recorded", seconds=seconds, tokens=tokens, rate=tokens / seconds)
     except Exception as error:
-        place.report(
-            variant="compiled, recorded", error=f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        )
+        place.report(variant="compiled, recorded", error=in_one_line(error))
 
 
 def traces(place: Place) -> None:
     """Loss and largest max logit of AdamW, Muon and MuonClip at one raised rate each, written to traces.csv."""
     import pandas as pd
 
-    from muonlab.train.run import train
-
     tables = []
     for name, rate in RAISED.items():
-        steps = 6 if place.dry else 300
-        of_step = [f"trainer.max_steps={steps}", "optimizer.weight_decay=0", "trainer.exact_every=1"]
-        of_step += [] if place.dry else ["trainer.accumulate=2"]
-        outcome = train(place.config(f"optimizer={name}", f"optimizer.lr={rate}", *of_step))
-        run = load_run(outcome.folder)
-        largest = run.max_logits.groupby("step")["value"].max()
-        table = run.steps[["step", "train_loss"]].assign(
-            optimizer=name, max_logit=run.steps["step"].map(largest)
-        )
+        try:
+            status, table = trace(place, name, rate)
+        except Exception as error:  # one optimizer that fails does not cost the others
+            place.report(optimizer=name, lr=rate, error=in_one_line(error))
+            continue
         tables.append(table)
         pd.concat(tables).to_csv(place.folder / "traces.csv", index=False)
-        place.report(
-            optimizer=name,
-            lr=rate,
-            status=outcome.status,
-            loss=float(table["train_loss"].iloc[-1]),
-            max_logit=float(table["max_logit"].max()),
-        )
+        loss, max_logit = float(table["train_loss"].iloc[-1]), float(table["max_logit"].max())
+        place.report(optimizer=name, lr=rate, status=status, loss=loss, max_logit=max_logit)
+
+
+def trace(place: Place, name: str, rate: float) -> tuple[str, Any]:
+    """How a run of the optimizer ended, and its training loss and largest max logit by step."""
+    from muonlab.train.run import train
+
+    of_step = [f"trainer.max_steps={6 if place.dry else 300}", "optimizer.weight_decay=0"]
+    of_step += ["trainer.exact_every=1"] + ([] if place.dry else ["trainer.accumulate=2"])
+    outcome = train(place.config(f"optimizer={name}", f"optimizer.lr={rate}", *of_step))
+    run = load_run(outcome.folder)
+    largest = run.steps["step"].map(run.max_logits.groupby("step")["value"].max())
+    return outcome.status, run.steps[["step", "train_loss"]].assign(optimizer=name, max_logit=largest)
+
+
+def in_one_line(error: Exception) -> str:
+    """Its type and the first line of what it says, which may be nothing."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def profile(place: Place) -> None:
