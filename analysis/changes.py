@@ -18,6 +18,7 @@ MEANING = {
     "contradicted": "the interval lies outside of what was claimed",
     "equivalent": "the interval lies within the margin",
     "gone": "the experiment asks something else now",
+    "dropped": "the experiment is not kept any more",
     "new": "asked for the first time",
 }
 COLUMNS = ["experiment", "claim", "before", "now", "reason"]
@@ -29,9 +30,15 @@ def changes(old: Path, new: Path) -> pd.DataFrame:
     A claim is known by its words and its experiment. Raises MuonlabError where a folder has no answers.
     """
     before, now = _answers(old), _answers(new)
+    kept = {experiment for experiment, _ in now}
+
+    def reason(key: tuple[str, str]) -> str:
+        if key in now:
+            return _reason(now[key], key in before)
+        return MEANING["gone" if key[0] in kept else "dropped"]
+
     rows = [
-        {"experiment": key[0], "claim": key[1], "before": _word(before, key), "now": _word(now, key)}
-        | {"reason": _reason(now.get(key), key in before)}
+        (*key, _word(before, key), _word(now, key), reason(key))
         for key in sorted({**before, **now}, key=lambda key: key[0])
         if _differs(before.get(key), now.get(key))
     ]
@@ -68,9 +75,7 @@ def _differs(before: Mapping[str, object] | None, now: Mapping[str, object] | No
     return RENAMED.get(str(before["answer"]), before["answer"]) != now["answer"]
 
 
-def _reason(now: Mapping[str, object] | None, known: bool) -> str:
-    if now is None:
-        return MEANING["gone"]
+def _reason(now: Mapping[str, object], known: bool) -> str:
     why = str(now.get("why") or MEANING.get(str(now["answer"]), ""))
     return why if known else "; ".join(filter(None, (MEANING["new"], str(now.get("why") or ""))))
 

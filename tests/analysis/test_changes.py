@@ -35,6 +35,13 @@ def test_every_answer_that_differs_has_a_reason_and_a_new_word_alone_is_no_chang
     assert rows.loc[("a", "sure"), "reason"].startswith("the interval and the corrected p say so")
 
 
+def test_an_experiment_that_is_gone_asks_nothing_else(folders):
+    old, _ = folders
+    keep(old, "c", asked=("tie", ""))
+    rows = changes(*folders).set_index(["experiment", "claim"])
+    assert rows.loc[("c", "asked"), "reason"] == "the experiment is not kept any more"
+
+
 def test_the_page_counts_them(folders):
     text = write_changes(*folders).read_text()
     assert "3 answers of before differ or are gone, and 1 claims are new." in text
