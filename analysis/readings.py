@@ -38,7 +38,6 @@ class Readings:
 
 def as_readings(table: pd.DataFrame) -> Readings:
     """What `Readings.save` wrote, as read from its file."""
-    table = table.fillna({"baseline": ""})
-    keys = table[["quantity", "run", "baseline"]].astype(str).itertuples(index=False, name=None)
+    keys = table[["quantity", "run", "baseline"]].astype(object).fillna("").itertuples(index=False, name=None)
     values = table[["value", "bound"]].astype(float).itertuples(index=False, name=None)
     return Readings(dict(zip(keys, values, strict=True)))
