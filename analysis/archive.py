@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from analysis.frames import Frames, downsample
+from analysis.readings import Readings, as_readings
 from muonlab.errors import MuonlabError
 from muonlab.record.columns import HEADS
 
@@ -51,7 +52,8 @@ def save_frames(frames: Frames, folder: Path) -> None:
     what `HeadColumn.thinned` keeps of its steps.
 
     A run keeps at most 1,000 rows, and fewer, down to 60, where the file would pass 700 kB. Paths of this machine are
-    left out; tests and measures that need every head or every step are applied before.
+    left out; tests and measures that need every head or every step are applied before, and their results are kept
+    beside (tests.csv, readings.csv).
     """
     folder.mkdir(parents=True, exist_ok=True)
     runs = frames.runs.drop(columns="folder")
@@ -85,7 +87,9 @@ def load_frames(folder: Path) -> Frames:
     heads = read_table(path) if path.exists() else pd.DataFrame()
     if unknown := set(steps.get("run", ())) - set(runs.get("run", ())):
         raise MuonlabError(f"the results in {folder} are damaged: runs.csv lacks {sorted(unknown)[0]}")
-    return Frames(runs, steps, heads, pd.DataFrame())
+    path = folder / "readings.csv"
+    readings = as_readings(read_table(path)) if path.exists() else Readings()
+    return Frames(runs, steps, heads, pd.DataFrame(), readings)
 
 
 def kept_in(folder: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.columns import RECORDED, SUMMARIES, Heads, RunTables
+from analysis.readings import Readings
 from muonlab.errors import MuonlabError
 from muonlab.record import Run, load_run
 from muonlab.record.columns import HEADS
@@ -38,12 +39,19 @@ class Frames:
         them, and keeps what `HeadColumn.thinned` says: the largest value and value_abs, whether all were exact, the
         smallest gamma, the last entropy and one_hot.
     events: the spikes by every definition, with the run's identity.
+    readings: what measures gave of the runs; one object for all parts of an experiment's frames.
     """
 
     runs: pd.DataFrame
     steps: pd.DataFrame
     heads: pd.DataFrame
     events: pd.DataFrame
+    readings: Readings = field(default_factory=Readings)
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The four tables by name."""
+        return {"runs": self.runs, "steps": self.steps, "heads": self.heads, "events": self.events}
 
     def select(
         self, conditions: Iterable[str] = (), arms: Iterable[str] = (), levels: Sequence[float | str] = ()
@@ -51,7 +59,7 @@ class Frames:
         """The runs of some conditions, arms and levels, in the order of `arms`; none given: all. Raises MuonlabError
         where nothing is left."""
         conditions, arms = list(conditions), list(arms)
-        tables = {name: _selected(table, conditions, arms) for name, table in vars(self).items()}
+        tables = {name: _selected(table, conditions, arms) for name, table in self.tables.items()}
         runs = tables["runs"]
         if runs.empty:
             raise MuonlabError(f"there is no run of condition {conditions or 'any'} and arm {arms or 'any'}")
@@ -63,7 +71,7 @@ class Frames:
             keys = ["condition", "run"]
             steps = tables["steps"].merge(runs[keys].drop_duplicates(), on=keys)
             tables |= {"runs": runs, "steps": steps}
-        return Frames(**tables)
+        return Frames(**tables, readings=self.readings)
 
     def of_seeds(self, seeds: Iterable[int]) -> "Frames":
         """The runs of some seeds; none are left where no run has one."""
@@ -71,8 +79,9 @@ class Frames:
         return Frames(
             **{
                 name: table[table["seed"].isin(wanted)] if len(table) else table
-                for name, table in vars(self).items()
-            }
+                for name, table in self.tables.items()
+            },
+            readings=self.readings,
         )
 
 
@@ -94,10 +103,11 @@ def collect(folders: Iterable[str | Path] | Mapping[str, Iterable[str | Path]]) 
 def stack(conditions: Mapping[str, Frames]) -> Frames:
     """The frames of several conditions in one, with the column `condition` in each table."""
     named = [
-        {name: table.assign(condition=condition) for name, table in vars(frames).items()}
+        {name: table.assign(condition=condition) for name, table in frames.tables.items()}
         for condition, frames in conditions.items()
     ]
-    return Frames(**{name: pd.concat([each[name] for each in named], ignore_index=True) for name in named[0]})
+    tables = {name: pd.concat([each[name] for each in named], ignore_index=True) for name in named[0]}
+    return Frames(**tables, readings=Readings())
 
 
 def level_of(runs: pd.DataFrame) -> pd.Series:

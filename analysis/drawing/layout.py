@@ -31,8 +31,8 @@ def with_conditions(frames: Frames) -> Frames:
     """The frames, under one nameless condition where they have none."""
     if "condition" in frames.runs:
         return frames
-    named = {name: table.assign(condition="", level=math.nan) for name, table in vars(frames).items()}
-    return Frames(**named)
+    named = {name: table.assign(condition="", level=math.nan) for name, table in frames.tables.items()}
+    return Frames(**named, readings=frames.readings)
 
 
 def line_per_level(frames: Frames, x: str = "") -> Frames:

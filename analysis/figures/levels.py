@@ -81,7 +81,7 @@ def _measured(
 ) -> tuple[pd.DataFrame, list[str]]:
     """The runs with a column for every metric that is a measure, and the columns' names."""
     runs, names = frames.runs.copy(), []
-    parts = run_parts(frames)
+    parts = run_parts(frames, rough=True)
     for metric in metrics:
         quantity = read_quantity(metric, ("run",))
         name, column = quantity.name, quantity.settings.get("column")

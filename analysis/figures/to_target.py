@@ -42,7 +42,7 @@ def draw_to_target(
 def spent_until(frames: Frames, target: float, column: str = "probe_loss") -> pd.DataFrame:
     """run, arm, seed, clock, spent, reached: what each run spent until the target, or in all if it never reached it."""
     rows = []
-    for part in run_parts(frames):
+    for part in run_parts(frames, rough=True):
         for clock in CLOCKS:
             if clock != "steps" and (clock not in part.steps or part.steps[clock].isna().all()):
                 continue

@@ -3,13 +3,14 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import pandas as pd
 
 from analysis.columns import METRICS
 from analysis.frames import Frames, level_of
+from analysis.readings import Readings
 from muonlab.errors import MuonlabError, unknown_name
 from muonlab.settings.check import check
 
@@ -18,10 +19,20 @@ KINDS = ("run", "sweep", "pair")
 
 @dataclass(frozen=True)
 class Part:
-    """The runs of one arm and one seed: rows of `Frames.runs` and of `Frames.steps`, one level or several."""
+    """The runs of one arm and one seed: rows of `Frames.runs` and of `Frames.steps`, one level or several.
+
+    readings: what is known of them already. rough: traces with one step in several will do, as for a figure.
+    """
 
     runs: pd.DataFrame
     steps: pd.DataFrame
+    readings: Readings = field(default_factory=Readings)
+    rough: bool = False
+
+    @property
+    def names(self) -> str:
+        """The names of the runs, as `Readings` has them."""
+        return "+".join(self.runs["run"])
 
     @cached_property
     def levels(self) -> list["Part"]:
@@ -33,7 +44,10 @@ class Part:
         traces = dict(list(self.steps.groupby(["condition", "run"], sort=False)))
         order = levels.sort_values().index if pd.api.types.is_numeric_dtype(levels) else levels.index
         return [
-            Part(self.runs.loc[[i]], traces[tuple(self.runs.loc[i, ["condition", "run"]])]) for i in order
+            replace(
+                self, runs=self.runs.loc[[i]], steps=traces[tuple(self.runs.loc[i, ["condition", "run"]])]
+            )
+            for i in order
         ]
 
     @property
@@ -53,8 +67,15 @@ class Part:
 
     def trace(self, column: str, over: str = "max") -> pd.Series:
         """The readings of a column of the only run, by step. `svd_entropy/*` takes all columns that match, and at each
-        step their `max`, `mean`, `median` or `min`. Raises MuonlabError for a column without readings."""
+        step their `max`, `mean`, `median` or `min`. Raises MuonlabError for a column without readings, and where only
+        one step in several was kept, unless that will do."""
         name = self.only["run"].iloc[0]
+        steps = self.only.get("num_steps", pd.Series([0])).iloc[0]
+        if len(self.steps) < steps and not self.rough:
+            raise MuonlabError(
+                f"{len(self.steps)} of {steps:.0f} steps of {name} were kept, too few to measure {column} by; "
+                "the experiment's command reads all of them again"
+            )
         steps = self.steps.set_index("step")
         several = column.endswith("*")
         names = [n for n in steps.columns if (n.startswith(column[:-1]) if several else n == column)]
@@ -106,14 +127,17 @@ def parts_by_seed(frames: Frames) -> dict[int, Part]:
     """{seed: its runs} of the frames of one arm."""
     traces = dict(list(frames.steps.groupby("seed")))
     seeds = sorted(frames.runs["seed"].unique().tolist())
-    return {seed: Part(frames.runs[frames.runs["seed"] == seed], traces[seed]) for seed in seeds}
+    return {
+        seed: Part(frames.runs[frames.runs["seed"] == seed], traces[seed], frames.readings) for seed in seeds
+    }
 
 
-def run_parts(frames: Frames) -> list[Part]:
-    """A part for each run, in the order of `Frames.runs`."""
+def run_parts(frames: Frames, rough: bool = False) -> list[Part]:
+    """A part for each run, in the order of `Frames.runs`; `rough` as in `Part`."""
     keys = ["condition", "arm", "run"]
     traces = dict(list(frames.steps.groupby(keys, sort=False)))
-    return [Part(frames.runs.loc[[i]], traces[tuple(frames.runs.loc[i, keys])]) for i in frames.runs.index]
+    runs = frames.runs
+    return [Part(runs.loc[[i]], traces[tuple(runs.loc[i, keys])], frames.readings, rough) for i in runs.index]
 
 
 @dataclass(frozen=True)
@@ -163,13 +187,23 @@ class Quantity:
             values = {level.level: of.value(level)[0] for level in part.levels}
             value = float(measure.function(pd.Series(values, dtype=float), **self.settings))
             return value, value
-        value = float(measure.function(part, **self.settings))
-        bound = measure.limit(part, **self.settings) if math.isinf(value) and measure.limit else value
-        return value, float(bound)
+
+        def read() -> tuple[float, float]:
+            value = float(measure.function(part, **self.settings))
+            bound = measure.limit(part, **self.settings) if math.isinf(value) and measure.limit else value
+            return value, float(bound)
+
+        key = (str(self), part.names, "")
+        return part.readings.known.get(key) or read() if part.rough else part.readings.get(key, read)
 
     def of_pair(self, arm: Part, baseline: Part) -> float:
         """The value of a pair quantity."""
-        return float(MEASURES[self.name].function(arm, baseline, **self.settings))
+
+        def read() -> tuple[float, float]:
+            value = float(MEASURES[self.name].function(arm, baseline, **self.settings))
+            return value, value
+
+        return arm.readings.get((str(self), arm.names, baseline.names), read)[0]
 
 
 def read_quantity(text: str | Mapping[str, object], kinds: tuple[str, ...] = KINDS) -> Quantity:

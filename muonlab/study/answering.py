@@ -41,7 +41,8 @@ class Material:
 def judge_again(out: Path, design: Design) -> None:
     """Answer the claims of `design` from the tables in `out`, without the runs; nothing but the answers is written.
 
-    Measures that need every step see the stored ones, of which a long run keeps one in several.
+    A measure that needs every step of a run is known from readings.csv; one that was not asked for then says that the
+    kept steps are too few.
     """
     made, path = read_made(out), out / "tuned.csv"
     table = read_table(path).astype(object) if path.exists() else pd.DataFrame()

@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.archive import read_made, read_mapping, save_frames
 from analysis.frames import Frames, collect, stack
+from analysis.readings import Readings
 from analysis.run_tests import apply_tests, summarise
 from analysis.tables import as_text, outcome_table
 from muonlab.record import collect_environment, load_run
@@ -48,6 +49,7 @@ def judge(study: Study, trained: Trained, tuned: list[Best], out: Path) -> Judge
     searched = [Searched(best.condition, best.arm, str(best), bool(best.edge)) for best in tuned]
     material = Material(frames, outcomes, searched, added)
     answers = write_answers(study.name, study.design, study.command, material, out)
+    frames.readings.save(out / "readings.csv")
     return Judgement(frames, outcomes, answers)
 
 
@@ -81,8 +83,11 @@ def gather(design: Design, trained: Trained) -> tuple[Frames, pd.DataFrame]:
             arms[slot.arm].append(folder)
         named = [(slot.arm, folder.name, slot.level.value) for slot, folder in ended]
         levels = pd.DataFrame(named, columns=["arm", "run", "level"])
-        tables = vars(collect(arms)).items()
-        frames = Frames(**{n: table.merge(levels, on=["arm", "run"], how="left") for n, table in tables})
+        tables = collect(arms).tables.items()
+        frames = Frames(
+            **{n: table.merge(levels, on=["arm", "run"], how="left") for n, table in tables},
+            readings=Readings(),
+        )
         outcomes.append(apply_tests(frames, section.windows).assign(condition=condition))
         heads = frames.heads if section.heads else frames.heads.head(0)
         parts[condition] = replace(frames, heads=heads)

@@ -38,7 +38,7 @@ def joined(*frames):
     return Frames(
         *(
             pd.concat(tables, ignore_index=True)
-            for tables in zip(*(vars(f).values() for f in frames), strict=True)
+            for tables in zip(*(f.tables.values() for f in frames), strict=True)
         )
     )
 
