@@ -24,7 +24,7 @@ def test_every_arm_is_judged_seed_by_seed(long_frames):
     assert held(outcomes, "adamw", "capped") == [None] * 3
     assert held(outcomes, "muon", "collapsed") == [True] * 3
     assert held(outcomes, "adamw", "collapsed") == [False] * 3
-    assert held(outcomes, "muon", "diverged") == [False] * 3
+    assert held(outcomes, "muon", "ended_above_start") == [False] * 3
     assert not (
         set(apply_tests(long_frames)["arm"][apply_tests(long_frames)["name"] == "capped"]) - {"muonclip"}
     )
@@ -40,7 +40,7 @@ def test_summary_counts_what_could_not_be_judged(long_frames):
 def test_outcome_table_shows_counts_and_medians_in_a_fixed_order(long_frames):
     table = outcome_table(summarise(apply_tests(capped_frames(long_frames))))
     assert list(table.columns) == [
-        "arm", "lr", "exploded", "capped", "bounded", "recovered", "collapsed", "spiked", "diverged",
+        "arm", "lr", "exploded", "capped", "bounded", "recovered", "collapsed", "spiked", "ended_above_start",
     ]  # fmt: skip
     assert table["arm"].tolist() == ["AdamW", "Muon", "MuonClip"]
     assert table["capped"].tolist()[0] == "-"
