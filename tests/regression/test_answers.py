@@ -1,6 +1,7 @@
 """The committed answers, given again by today's code and experiments/ from the tables that are committed beside them.
 
-The outcomes of the tests of single runs are taken from tests.csv, and what measures need of every step from readings.csv.
+The outcomes of the tests of single runs are taken from tests.csv, and what measures need of every step from
+readings.csv.
 """
 
 import json
