@@ -312,6 +312,7 @@ def bench_model(name: str, repeats: int, seconds: float, compiled: bool) -> None
 def bench_start() -> None:
     """Seconds of a one-step run in a process forked from the warm server, and in a fresh process."""
     from muonlab.study.pool import Job, Pool
+    from muonlab.study.standing import Standing
 
     with tempfile.TemporaryDirectory() as folder:
         overrides = ["trainer=smoke", "trainer.max_steps=1", "schedule.warmup=0", "tracking=none"]
@@ -320,7 +321,7 @@ def bench_start() -> None:
         )
         started, ends = time.perf_counter(), []
         Pool(1, Path(folder)).run(
-            lambda: next(jobs, None), lambda *_: ends.append(time.perf_counter()), "start", 4, 4
+            lambda: next(jobs, None), lambda *_: ends.append(time.perf_counter()), "start", 4, 4, Standing
         )
         fork = statistics.median(b - a for a, b in itertools.pairwise(ends))
         print(f"  {'first trial, with the server':<34}{ends[0] - started:>7.1f} s")

@@ -320,6 +320,7 @@ def of_the_device(averages: Iterable[Any], kind: str) -> list[Any]:
 def workers(place: Place) -> None:
     """Runs an hour of a small model on one device with 1, 2, 4 and 8 at once."""
     from muonlab.study.pool import Job, Pool
+    from muonlab.study.standing import Standing
 
     numbers = itertools.count(1)
     for count in (1, 2) if place.dry else (1, 2, 4, 8):
@@ -338,6 +339,7 @@ def workers(place: Place) -> None:
             "workers",
             len(configs),
             len(configs),
+            Standing,
         )
         seconds = time.perf_counter() - started
         done = results.count("finished")

@@ -5,6 +5,8 @@ import os
 # Before torch is imported anywhere: two test workers whose threads spin are slower than one.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# `make test ARGS=...` hands this on, where every make that a test starts would take it for its own.
+os.environ.pop("ARGS", None)
 
 import signal
 import subprocess

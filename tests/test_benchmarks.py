@@ -2,8 +2,11 @@
 
 import importlib
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import pytest
+
+from muonlab.study.pool import Pool
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 WITH_OTHERS = {"parity", "parity_rules"}  # imports the packages that it compares with
@@ -30,6 +33,16 @@ def test_every_variant_of_a_step_takes_one(benchmark_named, tmp_path):
         "products alone",
     ]
     assert all(steps(1) > 0 for name, steps in variants.items() if "recorded" not in name)
+
+
+def test_the_start_of_a_trial_is_timed(benchmark_named, monkeypatch, capsys):
+    bench = benchmark_named("bench_step")
+    pool = create_autospec(Pool)
+    pool.return_value.run.side_effect = lambda _, on_result, *__: [on_result(None, None) for _ in range(4)]
+    monkeypatch.setattr("muonlab.study.pool.Pool", pool)
+    monkeypatch.setattr(bench.subprocess, "run", lambda *_, **__: None)
+    bench.bench_start()
+    assert "each further trial" in capsys.readouterr().out
 
 
 def test_the_parts_of_a_step_are_all_of_it(benchmark_named):

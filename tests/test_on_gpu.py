@@ -51,7 +51,7 @@ def test_a_stage_that_fails_hangs_or_is_not_there_does_not_stop_the_next_and_kee
 
 def test_the_dry_run_measures_every_variant_and_sums_up(on_gpu, tmp_path):
     """The stages that take seconds; `--dry-run` alone goes through the others too."""
-    names = ["speed", "traces", "profile"]
+    names = ["speed", "traces", "workers"]
     command = [sys.executable, str(BENCHMARKS / "on_gpu.py"), str(tmp_path), "--dry-run", "--only", *names]
     done = subprocess.run(command, cwd=BENCHMARKS.parent, capture_output=True, text=True, check=False)
     ended = {each["name"]: each["how"] for each in json.loads((tmp_path / "stages.json").read_text())}
@@ -62,7 +62,7 @@ def test_the_dry_run_measures_every_variant_and_sums_up(on_gpu, tmp_path):
     assert not [row for row in speed if "error" in row]
     assert len(speed) == 10
     assert len(on_gpu.measurements(tmp_path, "traces")) == 3
-    assert (tmp_path / "profile.txt").read_text()
+    assert [row["finished"] for row in on_gpu.measurements(tmp_path, "workers")] == [1, 2]
     assert "# Dry run on the CPU" in done.stdout
     assert "## seconds a step with a part over without it" not in done.stdout
     assert "| recording |" in on_gpu.summary([], tmp_path, dry=False)
