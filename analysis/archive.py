@@ -87,8 +87,10 @@ def load_frames(folder: Path) -> Frames:
     heads = read_table(path) if path.exists() else pd.DataFrame()
     if unknown := set(steps.get("run", ())) - set(runs.get("run", ())):
         raise MuonlabError(f"the results in {folder} are damaged: runs.csv lacks {sorted(unknown)[0]}")
-    path = folder / "readings.csv"
-    readings = as_readings(read_table(path)) if path.exists() else Readings()
+    readings = Readings()
+    if (path := folder / "readings.csv").exists():
+        with reading(path):
+            readings = as_readings(read_table(path))
     return Frames(runs, steps, heads, pd.DataFrame(), readings)
 
 

@@ -34,6 +34,11 @@ class Part:
         """The names of the runs, as `Readings` has them."""
         return "+".join(self.runs["run"])
 
+    @property
+    def complete(self) -> bool:
+        """Whether every step of the runs is at hand, as it is before they are kept."""
+        return "num_steps" not in self.runs or len(self.steps) >= self.runs["num_steps"].sum()
+
     @cached_property
     def levels(self) -> list["Part"]:
         """One part per level, the lowest first. The level of a run whose condition varies nothing is its peak learning
@@ -70,8 +75,8 @@ class Part:
         step their `max`, `mean`, `median` or `min`. Raises MuonlabError for a column without readings, and where only
         one step in several was kept, unless that will do."""
         name = self.only["run"].iloc[0]
-        steps = self.only.get("num_steps", pd.Series([0])).iloc[0]
-        if len(self.steps) < steps and not self.rough:
+        if not (self.complete or self.rough):
+            steps = self.only["num_steps"].iloc[0]
             raise MuonlabError(
                 f"{len(self.steps)} of {steps:.0f} steps of {name} were kept, too few to measure {column} by; "
                 "the experiment's command reads all of them again"
@@ -193,8 +198,7 @@ class Quantity:
             bound = measure.limit(part, **self.settings) if math.isinf(value) and measure.limit else value
             return value, float(bound)
 
-        key = (str(self), part.names, "")
-        return part.readings.known.get(key) or read() if part.rough else part.readings.get(key, read)
+        return part.readings.get((str(self), part.names, ""), read, anew=part.complete)
 
     def of_pair(self, arm: Part, baseline: Part) -> float:
         """The value of a pair quantity."""
@@ -203,7 +207,8 @@ class Quantity:
             value = float(MEASURES[self.name].function(arm, baseline, **self.settings))
             return value, value
 
-        return arm.readings.get((str(self), arm.names, baseline.names), read)[0]
+        anew = arm.complete and baseline.complete
+        return arm.readings.get((str(self), arm.names, baseline.names), read, anew)[0]
 
 
 def read_quantity(text: str | Mapping[str, object], kinds: tuple[str, ...] = KINDS) -> Quantity:

@@ -1,6 +1,7 @@
 """What measures gave of all steps is kept beside tables that have one step in several, and is what they give later."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -84,6 +85,26 @@ def test_measures_give_the_same_of_the_kept_tables_as_of_all_steps(frames, tmp_p
     with pytest.raises(MuonlabError, match=f"60 of {STEPS} steps of adamw-0.01-1 were kept, too few"):
         another.value(run_parts(kept)[0])
     assert another.value(run_parts(kept, rough=True)[0])[0] > 0, "a figure takes what there is"
+
+
+def test_what_can_be_measured_again_is(frames, tmp_path):
+    """So that a measure that changes changes the answers of every run whose steps are all kept."""
+    before = measured(frames)
+    save_frames(frames, tmp_path)
+    known = dict.fromkeys(frames.readings.known, (7.0, 7.0))
+    whole = replace(frames, readings=Readings(known))
+    for now, then in zip(measured(whole), before, strict=True):
+        assert now == pytest.approx(then, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    "text", ["quantity,run\na,b\n", "quantity,run,baseline,value,bound\na,b,,many,1\n", ""]
+)
+def test_readings_that_are_damaged_are_one_sentence(frames, tmp_path, text):
+    save_frames(frames, tmp_path)
+    (tmp_path / "readings.csv").write_text(text)
+    with pytest.raises(MuonlabError, match=r"are damaged: readings\.csv cannot be read"):
+        load_frames(tmp_path)
 
 
 OF_ONE_RUN = {("a (of b)", "run", ""): (math.inf, 7.0), ("d", "1e5", ""): (math.nan, math.nan)}
