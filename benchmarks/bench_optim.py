@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from muonlab.models import build_model
 from muonlab.optim import Muon, build_optimizer
-from muonlab.optim.backend import choose_backend, count_products
+from muonlab.optim.backend import bf16_unit, choose_backend, count_products
 from muonlab.optim.schedules import resolve_schedule
 
 LR, MOMENTUM, WEIGHT_DECAY = 1e-3, 0.95, 0.1
@@ -242,12 +242,6 @@ def print_clip_cost(repeats: int) -> None:
     )
 
 
-def bf16_unit() -> str:
-    """What multiplies bf16 on this CPU: with AMX tiles it is several times faster than fp32 for d >= 256."""
-    capabilities = torch.cpu.get_capabilities()
-    return "AMX" if capabilities.get("amx_bf16") else "AVX-512" if capabilities.get("avx512_bf16") else "none"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -258,7 +252,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="also write the rows to this file")
     args = parser.parse_args()
     isa = os.environ.get("ONEDNN_MAX_CPU_ISA", "not limited")
-    print(f"torch {torch.__version__}, bf16 unit: {bf16_unit()}, ONEDNN_MAX_CPU_ISA: {isa}")
+    print(f"torch {torch.__version__}, bf16 unit: {bf16_unit() or 'none'}, ONEDNN_MAX_CPU_ISA: {isa}")
     rows = []
     for threads in args.threads:
         for name in args.sets:

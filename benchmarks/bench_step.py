@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from plain_gpt import PlainLoop
+from plain_gpt import PlainLoop, seconds_each
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import muonlab.models.experts  # noqa: F401, registers grouped_mm
@@ -101,10 +101,7 @@ class BareLoop:
 
     def steps(self, count: int) -> float:
         """Seconds a step over `count` steps."""
-        started = time.perf_counter()
-        for _ in range(count):
-            self._step()
-        return (time.perf_counter() - started) / count
+        return seconds_each(self._step, count)
 
     def _step(self) -> None:
         clock = [time.perf_counter()]

@@ -1,12 +1,21 @@
 """nanoGPT as its users run it, for timing: a bare model of the same sizes under torch's own AdamW, nothing measured."""
 
 import time
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from muonlab.settings.model import NanoGPTSettings, with_vocabulary
+
+
+def seconds_each(step: Callable[[], None], count: int) -> float:
+    """Seconds of one step, over `count` of them."""
+    started = time.perf_counter()
+    for _ in range(count):
+        step()
+    return (time.perf_counter() - started) / count
 
 
 class PlainGPT(nn.Module):
@@ -69,10 +78,7 @@ class PlainLoop:
 
     def steps(self, count: int) -> float:
         """Seconds a step over `count` steps."""
-        started = time.perf_counter()
-        for _ in range(count):
-            self._step()
-        return (time.perf_counter() - started) / count
+        return seconds_each(self._step, count)
 
     def _step(self) -> None:
         tokens, targets = self.data.batch(1, self.index, *self.shape)

@@ -9,9 +9,8 @@ from torch import Tensor
 
 # Below these its Triton kernels have no products (head_dim), or no type.
 LEAST_HEAD_DIM = 16
-SHAPES = (
-    256  # of which each has a kernel of its own in one process; beyond them, as in torch, all run unfused
-)
+# How many shapes have a kernel of their own in one process; beyond them, as in torch, all run unfused.
+SHAPES = 256
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

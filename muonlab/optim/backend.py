@@ -37,15 +37,14 @@ DEVICE_BYTES = 2**28
 
 
 @cache
-def fast_bf16() -> bool:
-    """Whether this CPU has instructions for products in bf16, AVX512-BF16 or AMX.
+def bf16_unit() -> str:
+    """What multiplies bf16 on this CPU, "AMX" or "AVX512-BF16"; "" where it is emulated.
 
-    With them five steps took 0.4 to 0.5 of fp32's time (AMD EPYC with AVX512-BF16, one thread, matrices of 96 x 96 to
-    384 x 1536); without them bf16 is emulated and slower.
+    `make bench-optim` measures what it brings here.
     """
-    return bool(
-        torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16")
-    )
+    capabilities = torch.cpu.get_capabilities()
+    units = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
+    return next((unit for name, unit in units.items() if capabilities.get(name)), "")
 
 
 @dataclass(frozen=True)

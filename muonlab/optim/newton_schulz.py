@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from muonlab.errors import MuonlabError, unknown_name
-from muonlab.optim.backend import FORMS, Backend, blocks, choose_backend, fast_bf16
+from muonlab.optim.backend import FORMS, Backend, bf16_unit, blocks, choose_backend
 from muonlab.optim.schedule_design import Row, Schedule
 from muonlab.optim.schedules import Coefficients, resolve_schedule
 
@@ -94,7 +94,7 @@ def newton_schulz(
     `steps` None runs its usual number (see `resolve_schedule`). "svd" gives the exact polar factor, with
     singular values at the rounding level of the largest mapped to 0. `dtype` is the work dtype (float64,
     float32, bfloat16, float16); None is float32 on every CPU, bfloat16 elsewhere, and float64 for float64 input;
-    "auto" is also bfloat16 on a CPU that multiplies it faster (`fast_bf16`). `backend` is "auto", "plain", "gram"
+    "auto" is also bfloat16 on a CPU that multiplies it faster (`bf16_unit`). `backend` is "auto", "plain", "gram"
     or a `Backend`.
 
     Any finite G is safe, 1e-30 or 1e30, rank-deficient or zero (zero gives zero). G is never written to. Not
@@ -183,7 +183,7 @@ def work_dtype(dtype: torch.dtype, device: torch.device, auto: bool = False) -> 
     """
     if dtype is torch.float64:
         return torch.float64
-    return torch.float32 if device.type == "cpu" and not (auto and fast_bf16()) else torch.bfloat16
+    return torch.float32 if device.type == "cpu" and not (auto and bf16_unit()) else torch.bfloat16
 
 
 def _resolve_backend(

@@ -280,13 +280,13 @@ def test_what_is_no_real_dense_matrix_is_refused(G):
         newton_schulz(G)
 
 
-@pytest.mark.parametrize("fast", [False, True])
-def test_the_work_dtype_follows_the_cpu_only_where_it_is_asked_to(fast, monkeypatch):
-    monkeypatch.setattr(sys.modules["muonlab.optim.newton_schulz"], "fast_bf16", lambda: fast)
+@pytest.mark.parametrize("unit", ["", "AMX"])
+def test_the_work_dtype_follows_the_cpu_only_where_it_is_asked_to(unit, monkeypatch):
+    monkeypatch.setattr(sys.modules["muonlab.optim.newton_schulz"], "bf16_unit", lambda: unit)
     G = gaussian(3, 8, 5, dtype=torch.float32)
     asked = newton_schulz(G, dtype="auto")
     torch.testing.assert_close(
-        asked, newton_schulz(G, dtype=torch.bfloat16 if fast else torch.float32), rtol=0, atol=0
+        asked, newton_schulz(G, dtype=torch.bfloat16 if unit else torch.float32), rtol=0, atol=0
     )
     torch.testing.assert_close(newton_schulz(G), newton_schulz(G, dtype=torch.float32), rtol=0, atol=0)
     exact = G.double()
