@@ -163,12 +163,12 @@ def _explain(config_name: str, overrides: list[str], error: Exception) -> Muonla
         )
     if key := re.search(r"Key '([^']+)' is not in struct[\s\S]*?full_key: ([\w.\[\]/-]+)", text):
         name, path = key.groups()
-        return unknown_name("config key", path, _siblings(config_name, overrides, path.removesuffix(name)))
+        return _unknown_key(config_name, overrides, path, path.removesuffix(name))
     if key := re.search(r"Could not (?:override|delete) '([^']+)'", text) or re.search(
         r"Could not delete from config\. '([^']+)'", text
     ):
         path = key.group(1)
-        return unknown_name("config key", path, _siblings(config_name, overrides, path.rpartition(".")[0]))
+        return _unknown_key(config_name, overrides, path, path.rpartition(".")[0])
     return MuonlabError(_first_sentence(texts[0]) or type(error).__name__)
 
 
@@ -183,8 +183,8 @@ def _first_sentence(text: str) -> str:
     return place + " ".join(sentence.split())
 
 
-def _siblings(config_name: str, overrides: list[str], parent: str) -> list[str]:
-    """The keys beside a misspelt one, in the config with the groups that the overrides choose."""
+def _unknown_key(config_name: str, overrides: list[str], path: str, parent: str) -> MuonlabError:
+    """What is wrong with a key, given those beside it in the config with the groups that the overrides choose."""
     parent = parent.strip(".")
     groups = [
         o.input_line or ""
@@ -196,8 +196,11 @@ def _siblings(config_name: str, overrides: list[str], parent: str) -> list[str]:
     except Exception:
         config = compose(config_name)
     node = OmegaConf.select(config, parent) if parent else config
-    names = map(str, node) if isinstance(node, DictConfig) else ()
-    return [f"{parent}.{name}" if parent else name for name in names]
+    if not isinstance(node, DictConfig):
+        return MuonlabError(f"unknown config key '{path}': '{parent}' is a value, without keys of its own")
+    return unknown_name(
+        "config key", path, [f"{parent}.{name}" if parent else name for name in map(str, node)]
+    )
 
 
 # ---------------------------------------------------------------------- commands

@@ -93,6 +93,8 @@ def test_every_prepared_experiment_composes_and_yields_to_overrides(name):
         (["trainer.max_step=3"], "did you mean 'trainer.max_steps'"),
         (["optimiser=muon"], "did you mean 'optimizer'"),
         (["sed=3"], "did you mean 'seed'"),
+        (["seed.first=3"], "unknown config key 'seed.first': 'seed' is a value, without keys of its own"),
+        (["~optimizer.lr.low"], "'optimizer.lr' is a value, without keys of its own"),
         (["~optimizer.taw"], "did you mean 'optimizer.tau'"),
         (["data=null"], "data must be the name of one of its options, not null; known: english"),
         (["optimizer.lr=[1"], "'optimizer.lr=[1' is not an override"),

@@ -195,3 +195,25 @@ def test_a_command_reports_a_mistake_before_it_imports_what_takes_seconds(module
     assert done.stderr.startswith("muonlab: ")
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_says_what_it_trains_before_it_imports_what_takes_seconds(tmp_path):
+    say = (
+        "import builtins, sys; show = print\n"
+        f"builtins.print = lambda *a, **k: (show(*a, **k), show(sorted({SLOW} & set(sys.modules))), sys.exit(9))"
+    )
+    begin = "import runpy; runpy.run_module('muonlab.train', run_name='__main__', alter_sys=True)"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"{say}; sys.argv[0] = 'muonlab.train'; {begin}",
+            f"paths.runs={tmp_path / 'runs'}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    first, slow = done.stdout.splitlines()
+    assert first == "muonclip-lr1.25e-2-s1: nanogpt on shakespeare, 700 steps of 16 x 64 tokens", done.stderr
+    assert slow == "[]"

@@ -1,21 +1,24 @@
 """A figure on disk: PDF, PNG and the table that it shows, the same bytes every time."""
 
+import io
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
+from PIL import Image, PngImagePlugin
 
 CAPTION_SIZE = 5.8  # points
 CAPTION_SPACING = 1.3  # line heights
 CAPTION_MARGIN = 0.06  # inches left, right, above and below
 CAPTION_SHARE = "CaptionShare"  # a text chunk of the PNG
+COLORS = 256  # of a PNG: a third of the bytes of true colours, without visible loss
 
 
 def save_figure(
     fig: Figure, folder: str | Path, name: str, frame: pd.DataFrame, *, caption: str
 ) -> dict[str, Path]:
-    """Write `name`.pdf, `name`.png (300 dpi) and `name`.csv (the plotted table) into `folder`; returns their
-    paths.
+    """Write `name`.pdf, `name`.png (300 dpi, 256 colours) and `name`.csv (the plotted table) into `folder`; returns
+    their paths.
 
     The caption is wrapped and set below the axes in small type, in a strip by which the figure grows, so that
     the axes keep their size; it is also the PDF's subject and the PNG's description. The PNG's text
@@ -35,10 +38,21 @@ def save_figure(
         "CreationDate": None,
     }
     fig.savefig(paths["pdf"], metadata=pdf_metadata)
-    png_metadata = {"Title": name, "Description": flat, CAPTION_SHARE: f"{share:.6f}", "Software": None}
-    fig.savefig(paths["png"], metadata=png_metadata)
+    _save_png(fig, paths["png"], {"Title": name, "Description": flat, CAPTION_SHARE: f"{share:.6f}"})
     frame.to_csv(paths["csv"], index=False, float_format="%.7g", lineterminator="\n")
     return paths
+
+
+def _save_png(fig: Figure, path: Path, texts: dict[str, str]) -> None:
+    drawn = io.BytesIO()
+    fig.savefig(drawn, format="png")
+    chunks = PngImagePlugin.PngInfo()
+    for key, text in texts.items():
+        chunks.add_text(key, text)
+    with Image.open(drawn) as image:
+        dpi = image.info["dpi"]
+        small = image.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
+    small.save(path, "PNG", optimize=True, dpi=dpi, pnginfo=chunks)
 
 
 def _set_caption(fig: Figure, caption: str) -> float:

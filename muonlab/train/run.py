@@ -81,6 +81,8 @@ def train(
     alone = place is None or place.world == 1
     if alone and not config.force and (earlier := _earlier(config, folder)):
         return earlier
+    if alone and config.trainer.progress:
+        print(_opening(config), flush=True)
     settle(config.trainer.num_threads)
     from muonlab.train.trainer import choose_accelerator, refuse_huge_batches
 
@@ -190,6 +192,13 @@ def _train(
     if ending.error is not None:
         raise ending.error
     return Outcome(folder, ending.status, ending.cause, signal=ending.signal)
+
+
+def _opening(config: RunConfig) -> str:
+    """What is about to run, in one line: the first that is seen, before the imports of the libraries take seconds."""
+    trainer = config.trainer
+    tokens = f"{trainer.sequences} x {config.model.context} tokens"
+    return f"{config.name}: {config.model.name} on {config.data.name}, {trainer.max_steps} steps of {tokens}"
 
 
 def _earlier(config: RunConfig, folder: Path) -> Outcome | None:
