@@ -177,9 +177,8 @@ def run_experiment(study: Study, results: Path) -> None:
         "next: make report, every figure and answer on one page; experiments/README.md lists the other questions"
     )
     answers = (out / "answers.md").read_text(encoding="utf-8")
-    close_study(
-        study, out, answers, curves(design, judgement.frames.runs, queue, [slot for slot, _ in trained])
-    )
+    charts = curves(design, judgement.frames.runs, queue, [slot for slot, _ in trained])
+    close_study(study, out, answers, charts, trained)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def sweep(study: Study) -> int:
     print(text, end="")
     table = (study.folder / "comparison.md").read_text(encoding="utf-8")
     charts = curves(study.design, judgement.frames.runs, queue, [slot for slot, _ in trained])
-    close_study(study, study.folder, f"{table}\n{sentences}", charts)
+    close_study(study, study.folder, f"{table}\n{sentences}", charts, trained)
     return 0
 
 

@@ -46,21 +46,23 @@ SCALARS = {
     "tokens": Chart("progress/tokens"),
     "flops": Chart("progress/flops"),
     "seconds": Chart("progress/seconds"),
-    "train_loss": Chart("train/loss", every_step=True),
+    "train_loss": Chart("loss/train", every_step=True),
     "lr": Chart("optim/lr"),
     "grad_norm": Chart("optim/grad_norm", every_step=True),
-    "probe_loss": Chart("probe/loss", every_step=True),
-    "val_loss": Chart("val/loss", every_step=True),
+    "probe_loss": Chart("loss/probe", every_step=True),
+    "val_loss": Chart("loss/val", every_step=True),
 }
 """Columns that every `steps` frame has, first and in this order, measured or not."""
 
 HEADS = {
-    "max_logit": HeadColumn("value", Chart("attn/max_logit", every_step=True), thinned="max"),
+    "max_logit": HeadColumn("value", Chart("max_logit", every_step=True), thinned="max"),
     "max_logit_abs": HeadColumn("value_abs", thinned="max"),
     "exact": HeadColumn("exact", thinned="min"),
-    "gamma": HeadColumn("gamma", Chart("attn/gamma", every_step=True), "min", by_layer=False, thinned="min"),
-    "entropy": HeadColumn("entropy", Chart("attn/entropy"), "mean"),
-    "one_hot": HeadColumn("one_hot", Chart("attn/one_hot"), "mean"),
+    "gamma": HeadColumn(
+        "gamma", Chart("qk_clip/gamma", every_step=True), "min", by_layer=False, thinned="min"
+    ),
+    "entropy": HeadColumn("entropy", Chart("softmax/entropy"), "mean"),
+    "one_hot": HeadColumn("one_hot", Chart("softmax/one_hot"), "mean"),
 }
 """Everything that may be recorded per layer and head. `exact` is bool: whether both values are the maxima themselves,
 or both upper bounds; they are exact unless recorded otherwise."""

@@ -156,13 +156,13 @@ class MlflowRun:
         self._whole &= self._survives(lambda: self._log_files(Path(path)))
 
     def finish(self, status: str, cause: str = "", metrics: Mapping[str, float] | None = None) -> None:
-        """End the run with one of our final statuses; `metrics` are charted as `final/<name>`.
+        """End the run with one of our final statuses; `metrics` are charted as `result/<name>`.
 
         mlflow.json then says that MLflow is complete, unless the store refused anything.
         """
         if status not in TERMINAL:
             raise unknown_name("final status", status, TERMINAL)
-        final = {f"final/{name}": float(value) for name, value in (metrics or {}).items()}
+        final = {f"result/{name}": float(value) for name, value in (metrics or {}).items()}
         self._pending.extend(self._entities(final, self._last, final))
         self._survives(lambda: self._end(status, cause))
 
@@ -263,8 +263,8 @@ class MlflowRun:
 
 
 def metric_key(column: str) -> str:
-    """Where a trace column is charted: `train_loss` under `train/loss`, `max_logit/layer_00` under
-    `attn/max_logit/layer_00`, `update_rms/query` under `optim/update_rms/query`."""
+    """Where a trace column is charted: `train_loss` under `loss/train`, `entropy/layer_00` under
+    `softmax/entropy/layer_00`, `update_rms/query` under `optim/update_rms/query`."""
     name, slash, rest = column.partition("/")
     return _allowed(chart_of(name).key + slash + rest)
 

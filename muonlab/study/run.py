@@ -8,6 +8,7 @@ from pathlib import Path
 
 from muonlab.command import tell
 from muonlab.errors import EnvironmentFault, MuonlabError
+from muonlab.record import load_run
 from muonlab.study.design import Design
 from muonlab.study.pool import Pool, default_workers, remove_dead_sockets
 from muonlab.study.queue import Queue
@@ -137,9 +138,11 @@ def _samples(study: Study) -> dict[str, RunConfig]:
     return samples
 
 
-def close_study(study: Study, folder: Path, markdown: str, curves: Mapping[str, Mapping[int, float]]) -> None:
-    """Show the results in MLflow, `markdown` below the question as the description of the study's run and `curves`
-    as its charts, and end that run."""
+def close_study(
+    study: Study, folder: Path, markdown: str, curves: Mapping[str, Mapping[int, float]], trained: Trained
+) -> None:
+    """Show the results in MLflow, `markdown` below the question as the description of the study's run, `curves`
+    as its charts and what the trained runs read as its datasets, and end that run."""
     from muonlab.train.tracking import open_study_run
 
     base = study.base()
@@ -148,6 +151,9 @@ def close_study(study: Study, folder: Path, markdown: str, curves: Mapping[str, 
         parent.note(f"{study.design.question.strip()}\n\n{markdown.strip()}\n")
         for name, points in curves.items():
             parent.log_curve(name, points)
+        read = [load_run(record).environment.data for _, record in trained]
+        for name, digest in sorted({(str(data["name"]), str(data["digest"])) for data in read}):
+            parent.log_dataset(name, digest)
         parent.log_folder(folder)
         parent.finish("finished")
 

@@ -73,13 +73,13 @@ def a_point_twice(places):
         columns = "key, value, timestamp, run_uuid, step, is_nan"
         changed = columns.replace("timestamp", "timestamp + 1")
         connection.execute(
-            f"INSERT INTO metrics ({columns}) SELECT {changed} FROM metrics WHERE key = 'train/loss' LIMIT 1"
+            f"INSERT INTO metrics ({columns}) SELECT {changed} FROM metrics WHERE key = 'loss/train' LIMIT 1"
         )
 
 
 def a_point_less(places):
     with sqlite3.connect(places.tracking) as connection:
-        connection.execute("DELETE FROM metrics WHERE key = 'train/loss' AND step = 3")
+        connection.execute("DELETE FROM metrics WHERE key = 'loss/train' AND step = 3")
 
 
 def a_run_that_never_ends(places):

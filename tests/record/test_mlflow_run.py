@@ -88,10 +88,10 @@ def test_columns_are_where_a_reader_looks_for_them():
     assert [
         metric_key(name) for name in ("train_loss", "val_loss", "grad_norm", "max_logit/layer_03", "seconds")
     ] == [
-        "train/loss",
-        "val/loss",
+        "loss/train",
+        "loss/val",
         "optim/grad_norm",
-        "attn/max_logit/layer_03",
+        "max_logit/layer_03",
         "progress/seconds",
     ]
     assert metric_key("update_rms/query [h]") == "optim/update_rms/query _h_"
@@ -108,14 +108,14 @@ def test_every_step_of_a_loss_is_charted_and_the_rest_thinned(store, begin):
     rows[15]["lr"] = math.inf  # never thinned either
     run.log_rows(rows[:20])
     run.log_rows(rows[20:])
-    assert points(store, run, "train/loss") == [(s, s) for s in range(35)]
-    assert points(store, run, "attn/max_logit/layer_00") == [(s, 2 * s) for s in range(35)]
+    assert points(store, run, "loss/train") == [(s, s) for s in range(35)]
+    assert points(store, run, "max_logit/layer_00") == [(s, 2 * s) for s in range(35)]
     rates = points(store, run, "optim/lr")
     assert [step for step, _ in rates] == [0, 10, 15, 20, 30]
     assert {value for step, value in rates if step != 15} == {0.5}
-    assert points(store, run, "attn/entropy/layer_00") == [(12, 3.0), (24, 3.0)]
+    assert points(store, run, "softmax/entropy/layer_00") == [(12, 3.0), (24, 3.0)]
     # The clock of a point is that of its step, not of the flush.
-    history = connect(store).get_metric_history(run.run_id, "train/loss")
+    history = connect(store).get_metric_history(run.run_id, "loss/train")
     first, last = (next(p.timestamp for p in history if p.step == step) for step in (0, 34))
     assert last - first == 8500
 
@@ -124,7 +124,7 @@ def test_more_rows_than_a_request_holds_arrive(store, begin):
     run = begin()
     run.log_rows({"step": s, "train_loss": 1.0, "grad_norm": 2.0} for s in range(METRICS_PER_REQUEST))
     assert (
-        len(points(store, run, "train/loss"))
+        len(points(store, run, "loss/train"))
         == len(points(store, run, "optim/grad_norm"))
         == METRICS_PER_REQUEST
     )
@@ -138,10 +138,10 @@ def test_what_is_not_finite_is_flagged(store, begin):
     rows[7]["train_loss"] = math.nan
     run.log_rows(rows)
     assert points(store, run, "nonfinite") == [(5, 2.0), (7, 1.0)]
-    loss = dict(points(store, run, "train/loss"))
+    loss = dict(points(store, run, "loss/train"))
     assert loss[5] > 1.7e308  # MLflow has no infinity
     assert math.isnan(loss[7])
-    assert connect(store).get_run(run.run_id).data.tags["muonlab.nonfinite"] == "train/loss = inf at step 5"
+    assert connect(store).get_run(run.run_id).data.tags["muonlab.nonfinite"] == "loss/train = inf at step 5"
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_every_status_has_one_of_mlflows(store, begin, status, theirs):
     kept = connect(store).get_run(run.run_id)
     assert kept.info.status == theirs
     assert (kept.data.tags["muonlab.status"], kept.data.tags["muonlab.cause"]) == (status, "a cause")
-    assert points(store, run, "final/val_loss") == [(9, 2.5)]
+    assert points(store, run, "result/val_loss") == [(9, 2.5)]
 
 
 def test_an_unknown_ending_is_refused(begin):
@@ -210,7 +210,7 @@ def test_a_resumed_run_continues_where_it_stopped(store, begin, record, append_s
     [rows] = record.rows(after=9)
     resumed.log_rows(row | {"seconds": row["seconds"] + 100} for row in rows)
     resumed.finish("finished")
-    assert [step for step, _ in points(store, resumed, "train/loss")] == list(range(30))
+    assert [step for step, _ in points(store, resumed, "loss/train")] == list(range(30))
     kept = connect(store).get_run(run.run_id)
     assert kept.info.status == "FINISHED"
     assert "muonlab.params_changed" not in kept.data.tags
@@ -227,7 +227,7 @@ def test_a_resumed_run_shows_the_steps_that_an_undisturbed_one_shows(store, begi
     cut.log_rows(rows[:stop])
     resumed = begin(folder=cut._folder)
     resumed.log_rows(rows)
-    for key in ("train/loss", "optim/lr", "optim/weight_rms/muon", "nonfinite"):
+    for key in ("loss/train", "optim/lr", "optim/weight_rms/muon", "nonfinite"):
         steps = [[step for step, _ in points(store, run, key)] for run in (whole, resumed)]
         assert steps[0] == steps[1]
         assert steps[0]
@@ -242,7 +242,7 @@ def test_what_a_killed_run_had_not_sent_is_sent_from_the_record(store, begin, re
     record.flush()  # killed between the record and MLflow
     resumed = begin(folder=record.folder)
     resumed.log_rows(*record.rows())
-    assert [step for step, _ in points(store, resumed, "train/loss")] == list(range(10))
+    assert [step for step, _ in points(store, resumed, "loss/train")] == list(range(10))
 
 
 def test_a_kill_between_two_requests_doubles_and_loses_nothing(store, begin, monkeypatch):
@@ -261,7 +261,7 @@ def test_a_kill_between_two_requests_doubles_and_loses_nothing(store, begin, mon
     resumed = begin(folder=run._folder)
     assert resumed.first_step == 333  # 1,000 points end within that step
     resumed.log_rows({**row, "seconds": 9.0} for row in rows)
-    for key in ("train/loss", "optim/grad_norm", "val/loss"):
+    for key in ("loss/train", "optim/grad_norm", "loss/val"):
         assert [step for step, _ in points(store, resumed, key)] == list(range(400))
 
 
@@ -281,7 +281,7 @@ def test_what_a_store_took_without_an_answer_is_not_doubled(store, begin, monkey
         run.log_rows(rows)
     run.log_rows([])
     run.finish("finished", metrics={"val_loss": 2.5})
-    for key in ("train/loss", "optim/lr", "nonfinite"):
+    for key in ("loss/train", "optim/lr", "nonfinite"):
         assert [step for step, _ in points(store, run, key)] == list(range(20))
     assert Link.read(run._folder).complete
 
@@ -316,7 +316,7 @@ def test_a_torn_mlflow_json_is_set_aside_and_its_run_found_again(store, begin, t
     assert json.loads(file.read_text())["run_id"] == run.run_id
     assert (tmp_path / "run" / "mlflow.json.torn").stat().st_size == cut
     resumed.log_rows([{"step": step, "train_loss": 1.0} for step in range(2)])
-    assert [step for step, _ in points(store, run, "train/loss")] == [0, 1]
+    assert [step for step, _ in points(store, run, "loss/train")] == [0, 1]
 
 
 def test_a_run_is_complete_once_the_store_has_all_of_it(begin, record, monkeypatch):
@@ -352,7 +352,7 @@ def test_a_store_that_is_gone_for_long_is_one_warning_and_costs_no_memory(store,
     resumed = begin(folder=run._folder)
     resumed.log_rows(rows)
     resumed.finish("finished")
-    assert [step for step, _ in points(store, run, "train/loss")] == list(range(100))
+    assert [step for step, _ in points(store, run, "loss/train")] == list(range(100))
 
 
 def test_parameters_that_differ_on_resume_are_a_tag_not_an_end(store, begin):
@@ -376,7 +376,7 @@ def test_a_run_that_the_store_has_lost_begins_anew_with_the_same_clock(store, be
     assert run.run_id not in (first.run_id, "0" * 32)
     assert client.get_run(run.run_id).info.start_time == client.get_run(first.run_id).info.start_time
     run.log_rows([{"step": 0, "train_loss": 1.0}])
-    assert points(store, run, "train/loss") == [(0, 1.0)]
+    assert points(store, run, "loss/train") == [(0, 1.0)]
 
 
 def test_a_store_that_fails_does_not_end_the_training_and_catches_up(store, begin, monkeypatch):
@@ -388,7 +388,7 @@ def test_a_store_that_fails_does_not_end_the_training_and_catches_up(store, begi
             run.log_rows([{"step": 1, "train_loss": 1.0}])
     run.log_rows([{"step": 2, "train_loss": 1.0}])
     run.finish("finished")
-    assert [step for step, _ in points(store, run, "train/loss")] == [0, 1, 2]
+    assert [step for step, _ in points(store, run, "loss/train")] == [0, 1, 2]
 
 
 def test_an_experiment_that_was_not_prepared_is_an_error(store, tmp_path):

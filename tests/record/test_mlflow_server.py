@@ -91,6 +91,6 @@ def test_a_run_outlives_its_server_and_every_point_is_there_once(serve, tmp_path
     assert again.run_id == run.run_id
     assert Link.read(tmp_path).complete
     client = connect(uri)
-    for key, steps in (("train/loss", range(60)), ("optim/lr", range(60)), ("final/val_loss", [59])):
+    for key, steps in (("loss/train", range(60)), ("optim/lr", range(60)), ("result/val_loss", [59])):
         assert sorted(p.step for p in client.get_metric_history(run.run_id, key)) == list(steps)
     assert client.get_run(run.run_id).info.status == "FINISHED"

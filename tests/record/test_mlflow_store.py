@@ -73,7 +73,7 @@ def test_forked_processes_log_beside_their_parent(store, tmp_path):
     parent.log_rows([{"step": 1, "train_loss": 1.0}])
     client = connect(store)
     runs = client.search_runs([client.get_experiment_by_name("lab").experiment_id])
-    points = {run.info.run_name: client.get_metric_history(run.info.run_id, "train/loss") for run in runs}
+    points = {run.info.run_name: client.get_metric_history(run.info.run_id, "loss/train") for run in runs}
     assert {name: len(history) for name, history in points.items()} == {
         "parent": 2,
         "run 0": 60,

@@ -67,7 +67,7 @@ def test_two_workers_give_one_workers_records_and_no_password_is_written(
     runs = client.search_runs([client.get_experiment_by_name("muonlab").experiment_id])
     assert len(runs) == 3  # of two slots and of the study
     for run in runs:
-        points = client.get_metric_history(run.info.run_id, "train/loss")
+        points = client.get_metric_history(run.info.run_id, "loss/train")
         assert len(points) == (0 if run.data.tags["role"] == "study" else 40)
 
     train_study(made)  # the first command's own output, too
@@ -91,7 +91,7 @@ def test_points_that_are_sent_twice_are_kept_once(postgres, tmp_path):
     run.log_rows(rows)
     run.finish("finished", metrics={"val_loss": 1.5})
     client = connect(uri)
-    for key, count in (("train/loss", 30), ("optim/lr", 30), ("nonfinite", 30), ("final/val_loss", 1)):
+    for key, count in (("loss/train", 30), ("optim/lr", 30), ("nonfinite", 30), ("result/val_loss", 1)):
         assert len(client.get_metric_history(run.run_id, key)) == count
 
 

@@ -72,7 +72,7 @@ def test_a_study_is_repaired_in_all_three_stores_and_once_only(trained, tmp_path
         "FINISHED",
         "KILLED",
     }
-    points = client.get_metric_history(Link.read(second).run_id, "train/loss")
+    points = client.get_metric_history(Link.read(second).run_id, "loss/train")
     assert sorted(point.step for point in points) == list(before["step"])
     assert main() == 0
     assert capsys.readouterr().out == "nothing to repair\n"
@@ -120,10 +120,20 @@ def test_nothing_is_repaired_while_a_run_is_written(trained):
 
 
 def test_a_worker_of_a_finished_study_leaves_its_mlflow_run_ended(trained, tmp_path):
-    close_study(trained, trained.folder, "said", {"loss_by_multiple/muon": {1: 2.5, 8: 3.0}})
+    runs = [(slot, run_folder(slot.config)) for slot in trained.slots()]
+    close_study(trained, trained.folder, "said", {"loss_by_multiple/muon": {1: 2.5, 8: 3.0}}, runs)
     assert help_with(trained) == 0
     client = connect(store_uri(None, tmp_path / "runs"))
     run_id = Link.read(trained.folder).run_id
-    assert client.get_run(run_id).info.status == "FINISHED"
+    shown = client.get_run(run_id)
+    assert shown.info.status == "FINISHED"
+    every = client.search_runs([shown.info.experiment_id])
+    data = {
+        run.info.run_id: [(d.dataset.name, d.dataset.digest) for d in run.inputs.dataset_inputs]
+        for run in every
+    }
+    assert len(every) == 3
+    assert len(data[run_id]) == 1
+    assert set(map(tuple, data.values())) == {tuple(data[run_id])}
     points = client.get_metric_history(run_id, "loss_by_multiple/muon")
     assert [(point.step, point.value) for point in points] == [(1, 2.5), (8, 3.0)]

@@ -52,7 +52,7 @@ def test_a_function_with_a_cadence_is_a_recorded_column(tiny, listed):
 
 def test_a_quantity_per_head_is_a_function_and_an_entry(tiny, tmp_path, listed, monkeypatch):
     """The entry says how it is reduced and thinned, from the trace to the charts and to what `results/` keeps."""
-    monkeypatch.setitem(HEADS, "order", HeadColumn("order", Chart("attn/order"), "mean", thinned="max"))
+    monkeypatch.setitem(HEADS, "order", HeadColumn("order", Chart("softmax/order"), "mean", thinned="max"))
     monkeypatch.setattr("analysis.archive.HEAD_POINTS", 5)
 
     @provider("order")
@@ -64,7 +64,7 @@ def test_a_quantity_per_head_is_a_function_and_an_entry(tiny, tmp_path, listed, 
     steps = run.steps["step"]
     assert frames.steps["order"].tolist() == [1.5 + step for step in steps]
     assert next(iter(chart_parts(folder / "traces")))[3]["order/layer_01"] == 5.5
-    assert chart_of("order").key == "attn/order"
+    assert chart_of("order").key == "softmax/order"
     save_frames(frames, tmp_path / "kept")
     kept = load_frames(tmp_path / "kept").heads
     width = math.ceil(steps.max() / 5)

@@ -41,7 +41,7 @@ def shown(config, folder):
     """(MLflow's run, its loss curve's steps) of a folder; there is no other run."""
     client = connect(store_uri(None, config.paths.runs))
     [run] = client.search_runs([client.get_experiment_by_name(config.tracking.experiment).experiment_id])
-    history = client.get_metric_history(run.info.run_id, "train/loss")
+    history = client.get_metric_history(run.info.run_id, "loss/train")
     return run, sorted(point.step for point in history)
 
 
@@ -54,7 +54,7 @@ def test_a_run_whose_store_failed_at_its_end_is_completed_from_its_record(traine
     record = load_run(folder)
     assert (run.info.status, run.data.tags["muonlab.status"]) == ("FINISHED", "finished")
     assert steps == list(record.steps["step"])
-    assert run.data.metrics["final/val_loss"] == pytest.approx(record.metrics["val_loss"], rel=1e-12)
+    assert run.data.metrics["result/val_loss"] == pytest.approx(record.metrics["val_loss"], rel=1e-12)
     assert not reconcile_mlflow(config, folder)
     assert shown(config, folder)[1] == steps
 
