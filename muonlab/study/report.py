@@ -135,22 +135,23 @@ def curves(
     design: Design, runs: pd.DataFrame, queue: Queue, slots: Sequence[Slot]
 ) -> dict[str, dict[int, float]]:
     """The charts of a study in MLflow: by trial the lowest loss so far of each optimizer, and at each whole multiple
-    of its best rate the median of the final loss and of the max logit; runs: of `Frames`."""
+    of its best rate the median of the final loss and of the max logit, in the sections of charts of its runs;
+    runs: of `Frames`."""
     charts: dict[str, dict[int, float]] = {}
     for name, section in design.conditions.items():
         if section.search is not None:
             trials = attempts_table(queue, [slot for slot in slots if slot.condition == name])
             for arm, rows in trials.dropna(subset="value").sort_values("number").groupby("optimizer"):
-                charts[f"{name}/lowest_loss_by_trial/{arm}"] = dict(enumerate(rows["value"].cummin(), 1))
+                charts[f"loss/{name}: {arm} by trial"] = dict(enumerate(rows["value"].cummin(), 1))
         if any(len(multiples) > 1 for multiples in (section.times or {}).values()):
             here = runs[runs["condition"] == name].assign(
                 level=lambda frame: pd.to_numeric(frame["level"], errors="coerce")
             )
             for arm, rows in here[here["level"] % 1 == 0].groupby("arm"):
-                for metric in ("loss", "end_max_logit"):
+                for group, metric in (("loss", "loss"), ("max_logit", "end_max_logit")):
                     medians = rows.groupby("level")[metric].median().dropna()
                     points = dict(zip(medians.index.astype(int), medians, strict=True))
-                    charts[f"{name}/{metric}_by_multiple/{arm}"] = points
+                    charts[f"{group}/{name}: {arm} by multiple"] = points
     return charts
 
 

@@ -77,7 +77,7 @@ def test_a_finished_sweep_whose_end_mlflow_does_not_show_is_completed(made, caps
     assert "reaches the lowest loss" in note
     assert "\n| optimizer | validation loss |" in note
     charts = client.get_run(link.run_id).data.metrics
-    assert {"search/lowest_loss_by_trial/muon", "rates/end_max_logit_by_multiple/muon"} <= set(charts)
+    assert {"loss/search: muon by trial", "max_logit/rates: muon by multiple"} <= set(charts)
     client.update_run(link.run_id, status="RUNNING")
     link.keep(study.folder, complete=False)
     assert sweep(made(*few)) == 0
