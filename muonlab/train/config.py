@@ -57,7 +57,7 @@ class TrainerSettings:
     device: Literal["auto", "cpu", "cuda"]
     devices: Count
     strategy: Literal["auto", "ddp", "fsdp2"]
-    compile: bool
+    compile: bool | Literal["auto"]
     num_threads: Annotated[int, Ge(1), Le(1024)]
     val_every: Steps
     val_batches: Count

@@ -17,6 +17,7 @@ from muonlab.models.max_logits import LogitRange
 from muonlab.models.registry import make_model
 from muonlab.optim.optimizers import OPTIMIZERS
 from muonlab.settings.model import with_vocabulary
+from muonlab.train.accelerator import choose_accelerator, is_compiled
 from muonlab.train.config import RunConfig
 from muonlab.train.schedule import SCHEDULES
 
@@ -54,7 +55,10 @@ class LanguageModel(L.LightningModule):
         self.batch_size = config.trainer.batch_size
         self.optimizer = OPTIMIZERS.make(config.optimizer, self.model)
         self.schedule = SCHEDULES.make(config.schedule, config.trainer.max_steps)
-        if config.trainer.compile:
+        tokens = config.trainer.max_steps * config.trainer.sequences / config.trainer.devices * self.context
+        flops = tokens * self.model.flops_per_token(self.context)
+        self.compiled = is_compiled(config.trainer, choose_accelerator(config.trainer), flops)
+        if self.compiled:
             self.model.compile()
 
     @property

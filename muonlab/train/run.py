@@ -84,7 +84,8 @@ def train(
     if alone and config.trainer.progress:
         print(_opening(config), flush=True)
     settle(config.trainer.num_threads)
-    from muonlab.train.trainer import choose_accelerator, refuse_huge_batches
+    from muonlab.train.accelerator import choose_accelerator
+    from muonlab.train.trainer import refuse_huge_batches
 
     accelerator = choose_accelerator(config.trainer)
     refuse_huge_batches(config, accelerator)
@@ -152,6 +153,8 @@ def _train(
     shown = config.trainer.progress and peers.first
     if shown:
         print(format_routing(collapse_layers(module.optimizer.routing)), flush=True)
+        if config.trainer.compile == "auto":
+            print(f"trainer.compile=auto: {'compiled' if module.compiled else 'not compiled'}", flush=True)
     # A server that cannot be reached is reported before anything is recorded.
     store = open_store(config.tracking, Path(config.paths.runs)) if peers.first else None
     record = _open_record(folder, config, module, environment) if peers.first else None

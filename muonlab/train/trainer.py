@@ -1,12 +1,10 @@
 """The Lightning Trainer of a run: its devices, and the features of Lightning that are switched off."""
 
 import logging
-import os
 import warnings
 from pathlib import Path
 
 import lightning as L
-import torch
 
 from muonlab.errors import MuonlabError
 from muonlab.runtime import memory
@@ -44,27 +42,6 @@ def make_trainer(
     )
 
 
-def choose_accelerator(settings: TrainerSettings) -> str:
-    """cpu or cuda; raises MuonlabError for devices that this machine lacks and a precision that they do not support."""
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if gpus else "cpu"
-    have = gpus if device == "cuda" else os.cpu_count() or 1
-    if settings.devices > have:
-        what = "CUDA devices" if device == "cuda" else "processor cores"
-        raise MuonlabError(
-            f"trainer.device={settings.device} trainer.devices={settings.devices}: this machine has {have} {what}"
-        )
-    if settings.precision == "fp16" and device == "cpu":
-        raise MuonlabError(
-            "trainer.precision=fp16 needs a GPU, where a gradient scaler preserves small gradients; use bf16 on a CPU"
-        )
-    if settings.compile and device == "cpu":
-        _require_compiler()
-    return device
-
-
 def refuse_huge_batches(config: RunConfig, accelerator: str) -> None:
     """Raises MuonlabError for a batch whose bare minimum exceeds the machine's memory: its tokens and, on a CPU, the
     input of every layer at two bytes per number."""
@@ -78,18 +55,6 @@ def refuse_huge_batches(config: RunConfig, accelerator: str) -> None:
                 f" {needed / 1e9:,.0f} GB, and the machine has {memory() / 1e9:,.0f} GB of memory; for more"
                 " sequences per step raise trainer.accumulate"
             )
-
-
-def _require_compiler() -> None:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
-        raise MuonlabError(
-            "trainer.compile=true needs a C++ compiler on a CPU, and there is none; install g++ or name one in $CXX"
-        ) from None
 
 
 def _quiet() -> None:
