@@ -48,7 +48,8 @@ def draw_lr_sensitivity(frames: Frames, title: str = "", x: str = "peak learning
         fig.suptitle(title)
     legend_above(fig, panels[-1:])
     definition = (
-        "Sensitivity: mean over the rates of min(loss, initial loss) minus the lowest; diverged: the initial."
+        "Sensitivity, a point per seed: mean over the rates of min(loss, initial loss) minus the lowest; diverged:"
+        " the initial."
     )
     return fig, table, f"{FEW} {definition}"
 
