@@ -4,8 +4,9 @@ import torch
 
 from muonlab.command import argument_parser, run_command
 from muonlab.errors import MuonlabError
-from muonlab.optim.conformance import CHECKS, Subject, Violation
+from muonlab.optim.conformance import Subject, Violation
 from muonlab.optim.optimizers import OPTIMIZERS
+from muonlab.optim.torch_contract import CHECKS
 from muonlab.plugins import load_plugin, plugin_fault
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

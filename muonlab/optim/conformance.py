@@ -9,7 +9,6 @@ import io
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from muonlab.errors import MuonlabError
 from muonlab.optim.combined import CombinedOptimizer
 from muonlab.optim.optimizers import OPTIMIZERS, build_optimizer
-from muonlab.optim.specimen import SCHEDULERS, WIDTH, Specimen, backward, difference_of, train, weights
+from muonlab.optim.specimen import Specimen, backward, difference_of, train, weights
 
 TAU = 2.0  # so low that a clip acts in the first steps
 FALL, STEPS = 0.7, 80  # the loss must end below this share of its start after so many steps
@@ -193,10 +192,10 @@ def round_trip(subject: Subject, dtype: torch.dtype) -> None:
     optimizer = subject.build(model)
     train(model, optimizer, 4)
     _, other = _restored(subject, dtype, checkpoint(model, optimizer))
-    _require_restored(optimizer, other)
+    require_restored(optimizer, other)
 
 
-def _require_restored(optimizer: CombinedOptimizer, other: CombinedOptimizer, where: str = "") -> None:
+def require_restored(optimizer: CombinedOptimizer, other: CombinedOptimizer, where: str = "") -> None:
     difference = (
         difference_of(_states(optimizer), _states(other), "state")
         or difference_of(_settings(optimizer), _settings(other), "param_groups")
@@ -281,67 +280,3 @@ def _same_after(subject: Subject, dtype: torch.dtype, copied: Callable[[tuple], 
 
 
 # ---------------------------------------------------------------------- torch's contract
-@check("torch's schedulers")
-def scheduled(subject: Subject, dtype: torch.dtype) -> None:
-    """Each changes the learning rate of every group, and training goes on with finite weights."""
-    for name, make in SCHEDULERS.items():
-        model = Specimen(dtype)
-        optimizer = subject.build(model)
-        if not any("lr" in group for group in optimizer.param_groups):
-            return
-        scheduler, rates = make(optimizer), []
-        for step in range(5):
-            loss = train(model, optimizer, 1, first=step)
-            rates.append([group["lr"] for group in optimizer.param_groups if "lr" in group])
-            scheduler.step(*loss if name == "ReduceLROnPlateau" else ())  # type: ignore[attr-defined]
-        moves = [len(set(group)) > 1 or not any(group) for group in zip(*rates, strict=True)]
-        if name != "ReduceLROnPlateau" and not all(moves):
-            raise Violation(f"{name} does not change the learning rate of every group")
-        if not all(p.isfinite().all() for p in model.parameters()):
-            raise Violation(f"under {name} a weight became infinite or NaN")
-
-
-@check("closures")
-def closures(subject: Subject, dtype: torch.dtype) -> None:
-    """step(closure) returns the closure's loss and does what step() does after it."""
-    plain, closed = Specimen(dtype), Specimen(dtype)
-    one, other = subject.build(plain), subject.build(closed)
-    for step in range(3):
-        loss = backward(plain, one, step)
-        one.step()
-        returned = other.step(partial(backward, closed, other, step))
-        if returned is None or not torch.equal(returned, loss):
-            raise Violation(f"step(closure) returns {returned} and not the closure's loss")
-    require_same(weights(plain), weights(closed), "step(closure) gives other weights than step()")
-
-
-@check("hooks of a step")
-def hooks(subject: Subject, dtype: torch.dtype) -> None:
-    """torch's hooks run before and after every step."""
-    model, seen = Specimen(dtype), []
-    optimizer = subject.build(model)
-    optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
-    optimizer.register_step_post_hook(lambda *_: seen.append("after"))
-    train(model, optimizer, 2)
-    if seen != ["before", "after"] * 2:
-        raise Violation(f"in two steps its hooks ran {len(seen)} times")
-
-
-@check("groups added later")
-def later_groups(subject: Subject, dtype: torch.dtype) -> None:
-    """A group that is added between two steps is updated and saved like the others."""
-    model = Specimen(dtype)
-    optimizer = subject.build(model)
-    train(model, optimizer, 1)
-    late = nn.Parameter(torch.eye(WIDTH, dtype=dtype))
-    optimizer.add_param_group({"params": [("late", late)]})
-    for step in (1, 2):
-        backward(model, optimizer, step)
-        late.grad = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(step)).to(dtype)
-        optimizer.step()
-    if torch.equal(late.detach(), torch.eye(WIDTH, dtype=dtype)):
-        raise Violation("a parameter of a group that was added later does not move")
-    other = subject.build(Specimen(dtype))
-    other.add_param_group({"params": [("late", nn.Parameter(late.detach().clone()))]})
-    other.load_state_dict(optimizer.state_dict())
-    _require_restored(optimizer, other, "with a group that was added later, ")

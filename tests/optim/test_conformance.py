@@ -17,11 +17,12 @@ from muonlab.optim import (
     register_rule,
 )
 from muonlab.optim.check import fault_of, find_optimizer
-from muonlab.optim.conformance import CHECKS, Subject, changed
+from muonlab.optim.conformance import Subject, changed
 from muonlab.optim.optimizers import OPTIMIZERS
 from muonlab.optim.routing import parameter_groups
 from muonlab.optim.rules import RULES, setting_names
 from muonlab.optim.specimen import Specimen, backward, train, weights
+from muonlab.optim.torch_contract import CHECKS
 from muonlab.settings.check import NonNegative
 
 
@@ -140,6 +141,17 @@ class Amnesic(Rule):
         descend(batch, 1 / next(self.steps))
 
 
+class EagerOnly(Rule):
+    def update(self, batch):
+        descend(batch, 0.0 if torch.compiler.is_compiling() else None)
+
+
+class NumbersOnly(Rule):
+    def update(self, batch):
+        rate = batch.settings(Plain).lr
+        descend(batch, 0.1 if isinstance(rate, torch.Tensor) else 2 * rate)
+
+
 class Faulty(Rule):
     def update(self, batch):
         raise ValueError("not\nyet")
@@ -164,6 +176,8 @@ class Forgetful(CombinedOptimizer):
         (Amnesic, CombinedOptimizer, "resumed training is equal to the bit", "resumed training gives other weights"),
         (Amnesic, CombinedOptimizer, "deepcopy", "a deep copy trains on differently"),
         (Amnesic, CombinedOptimizer, "pickle", "an unpickled copy trains on differently"),
+        (EagerOnly, CombinedOptimizer, "compiled steps", "a compiled step gives other weights than step(): "),
+        (NumbersOnly, CombinedOptimizer, "learning rate as a tensor", "as a tensor gives other weights: "),
         (Faulty, CombinedOptimizer, "hooks of a step", "ValueError: not yet"),
         (Climbing, Forgetful, "closures", "step(closure) returns None and not the closure's loss"),
         (Climbing, Forgetful, "state round trip to the bit", "param_groups[0]['lr'] is not what was saved"),
