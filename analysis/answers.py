@@ -91,18 +91,37 @@ def answer_all(
 def correct_page(answers: pd.DataFrame) -> pd.DataFrame:
     """The answers of all experiments of a page, with `q`: Benjamini and Hochberg's correction of every test on it,
     those of a difference and those of equivalence. What is no finding at a false discovery rate of 0.05 is
-    unresolved."""
+    unresolved. `repeats` is the experiment that has answered from the same runs before, whose tests count once; "" is
+    none."""
     table = answers.reset_index(drop=True)
-    tests = pd.concat([table["p"], table["equivalence_p"]]).astype(float)
-    rates = np.array(benjamini_hochberg(tests.tolist()))
+    first = _first_from_same_runs(table)
+    again = first.to_numpy() != np.arange(len(table))
+    tests = table[["p", "equivalence_p"]].astype(float)
+    tests.loc[again] = math.nan
+    rates = np.array(benjamini_hochberg([*tests["p"], *tests["equivalence_p"]])).reshape(2, len(table))
     equal = (table["answer"] == "equivalent").to_numpy()
-    table["q"] = np.where(equal, rates[len(table) :], rates[: len(table)])
+    table["q"] = np.where(equal, rates[1, first], rates[0, first])
+    table["repeats"] = np.where(again, table["experiment"].reindex(first), "")
     lost = table["answer"].isin(SETTLED) & (table["q"] >= SIGNIFICANT)
     for row in table.index[lost]:
         table.loc[row, "why"] = f"one finding among many: q = {table.loc[row, 'q']:.2g} over the page"
         table.loc[row, ["answer", "headline"]] = ["unresolved", ""]
         table.loc[row, "side"] = "neither" if table.loc[row, "side"] else ""
+    for row in table.index[again]:
+        same = f"the same runs as in {table.loc[row, 'repeats']}, counted there"
+        table.loc[row, "why"] = "; ".join(filter(None, (table.loc[row, "why"], same)))
     return table
+
+
+def _first_from_same_runs(table: pd.DataFrame) -> pd.Series:
+    """By row the first row with the same numbers, its own where there is none: two effects in different runs do not
+    agree in ten digits; shares of runs do. Within an experiment every claim is one of its own."""
+    numbers = table[["n", "unit", "estimate", "low", "high"]].astype(str)
+    varied = pd.to_numeric(table["low"], errors="coerce") < pd.to_numeric(table["high"], errors="coerce")
+    rows = pd.Series(table.index, index=table.index)
+    first = rows.groupby([numbers[name] for name in numbers]).transform("first")
+    elsewhere = table["experiment"].reindex(first).to_numpy() != table["experiment"].to_numpy()
+    return first.where(varied & elsewhere & (table["unit"] != "share of runs"), rows)
 
 
 def _answer(claim: Claim, finding: Finding, p_holm: float) -> Answer:

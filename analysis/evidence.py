@@ -41,7 +41,8 @@ differences are taken seed by seed. Brackets hold the 95 % t interval of the mea
 for a ratio, written x). A test that is applied to each run comes with the exact 95 % interval of the share of runs in
 which it holds and the median of its value with the smallest and largest. p is two-sided, corrected by Holm's method
 for all claims of an experiment; q is the false discovery rate at which an answer still holds among all tests of this
-page (Benjamini and Hochberg), those of equivalence included. A claim is reproduced or contradicted where both are
+page (Benjamini and Hochberg), those of equivalence included; a comparison that two experiments make from the same runs
+counts once. A claim is reproduced or contradicted where both are
 below 0.05. Two mean losses within 0.003 nats, and two max logits within a factor of 1.25, are equivalent where two
 one-sided tests say so, unless a file argues for another margin before its runs. A remedy is judged on the seeds whose
 control showed what it is a remedy for; absence contradicts nothing where its cause was not there or the runs were too
@@ -145,8 +146,8 @@ def load_evidence(folder: Path) -> list[Experiment]:
 
 @dataclass(frozen=True)
 class Page:
-    """What a page shows of `experiments`: rows of claims of papers, of muonlab's own, of those about a disagreement,
-    the sentences of its top, and how often each answer was given to papers."""
+    """What a page shows of `experiments`: rows of claims of papers, each from runs of its own, of muonlab's own claims,
+    of those about a disagreement, the sentences of its top, and how often each answer was given to papers."""
 
     experiments: Sequence[Experiment]
     claims: pd.DataFrame
@@ -163,14 +164,15 @@ def make_page(experiments: Sequence[Experiment]) -> Page:
     """Sorts the answers of all experiments."""
     claims = pd.concat([e.answers for e in experiments], ignore_index=True)
     own, settled = claims["own"].astype(bool), claims["answer"].isin(SETTLED)
-    counts = claims.loc[~own, "answer"].value_counts()
-    sentences = claims["headline"] != ""
+    new = claims["repeats"] == ""
+    counts = claims.loc[~own & new, "answer"].value_counts()
+    sentences = (claims["headline"] != "") & new
     asked = [e for e in experiments if len(e.answers)]
     return Page(
         experiments=experiments,
-        claims=claims[~own],
+        claims=claims[~own & new],
         own=claims[own],
-        disputed=claims[claims["contradicts"] != ""].sort_values("contradicts", kind="stable"),
+        disputed=claims[(claims["contradicts"] != "") & new].sort_values("contradicts", kind="stable"),
         known=claims[sentences & settled].sort_values("q", kind="stable").head(KNOWN),
         unknown=claims[sentences & ~settled].head(UNKNOWN),
         totals={answer: int(counts.get(answer, 0)) for answer in ANSWERS},

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from analysis.drawing.canvas import panel_columns
 
 SYMBOLS = {"tau": "τ", "kappa": "κ"}
+MARGIN = 0.06  # of the axis beyond the outermost levels, as a share of their range
 DIGITS = 3  # significant digits of a level that somebody chose; a sampler's have more, and get no ticks
 
 
@@ -35,18 +36,19 @@ class LevelAxis:
         """Which of the levels are numbers on the axis."""
         return levels.map(level_text).isin(self.joined)
 
-    @property
-    def dodge(self) -> float:
-        """How far arms are drawn beside each other at one level: little, against the axis and against its steps."""
+    def dodge(self, arms: int) -> float:
+        """How far so many arms are drawn beside each other at one level: little, against the axis and its steps, and
+        together within its margins."""
         ordered = sorted(set(self.places.values()))
-        return min([0.08 * (b - a) for a, b in pairwise(ordered)] + [0.012 * (ordered[-1] - ordered[0])])
+        share = min(0.012, 2 * 0.8 * MARGIN / max(1, arms - 1))
+        return min([0.08 * (b - a) for a, b in pairwise(ordered)] + [share * (ordered[-1] - ordered[0])])
 
     def draw(self, ax: Axes, label: str) -> None:
         """Ticks at the levels, their texts slanted where they would touch, and limits a little beyond the outermost."""
         ax.set_xlabel(SYMBOLS.get(label, label))
         ordered = sorted(self.places.items(), key=lambda item: item[1])
         low, high = ordered[0][1], ordered[-1][1]
-        margin = 0.06 * (high - low) or 0.5
+        margin = MARGIN * (high - low) or 0.5
         ax.set_xlim(low - margin, high + margin)
         if self.sampled:
             _draw_decades(ax, low - margin, high + margin)

@@ -134,7 +134,7 @@ def set_log_axis(axis: Axis, low: float, high: float, narrow: bool = False) -> N
         axis.set_major_locator(MaxNLocator(nbins=3 if narrow else 5, steps=[1, 2, 5, 10]))
         axis.set_minor_locator(NullLocator())
     else:
-        subs: tuple[int, ...] = (1, 3) if ratio < 2000 else (1,)
+        subs: tuple[int, ...] = (1, 3) if ratio < (200 if narrow else 2000) else (1,)
         if ratio < 40:
             subs = (1, 2, 5) if narrow or ratio > 10 else (1, 2, 3, 5, 7)
         axis.set_major_locator(LogLocator(subs=subs, numticks=12))

@@ -22,6 +22,11 @@ class Style:
     dash: Dash
     marker: str
 
+    @property
+    def edge(self) -> str:
+        """The colour of a marker's edge: white, but of a letter or a star nothing else would be left."""
+        return self.colour if self.marker[0] in "$*" else "white"
+
 
 ARMS = {
     "adamw": Style("AdamW", "#4d4d4d", (0, (2.2, 1.1)), "s"),

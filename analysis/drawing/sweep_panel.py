@@ -51,7 +51,7 @@ def plot_levels(
             look: Look = {"color": style.colour, "ls": style.dash, "lw": 1.0, "alpha": 0.8, "zorder": 2}
             ax.axhline(median, label=style.label, gid="fixed", **look)
         if arm in names:
-            shift = (names.index(arm) - (len(names) - 1) / 2) * axis.dodge
+            shift = (names.index(arm) - (len(names) - 1) / 2) * axis.dodge(len(names))
             rows = swept[swept["arm"] == arm]
             rows = rows.assign(place=axis.place(rows["level"]) + shift, joined=axis.joins(rows["level"]))
             _draw_arm(ax, rows, ceiling, style, best, name_best)
@@ -104,7 +104,7 @@ def _draw_arm(
         label += _describe_best(runs, medians) if name_best else ""
     if lost := int((runs["status"] == "diverged").sum()):
         label += f" ({lost} of {len(runs)} diverged)"
-    ax.plot([], [], marker=style.marker, mec="white", label=label, **look)
+    ax.plot([], [], marker=style.marker, mec=style.edge, label=label, **look)
 
 
 def _draw_seeds(ax: Axes, place: float, rows: pd.DataFrame, ceiling: float, style: Style) -> None:
@@ -115,9 +115,9 @@ def _draw_seeds(ax: Axes, place: float, rows: pd.DataFrame, ceiling: float, styl
         mean = t_interval(reached)
         ends = np.minimum([mean.low, mean.high], ceiling)
         ax.plot([place, place], ends, color=style.colour, lw=1.0, zorder=4, gid="interval")
-        ax.plot([place], [min(ceiling, rows["value"].median())], mec="white", **dot)
+        ax.plot([place], [min(ceiling, rows["value"].median())], mec=style.edge, **dot)
         return
-    ax.plot([place] * len(reached), reached.clip(upper=ceiling), mec="white", gid="seeds", **dot)
+    ax.plot([place] * len(reached), reached.clip(upper=ceiling), mec=style.edge, gid="seeds", **dot)
     if never := int((~lost & ~np.isfinite(rows["value"])).sum()):
         ax.plot([place] * never, [ceiling] * never, mfc="white", mec=style.colour, gid="censored", **dot)
     if lost.any():

@@ -1,5 +1,7 @@
 """Many arms against one baseline: what each costs or gains in loss, and how large its logits get."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -19,23 +21,31 @@ BAND = "#efefef"
 
 @figure("arms")
 def draw_arms(
-    frames: Frames, baseline: str = "muon", metric: str = "loss", tau: float | None = None, title: str = ""
+    frames: Frames,
+    baseline: str = "muon",
+    metric: str = "loss",
+    tau: float | None = None,
+    levels: Sequence[float] = (),
+    title: str = "",
 ) -> Drawing:
-    """For each condition the arms' paired differences in loss to the baseline, and their max logits beside them."""
+    """For each condition the arms' paired differences in loss to the baseline, and their max logits beside them.
+
+    levels: those of the conditions that have panels of their own, where arms have several; none: a panel per condition.
+    """
     frames = with_conditions(frames)
-    runs = frames.runs
-    conditions, arms = list(dict.fromkeys(runs["condition"])), list(dict.fromkeys(runs["arm"]))
+    runs = frames.runs[frames.runs["level"].isin(levels)] if levels else frames.runs
+    panels = list(runs.groupby(["condition", "level"] if levels else ["condition"], sort=False))
+    arms = list(dict.fromkeys(runs["arm"]))
     height = 0.75 + 0.17 * len(arms)
-    fig, axes = new_figure(1, 2 * len(conditions), width=PAGE, height=height, sharey=True)
-    for column, condition in enumerate(conditions):
+    fig, axes = new_figure(1, 2 * len(panels), width=PAGE, height=height, sharey=True)
+    for column, (key, panel) in enumerate(panels):
         left, right = axes[0, 2 * column : 2 * column + 2]
-        panel = runs[runs["condition"] == condition]
-        name = condition.replace("_", " ") if len(conditions) > 1 else title
-        plot_differences(left, panel, baseline, metric, name, arms)
+        name = " x".join(part if isinstance(part, str) else f"{part:g}" for part in key).replace("_", " ")
+        plot_differences(left, panel, baseline, metric, name if len(panels) > 1 else title, arms)
         plot_logit_dots(right, panel, tau, arms)
         for ax in (left, right) if column else (right,):
             ax.tick_params(labelleft=False)
-    if title and len(conditions) > 1:
+    if title and len(panels) > 1:
         fig.suptitle(title)
     note = "Ticks are seeds, markers means (right: medians), bars 95% intervals of the paired mean; "
     note += "grey: the standard deviation over the seeds of an arm."
@@ -63,7 +73,17 @@ def plot_differences(
     ax.axvline(0, color="#8c8c8c", lw=0.7, zorder=1)
     for place, (arm, style) in enumerate(names.items()):
         if arm == baseline:
-            ax.plot([0], [place], style.marker, color=style.colour, mec="white", ms=4.5, zorder=5, gid="mean")
+            ax.plot(
+                [0],
+                [place],
+                marker=style.marker,
+                ls="none",
+                color=style.colour,
+                mec=style.edge,
+                ms=4.5,
+                zorder=5,
+                gid="mean",
+            )
         if arm not in rows:
             continue
         paired = rows[arm]
@@ -96,7 +116,17 @@ def _draw_row(ax: Axes, place: int, paired: Paired, style: Style) -> None:
     if np.isfinite(mean.low):
         ax.plot([mean.low, mean.high], [place, place], lw=2.0, alpha=0.45, zorder=3, gid="interval", **look)
     ax.plot(paired.differences, [place] * len(paired.seeds), "|", ms=5, mew=0.8, zorder=4, **look)
-    ax.plot([mean.estimate], [place], style.marker, mec="white", ms=4.5, zorder=5, gid="mean", **look)
+    ax.plot(
+        [mean.estimate],
+        [place],
+        marker=style.marker,
+        ls="none",
+        mec=style.edge,
+        ms=4.5,
+        zorder=5,
+        gid="mean",
+        **look,
+    )
 
 
 def _span(paired: Paired) -> tuple[float, float]:
@@ -123,7 +153,15 @@ def plot_logit_dots(ax: Axes, frame: pd.DataFrame, tau: float | None, arms: list
         if len(settled):
             median = [settled.median()]
             ax.plot(
-                median, [place], style.marker, color=style.colour, mec="white", ms=4.5, zorder=5, gid="median"
+                median,
+                [place],
+                marker=style.marker,
+                ls="none",
+                color=style.colour,
+                mec=style.edge,
+                ms=4.5,
+                zorder=5,
+                gid="median",
             )
         if lost.any():
             mark_divergence(ax, [high], [place], style)

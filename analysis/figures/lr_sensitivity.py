@@ -65,7 +65,7 @@ def plot_sensitivity(ax: Axes, frame: pd.DataFrame, title: str = "") -> None:
     for rank, (arm, style) in enumerate(arms.items()):
         rows = frame[frame["arm"] == arm]
         places = rows["condition"].map(sizes.index) + (rank - (len(arms) - 1) / 2) * 0.07
-        look: Look = {"color": style.colour, "marker": style.marker, "mec": "white"}
+        look: Look = {"color": style.colour, "marker": style.marker, "mec": style.edge}
         means = rows.groupby(places)["sensitivity"].mean()
         ax.plot(means.index, means, color=style.colour, ls=style.dash, lw=1.0, zorder=3)
         ax.plot([], [], ls=style.dash, lw=1.0, label=style.label, **look)

@@ -7,11 +7,11 @@ import torch
 from muonlab.errors import MuonlabError
 from muonlab.train.config import TrainerSettings
 
-WORTH = {"cpu": 1e13, "cuda": 1e16}
+WORTH = {"cpu": 5e12, "cuda": 5e15}
 """The floating-point operations of a run that pay for compiling it, with trainer.compile=auto. On a CPU a cold
-compilation took 34 s and saved 12 to 14 % of a step (nanogpt_xxs and nanogpt_xs, results/speed/README.md): it pays
-after 4 to 5 minutes, in which one thread does 1e13 operations. No GPU was measured: one is taken to be a thousand times
-as fast."""
+compilation took 31 to 34 s and saved 17 to 23 % of a step (results/speed/README.md): it pays after two to three
+minutes, in which one thread does 3e12 to 8e12 operations. No GPU was measured: one is taken to be a thousand times as
+fast."""
 
 
 def choose_accelerator(settings: TrainerSettings) -> str:

@@ -469,7 +469,26 @@ class TestPage:
             a = rng.normal(2.0 + effect, 0.02, seeds)
             frames = made_up({"a": a.tolist(), "b": [2.0] * seeds})
             rows += answers([CLAIM | {"metric": "loss", "baseline": "b", "expect": "lower"}], frames)
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows).assign(experiment=[f"e{number}" for number in range(size)])
+
+    def test_what_two_experiments_answer_from_the_same_runs_counts_once(self):
+        one, other = (
+            self.family(np.random.default_rng(3), 4, effect=-0.2),
+            self.family(np.random.default_rng(4), 4),
+        )
+        repeated = one.iloc[[1]].assign(experiment="again", claim="the same in other words", p_holm=0.9)
+        page = correct_page(pd.concat([one, repeated, other]))
+        assert page["repeats"].tolist() == [""] * 4 + ["e1"] + [""] * 4
+        assert page["q"].drop(4).tolist() == correct_page(pd.concat([one, other]))["q"].tolist()
+        assert page.loc[4, "q"] == page.loc[1, "q"]
+        assert page.loc[4, "why"] == "the same runs as in e1, counted there"
+
+    def test_equal_shares_of_different_runs_are_two_findings(self):
+        share = self.family(np.random.default_rng(3), 1).assign(
+            unit="share of runs", estimate=0.0, low=0.0, high=0.5
+        )
+        page = correct_page(pd.concat([share, share.assign(experiment="other")]))
+        assert page["repeats"].tolist() == ["", ""]
 
     def test_of_200_families_of_100_true_nulls_one_in_twenty_has_a_finding(self):
         """The p of 20,000 true nulls are uniform, which the first family shows; the others are drawn as such."""

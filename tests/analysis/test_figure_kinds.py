@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from analysis.drawing import canvas
+from analysis.drawing.palette import ARMS
 from analysis.drawing.save import save_figure
 from analysis.figures import FIGURES, draw, read_figure, registry
 from analysis.figures.registry import describe_sample
@@ -268,6 +269,31 @@ def test_a_kind_shows_its_series_and_is_the_same_bytes_twice(kind, make_frames, 
     assert len(pd.read_csv(paths["csv"]))
     drawn(spec, frames, tmp_path / "b")
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    "kind", ["arms", "extrapolation", "levels", "lr_sensitivity", "scaling", "to_target"]
+)
+def test_a_kind_draws_arms_whose_markers_are_letters(kind, make_frames, drawn, tmp_path):
+    settings, cells, *_ = CASES[kind]
+    names = {"muon": "muonh", "adamw": "lion", "muonclip": "muown", "muon-qknorm": "scion"}
+    assert {ARMS[name].marker[0] for name in names.values()} == {"$"}
+    compared = {"arms": {"baseline": "muonh"}, "to_target": {"baseline": "lion"}}
+    compared |= {"scaling": {"arm": "muonh", "baseline": "lion"}}
+    frames = make_frames([cell | {"arm": names[cell["arm"]]} for cell in cells])
+    fig, _ = drawn({"name": "figure", "kind": kind} | settings | compared.get(kind, {}), frames, tmp_path)
+    letters = [line for ax in fig.axes for line in ax.lines if str(line.get_marker()).startswith("$")]
+    assert letters
+    assert all(line.get_markeredgecolor() == line.get_color() for line in letters)
+    assert_legible(fig)
+
+
+def test_the_figure_of_arms_shows_some_of_several_levels(make_frames, drawn, tmp_path):
+    frames = make_frames([*sweep("muon", [1.0, 2.0, 8.0]), *sweep("muonclip", [1.0, 2.0, 8.0])])
+    fig, _ = drawn({"name": "figure", "kind": "arms", "levels": [1, 8]}, frames, tmp_path)
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["main x1", "", "main x8", ""]
+    with pytest.raises(MuonlabError, match="'muonclip' has several runs of seed"):
+        drawn({"name": "figure", "kind": "arms"}, frames, tmp_path)
 
 
 def test_schedules_need_no_runs(tmp_path, drawn):

@@ -6,6 +6,7 @@ import pytest
 
 from analysis.drawing.canvas import new_figure
 from analysis.drawing.level_axis import level_axis, level_text
+from analysis.drawing.palette import ARMS
 from analysis.drawing.sweep_panel import draw_reference, plot_levels
 from analysis.figures.extrapolation import plot_extrapolation
 from analysis.figures.levels import draw_levels
@@ -40,6 +41,15 @@ def runs(arm, values, status="finished"):
 
 
 class TestLevelAxis:
+    @pytest.mark.parametrize("count", [2, 8, 14, len(ARMS)])
+    def test_arms_beside_each_other_stay_within_the_axis(self, count):
+        _, [[ax]] = new_figure(1, 1)
+        both = {1.0: [2.0, 2.1], 8.0: [3.0, 3.1]}
+        plot_levels(ax, pd.concat([runs(arm, both) for arm in [*ARMS][:count]]), "val_loss", "x")
+        places = np.concatenate([line.get_xdata() for line in lines(ax, "seeds")])
+        low, high = ax.get_xlim()
+        assert low < places.min() < places.max() < high
+
     def test_numbers_are_placed_at_their_logarithm_and_names_to_the_right(self):
         axis = level_axis(pd.Series([0.01, 1.0, 0.1, "none"]))
         assert axis.places == pytest.approx({"0.01": -2, "0.1": -1, "1": 0, "none": 1})

@@ -22,7 +22,11 @@ from muonlab.train.run import run_folder, train
 
 FP64 = ["model=nanogpt_xxs", "trainer.precision=fp64", "optimizer.ns_dtype=float64", "trainer.device=cpu"]
 FP64 += ["trainer.max_steps=40", "trainer.val_every=0", "trainer.checkpoint_every=10"]
-FP64 += ["optimizer.lookahead=0.3", "optimizer.tail_share=0.6", "optimizer.tail_from=5"]  # sharded like the weights
+FP64 += [
+    "optimizer.lookahead=0.3",
+    "optimizer.tail_share=0.6",
+    "optimizer.tail_from=5",
+]  # sharded like the weights
 SHARDED = ["trainer.devices=2", "trainer.strategy=fsdp2"]
 # Of the kernel: the processes that one has started.
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
