@@ -81,7 +81,7 @@ dashboard: setup  ## browse the trials of a study in optuna-dashboard: ARGS=stud
 	@$(RUN) -m muonlab.ui $(or $(ARGS),$(error name the study: make dashboard ARGS=studies/NAME))
 
 test: setup  ## the test suite
-	@$(RUN) -m pytest -n 3 --dist worksteal $(ARGS)
+	@$(RUN) -m pytest -n 2 $(ARGS)
 
 regression: setup  ## bitwise losses, committed answers and byte-identical figures (minutes)
 	@$(RUN) -m pytest tests/regression $(ARGS)
