@@ -7,6 +7,7 @@ the dashes and markers distinguish arms in grey. The solid line is plain Muon, t
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from matplotlib.colors import to_hex, to_rgb
 
@@ -23,9 +24,10 @@ class Style:
     marker: str
 
     @property
-    def edge(self) -> str:
-        """The colour of a marker's edge: white, but of a letter or a star nothing else would be left."""
-        return self.colour if self.marker[0] in "$*" else "white"
+    def points(self) -> dict[str, Any]:
+        """How its points are drawn, without a line; a white edge would leave nothing of a letter or a star."""
+        edge = self.colour if self.marker[0] in "$*" else "white"
+        return {"color": self.colour, "marker": self.marker, "mec": edge, "ls": "none"}
 
 
 ARMS = {

@@ -104,22 +104,24 @@ def _draw_arm(
         label += _describe_best(runs, medians) if name_best else ""
     if lost := int((runs["status"] == "diverged").sum()):
         label += f" ({lost} of {len(runs)} diverged)"
-    ax.plot([], [], marker=style.marker, mec=style.edge, label=label, **look)
+    ax.plot([], [], label=label, **style.points | look)
 
 
 def _draw_seeds(ax: Axes, place: float, rows: pd.DataFrame, ceiling: float, style: Style) -> None:
-    dot: Look = {"color": style.colour, "marker": style.marker, "ls": "none", "zorder": 4}
+    dot: Look = style.points | {"zorder": 4}
     lost = rows["status"] == "diverged"
     reached = rows.loc[np.isfinite(rows["value"]), "value"]
     if len(rows) > FEW_SEEDS and len(reached) == len(rows):
         mean = t_interval(reached)
         ends = np.minimum([mean.low, mean.high], ceiling)
         ax.plot([place, place], ends, color=style.colour, lw=1.0, zorder=4, gid="interval")
-        ax.plot([place], [min(ceiling, rows["value"].median())], mec=style.edge, **dot)
+        ax.plot([place], [min(ceiling, rows["value"].median())], **dot)
         return
-    ax.plot([place] * len(reached), reached.clip(upper=ceiling), mec=style.edge, gid="seeds", **dot)
+    ax.plot([place] * len(reached), reached.clip(upper=ceiling), gid="seeds", **dot)
     if never := int((~lost & ~np.isfinite(rows["value"])).sum()):
-        ax.plot([place] * never, [ceiling] * never, mfc="white", mec=style.colour, gid="censored", **dot)
+        ax.plot(
+            [place] * never, [ceiling] * never, gid="censored", **dot | {"mfc": "white", "mec": style.colour}
+        )
     if lost.any():
         mark_divergence(ax, [place] * int(lost.sum()), [ceiling] * int(lost.sum()), style)
 

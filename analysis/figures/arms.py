@@ -73,17 +73,7 @@ def plot_differences(
     ax.axvline(0, color="#8c8c8c", lw=0.7, zorder=1)
     for place, (arm, style) in enumerate(names.items()):
         if arm == baseline:
-            ax.plot(
-                [0],
-                [place],
-                marker=style.marker,
-                ls="none",
-                color=style.colour,
-                mec=style.edge,
-                ms=4.5,
-                zorder=5,
-                gid="mean",
-            )
+            ax.plot([0], [place], ms=4.5, zorder=5, gid="mean", **style.points)
         if arm not in rows:
             continue
         paired = rows[arm]
@@ -116,17 +106,7 @@ def _draw_row(ax: Axes, place: int, paired: Paired, style: Style) -> None:
     if np.isfinite(mean.low):
         ax.plot([mean.low, mean.high], [place, place], lw=2.0, alpha=0.45, zorder=3, gid="interval", **look)
     ax.plot(paired.differences, [place] * len(paired.seeds), "|", ms=5, mew=0.8, zorder=4, **look)
-    ax.plot(
-        [mean.estimate],
-        [place],
-        marker=style.marker,
-        ls="none",
-        mec=style.edge,
-        ms=4.5,
-        zorder=5,
-        gid="mean",
-        **look,
-    )
+    ax.plot([mean.estimate], [place], ms=4.5, zorder=5, gid="mean", **style.points)
 
 
 def _span(paired: Paired) -> tuple[float, float]:
@@ -152,17 +132,7 @@ def plot_logit_dots(ax: Axes, frame: pd.DataFrame, tau: float | None, arms: list
         ax.plot(settled, [place] * len(settled), "|", color=style.colour, ms=5, mew=0.8, zorder=4)
         if len(settled):
             median = [settled.median()]
-            ax.plot(
-                median,
-                [place],
-                marker=style.marker,
-                ls="none",
-                color=style.colour,
-                mec=style.edge,
-                ms=4.5,
-                zorder=5,
-                gid="median",
-            )
+            ax.plot(median, [place], ms=4.5, zorder=5, gid="median", **style.points)
         if lost.any():
             mark_divergence(ax, [high], [place], style)
     if tau is not None:

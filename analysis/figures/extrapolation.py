@@ -76,16 +76,7 @@ def plot_extrapolation(
             "gid": "predicted",
         }
         ax.plot([last], [10 ** fit(last)], "o", **ring)
-        ax.plot(
-            places,
-            rows[metric],
-            marker=style.marker,
-            ls="none",
-            color=style.colour,
-            mec=style.edge,
-            zorder=4,
-            gid="runs",
-        )
+        ax.plot(places, rows[metric], zorder=4, gid="runs", **style.points)
     ax.set_yscale("log")
     low, high = frame.loc[frame[metric] > 0, metric].min() / 1.4, frame[metric].max() * 1.4
     predicted = [np.asarray(line.get_ydata(), float) for line in ax.lines if line.get_gid() == "prediction"]

@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from analysis.drawing.canvas import Look, new_figure
+from analysis.drawing.canvas import new_figure
 from analysis.drawing.layout import (
     FEW,
     SETTING,
@@ -65,11 +65,10 @@ def plot_sensitivity(ax: Axes, frame: pd.DataFrame, title: str = "") -> None:
     for rank, (arm, style) in enumerate(arms.items()):
         rows = frame[frame["arm"] == arm]
         places = rows["condition"].map(sizes.index) + (rank - (len(arms) - 1) / 2) * 0.07
-        look: Look = {"color": style.colour, "marker": style.marker, "mec": style.edge}
         means = rows.groupby(places)["sensitivity"].mean()
         ax.plot(means.index, means, color=style.colour, ls=style.dash, lw=1.0, zorder=3)
-        ax.plot([], [], ls=style.dash, lw=1.0, label=style.label, **look)
-        ax.plot(places, rows["sensitivity"], ls="none", zorder=4, gid="seeds", **look)
+        ax.plot([], [], lw=1.0, label=style.label, **style.points | {"ls": style.dash})
+        ax.plot(places, rows["sensitivity"], zorder=4, gid="seeds", **style.points)
     ax.set_yscale("log")
     low, high = frame["sensitivity"].min() / 1.25, frame["sensitivity"].max() * 1.25
     ax.set_ylim(low, high)

@@ -55,8 +55,7 @@ def plot_scaling(
         ax.plot(x, y, color=style.colour, ls=style.dash, lw=1.1, zorder=3, label=label)
         ax.fill_between(x, low, high, color=style.colour, alpha=0.15, lw=0, zorder=1.5)
         ax.plot(
-            np.repeat(compute, losses.shape[1]), losses.ravel(), marker=style.marker, ls="none",
-            color=style.colour, mec=style.edge, zorder=4, gid="runs"
+            np.repeat(compute, losses.shape[1]), losses.ravel(), zorder=4, gid="runs", **style.points
         )  # fmt: skip
     ax.set_xscale("log")
     ax.set_yscale("log")

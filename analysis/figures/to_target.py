@@ -84,17 +84,7 @@ def plot_to_target(ax: Axes, frame: pd.DataFrame, baseline: str, title: str = ""
             ax.plot([low, high], [place, place], color=style.colour, lw=2.2, alpha=0.4, zorder=3)
             extremes += [low, high]
         label = style.label if clock == clocks[0] else None
-        ax.plot(
-            [middle],
-            [place],
-            marker=style.marker,
-            ls="none",
-            color=style.colour,
-            mec=style.edge,
-            ms=5,
-            zorder=5,
-            label=label,
-        )
+        ax.plot([middle], [place], ms=5, zorder=5, label=label, **style.points)
         text = f"{middle:.2f}" + (f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else "")
         ax.annotate(
             text, (1, place), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
