@@ -170,6 +170,11 @@ class Claim:
         """Whether it is muonlab's own, from earlier runs, and not a paper's."""
         return self.source.startswith(OWN)
 
+    def about(self, what: str) -> "Claim":
+        """The same claim, and its headlines, with what it is about in parentheses."""
+        headlines = {answer: f"{sentence} ({what})" for answer, sentence in self.headlines.items()}
+        return replace(self, claim=f"{self.claim} ({what})", headlines=headlines)
+
 
 def read_claim(
     values: Mapping[str, object], conditions: Mapping[str, Collection[str]], searched: Collection[str] = ()

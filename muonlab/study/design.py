@@ -58,8 +58,13 @@ class Condition:
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """What a scale changes: overrides after all others, seeds, minutes, and keys of conditions."""
+    """What a scale changes: overrides after all others, seeds, minutes, keys of conditions, and the prediction.
 
+    about: what its answers hold for, said after every claim.
+    """
+
+    about: str = ""
+    prediction: str = ""
     common: Overrides = ()
     seeds: Seeds | None = None
     minutes: float | None = None
@@ -116,6 +121,7 @@ class Design:
     figures: Sequence[Figure] = ()
     scales: Mapping[str, Scale] = field(default_factory=dict)
     scale: str = "cpu"
+    scale_about: str = ""
     scale_common: Overrides = ()
 
     def as_mapping(self) -> dict[str, object]:
@@ -156,7 +162,8 @@ class Design:
         )
 
         conditions = {name: self.arms_of(name) for name in self.conditions}
-        return [read_claim(values, conditions, self.tuning_conditions) for values in (*self.claims, *pairs)]
+        claims = [read_claim(values, conditions, self.tuning_conditions) for values in (*self.claims, *pairs)]
+        return [claim.about(self.scale_about) for claim in claims] if self.scale_about else claims
 
 
 def _plain(section: object) -> object:

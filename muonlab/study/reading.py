@@ -142,8 +142,8 @@ def _figure(values: object) -> Figure:
 
 
 def at_scale(design: Design, scale: str) -> Design:
-    """The same question at `scale`: with its `seeds` and `minutes`, the keys that its `conditions` change, and its
-    overrides for every run as `scale_common`.
+    """The same question at `scale`: with its `seeds`, `minutes` and `prediction`, the keys that its `conditions`
+    change, its overrides for every run as `scale_common`, and what it is `about` as `scale_about`.
 
     "cpu" is the file as written, unless the file defines it. Raises MuonlabError for a scale that the file lacks.
     """
@@ -160,8 +160,10 @@ def at_scale(design: Design, scale: str) -> Design:
         conditions=conditions,
         seeds=changes.seeds or design.seeds,
         minutes=changes.minutes or design.minutes,
+        prediction=changes.prediction or design.prediction,
         scales={},
         scale=scale,
+        scale_about=changes.about,
         scale_common=tuple(changes.common),
     )
     _check_looks(scaled, f"scale {scale}")

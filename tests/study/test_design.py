@@ -208,6 +208,17 @@ def test_a_file_that_is_not_yaml_and_a_misspelt_name_are_reported(tmp_path, monk
     assert load_experiment("good", "gpu").scale_common == ("model=nanogpt_s",)
 
 
+def test_a_scales_answers_say_what_they_are_about(design):
+    design["scales"]["gpu"] |= {"about": "GPT-2", "prediction": "Less."}
+    made = make_design(design)
+    gpu = at_scale(made, "gpu")
+    claims = [claim.claim for claim in made.all_claims()]
+    assert claims and [claim.claim for claim in gpu.all_claims()] == [f"{claim} (GPT-2)" for claim in claims]
+    assert (made.prediction, gpu.prediction) == (design["prediction"], "Less.")
+    again = make_design(gpu.as_mapping())
+    assert [claim.claim for claim in again.all_claims()] == [f"{claim} (GPT-2)" for claim in claims]
+
+
 @pytest.mark.parametrize("name", [n for n in experiment_names() if read_experiment(n).scales])
 def test_every_scale_of_every_experiment_can_be_read(name):
     for scale in read_experiment(name).scales:
