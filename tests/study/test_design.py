@@ -213,7 +213,8 @@ def test_a_scales_answers_say_what_they_are_about(design):
     made = make_design(design)
     gpu = at_scale(made, "gpu")
     claims = [claim.claim for claim in made.all_claims()]
-    assert claims and [claim.claim for claim in gpu.all_claims()] == [f"{claim} (GPT-2)" for claim in claims]
+    assert claims
+    assert [claim.claim for claim in gpu.all_claims()] == [f"{claim} (GPT-2)" for claim in claims]
     assert (made.prediction, gpu.prediction) == (design["prediction"], "Less.")
     again = make_design(gpu.as_mapping())
     assert [claim.claim for claim in again.all_claims()] == [f"{claim} (GPT-2)" for claim in claims]
