@@ -1,10 +1,13 @@
 """The device of a run, and which runs are compiled."""
 
+import os
+
 import pandas as pd
 import pytest
 import torch
 
 from muonlab.data import make_data
+from muonlab.data.cache import cache_folder
 from muonlab.errors import MuonlabError
 from muonlab.record import load_run
 from muonlab.train import accelerator
@@ -39,11 +42,16 @@ def test_a_short_run_is_trained_as_it_is_without_compiling(tiny):
     pd.testing.assert_series_equal(*losses, check_exact=True)
 
 
-def test_a_long_run_is_compiled(tiny, monkeypatch):
+def test_a_long_run_is_compiled_and_its_code_kept_where_torch_is_told_to(tiny, monkeypatch):
     monkeypatch.setitem(WORTH, "cpu", 0.0)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "of the user's")
     config = with_corpus(tiny("trainer.compile=auto"))
     calls = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda model: calls.append(model))
     module = LanguageModel(config, make_data(config.data, config.paths.cache))
     assert module.compiled
     assert calls == [module.model]
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "of the user's"
+    del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    LanguageModel(config, make_data(config.data, config.paths.cache))
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(cache_folder(config.paths.cache) / "compiled")
