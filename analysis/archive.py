@@ -20,6 +20,7 @@ from muonlab.record.columns import HEADS
 IDENTITY = ["run", "condition", "arm", "level", "optimizer", "lr", "seed", "status", "step"]
 POINTS = (1000, 600, 400, 250, 150, 100, 60)  # rows per run: as many as fit
 HEAD_POINTS = 200  # steps of heads.parquet
+TESTS = "tests.csv.gz"  # a sentence for every test of every run, a tenth as large as written out
 STEPS_BYTES = 700_000  # of steps.parquet, so that an experiment's folder stays near one megabyte
 
 
@@ -53,7 +54,7 @@ def save_frames(frames: Frames, folder: Path) -> None:
 
     A run keeps at most 1,000 rows, and fewer, down to 60, where the file would pass 700 kB. Paths of this machine are
     left out; tests and measures that need every head or every step are applied before, and their results are kept
-    beside (tests.csv, readings.csv).
+    beside (tests.csv.gz, readings.csv).
     """
     folder.mkdir(parents=True, exist_ok=True)
     runs = frames.runs.drop(columns="folder")
@@ -72,6 +73,14 @@ def save_frames(frames: Frames, folder: Path) -> None:
         charted = (head for head in HEADS.values() if head.chart)
         rules = {head.column: head.thinned for head in charted if head.column in frames.heads}
         _write(bins.agg(rules).reset_index(), folder / "heads.parquet")
+
+
+def save_outcomes(outcomes: pd.DataFrame, folder: Path) -> None:
+    """Write TESTS, the outcomes of the tests of single runs; the same outcomes give the same bytes."""
+    compression = {"method": "gzip", "compresslevel": 9, "mtime": 0}
+    outcomes.to_csv(
+        folder / TESTS, index=False, float_format="%.6g", lineterminator="\n", compression=compression
+    )
 
 
 def load_frames(folder: Path) -> Frames:

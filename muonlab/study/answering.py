@@ -8,7 +8,7 @@ import pandas as pd
 import yaml
 
 from analysis.answers import ANSWER_COLUMNS, Circumstance, answer_all
-from analysis.archive import load_frames, read_made, read_table
+from analysis.archive import TESTS, load_frames, read_made, read_table
 from analysis.claims import Claim
 from analysis.frames import Frames, rows_of
 from analysis.inference import SIGNIFICANT, alpha_spent
@@ -48,7 +48,7 @@ def judge_again(out: Path, design: Design) -> None:
     table = read_table(path).astype(object) if path.exists() else pd.DataFrame()
     table = table.where(table.notna(), "")
     searched = [Searched(row.condition, row.arm, stored_best(row), bool(row.edge)) for row in rows_of(table)]
-    frames, outcomes = load_frames(out), read_table(out / "tests.csv")
+    frames, outcomes = load_frames(out), read_table(out / TESTS)
     material = Material(frames, outcomes, searched, made.get("added_seeds", {}))
     write_answers(out.name, design, made["command"], material, out)
     write_design(design, out)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.archive import read_made, read_mapping, save_frames
+from analysis.archive import read_made, read_mapping, save_frames, save_outcomes
 from analysis.frames import Frames, collect, stack
 from analysis.readings import Readings
 from analysis.run_tests import apply_tests, summarise
@@ -45,7 +45,7 @@ def judge(study: Study, trained: Trained, tuned: list[Best], out: Path) -> Judge
             columns="sides"
         )
         table.to_csv(out / "tuned.csv", index=False, float_format="%.6g", lineterminator="\n")
-    outcomes.to_csv(out / "tests.csv", index=False, float_format="%.6g", lineterminator="\n")
+    save_outcomes(outcomes, out)
     searched = [Searched(best.condition, best.arm, str(best), bool(best.edge)) for best in tuned]
     material = Material(frames, outcomes, searched, added)
     answers = write_answers(study.name, study.design, study.command, material, out)

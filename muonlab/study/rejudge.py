@@ -31,13 +31,13 @@ def main() -> None:
     parser = argument_parser("muonlab.study.rejudge", __doc__.partition(": ")[2])
     parser.add_argument("folder", type=Path, help="results/, or one experiment's folder in it")
     folder = parser.parse_args().folder
-    from analysis.archive import kept_in
+    from analysis.archive import TESTS, kept_in
     from analysis.evidence import write_evidence
     from muonlab.study.answering import judge_again
 
     kept = kept_in(folder)
     for each in kept:
-        if (each / "tests.csv").exists():
+        if (each / TESTS).exists():
             judge_again(each, design_of(each))
     print(write_evidence(folder if folder not in kept else folder.parent))
 

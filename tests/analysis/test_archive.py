@@ -1,6 +1,7 @@
 """What results/ keeps: enough to redraw every figure to the same bytes, and to answer every claim."""
 
 import json
+import time
 from dataclasses import replace
 
 import pandas as pd
@@ -8,7 +9,7 @@ import pytest
 import yaml
 
 from analysis.answers import answer_all
-from analysis.archive import load_frames, save_frames
+from analysis.archive import TESTS, load_frames, read_table, save_frames, save_outcomes
 from analysis.claims import read_claim
 from analysis.figures import read_figure
 from analysis.frames import stack
@@ -87,6 +88,19 @@ def test_the_file_of_many_runs_stays_small_and_keeps_rare_readings(stacked, tmp_
     monkeypatch.setattr("analysis.archive.STEPS_BYTES", 0)
     save_frames(frames, tmp_path)
     assert load_frames(tmp_path).steps.groupby("run").size().between(50, 60).all(), "never fewer than that"
+
+
+def test_outcomes_are_read_as_they_were_and_their_bytes_do_not_depend_on_the_time(tmp_path, monkeypatch):
+    outcomes = pd.DataFrame(
+        {"run": ["a", "b"], "holds": [True, float("nan")], "value": [1.5, float("nan")], "level": ["0.1", "0.2 0.3"]}
+    )
+    written = []
+    for second in (1, 1_000_000):
+        monkeypatch.setattr(time, "time", lambda second=second: float(second))
+        save_outcomes(outcomes, tmp_path)
+        written.append((tmp_path / TESTS).read_bytes())
+    assert written[0] == written[1]
+    pd.testing.assert_frame_equal(read_table(tmp_path / TESTS), outcomes)
 
 
 def test_the_traces_of_single_heads_are_kept_with_their_peaks(stacked, tmp_path):

@@ -1,6 +1,6 @@
 """The committed answers, given again by today's code and experiments/ from the tables that are committed beside them.
 
-The outcomes of the tests of single runs are taken from tests.csv, and what measures need of every step from
+The outcomes of the tests of single runs are taken from tests.csv.gz, and what measures need of every step from
 readings.csv.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from analysis.answers import answer_all
-from analysis.archive import load_frames, read_table
+from analysis.archive import TESTS, load_frames, read_table
 from analysis.evidence import evidence, load_evidence
 from muonlab.study.answering import judge_again
 from muonlab.study.rejudge import design_of
@@ -51,7 +51,7 @@ def test_all_claims_are_compared():
 
 def test_a_loss_that_moves_changes_an_answer():
     folder = RESULTS / "remedies"
-    frames, outcomes = load_frames(folder), read_table(folder / "tests.csv")
+    frames, outcomes = load_frames(folder), read_table(folder / TESTS)
     worse = frames.runs.assign(loss=frames.runs["loss"] + 0.1 * (frames.runs["arm"] == "muon"))
     claims = design_of(folder).all_claims()
     before, after = (
