@@ -27,6 +27,7 @@ TITLES = {
 }
 KNOWN, UNKNOWN, FRONT = 10, 3, 3  # sentences that the page opens with, at most, and the project's README
 MARK = re.compile("<!-- findings -->")
+ABOUT = re.compile(r"^(?P<sentence>.*?)\.?(?: \((?P<about>[^()]*)\))?$")
 # What an experiment's file said before it ran, in the order of a page.
 SAID = {
     "prediction": "Prediction",
@@ -173,12 +174,27 @@ def make_page(experiments: Sequence[Experiment]) -> Page:
         claims=claims[~own & new],
         own=claims[own],
         disputed=claims[(claims["contradicts"] != "") & new].sort_values("contradicts", kind="stable"),
-        known=claims[sentences & settled].sort_values("q", kind="stable").head(KNOWN),
+        known=_known(claims[sentences & settled].sort_values("q", kind="stable")),
         unknown=claims[sentences & ~settled].head(UNKNOWN),
         totals={answer: int(counts.get(answer, 0)) for answer in ANSWERS},
         asked=len(asked),
         runs=sum(e.runs for e in asked),
     )
+
+
+def _known(claims: pd.DataFrame) -> pd.DataFrame:
+    """The first claims; of those that say the same of several models the first, which names where else it holds."""
+    parts = claims["headline"].str.extract(ABOUT)
+    about = parts["about"].dropna().groupby(parts["sentence"]).agg(lambda each: list(dict.fromkeys(each)))
+    first = claims[~parts["sentence"].duplicated()].head(KNOWN)
+    sentences = parts.loc[first.index, "sentence"]
+    return first.assign(headline=[sentence + _where(about.get(sentence, [])) for sentence in sentences])
+
+
+def _where(about: Sequence[str]) -> str:
+    if not about:
+        return ""
+    return f" ({about[0]}; also: {'; '.join(about[1:])})" if len(about) > 1 else f" ({about[0]})"
 
 
 def evidence(experiments: Sequence[Experiment]) -> str:

@@ -92,7 +92,12 @@ def test_the_file_of_many_runs_stays_small_and_keeps_rare_readings(stacked, tmp_
 
 def test_outcomes_are_read_as_they_were_and_their_bytes_do_not_depend_on_the_time(tmp_path, monkeypatch):
     outcomes = pd.DataFrame(
-        {"run": ["a", "b"], "holds": [True, float("nan")], "value": [1.5, float("nan")], "level": ["0.1", "0.2 0.3"]}
+        {
+            "run": ["a", "b"],
+            "holds": [True, float("nan")],
+            "value": [1.5, float("nan")],
+            "level": ["0.1", "0.2 0.3"],
+        }
     )
     written = []
     for second in (1, 1_000_000):

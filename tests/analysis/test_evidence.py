@@ -152,6 +152,17 @@ def test_the_page_opens_with_what_is_known_strongest_first_and_what_is_not(resul
     )
 
 
+def test_what_holds_for_several_models_is_said_once(results):
+    same = [
+        ROW | {"headline": f"It is so ({about})", "p": p}
+        for about, p in (("a", 1e-3), ("b", 1e-9), ("a", 1e-4))
+    ]
+    keep(results, "c", [*same, ROW | {"headline": "It is not so (a)", "p": 1e-2}])
+    known = section(write_evidence(results).read_text(), "What we know").strip().splitlines()[:2]
+    assert [line.partition(":")[0] for line in known] == ["1. It is so (b; also", "2. It is not so (a)"]
+    assert known[0].startswith("1. It is so (b; also: a): loss")
+
+
 def test_the_readme_of_the_project_has_the_first_findings_between_its_marks(results, tmp_path):
     folder = tmp_path / "kept"
     folder.mkdir()
