@@ -167,11 +167,16 @@ class Products:
 
 
 def recorded(settings: RunConfig) -> float:
-    """Seconds a step of a whole run by `train`, after a period of 25 steps: whole periods with a probe in each."""
+    """Seconds a step of a whole run by `train`, after a period of 25 steps: whole periods with a probe in each.
+
+    A signal that interrupts the run ends the benchmark too.
+    """
     from muonlab.train.run import train
 
     times: list[float] = []
-    train(settings, on_step=lambda _: times.append(time.perf_counter()))
+    outcome = train(settings, on_step=lambda _: times.append(time.perf_counter()))
+    if outcome.status == "interrupted":
+        sys.exit(128 + outcome.signal)
     return (times[-1] - times[PERIOD]) / (len(times) - 1 - PERIOD)
 
 
