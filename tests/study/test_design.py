@@ -210,14 +210,21 @@ def test_a_file_that_is_not_yaml_and_a_misspelt_name_are_reported(tmp_path, monk
 
 def test_a_scales_answers_say_what_they_are_about(design):
     design["scales"]["gpu"] |= {"about": "GPT-2", "prediction": "Less."}
-    made = make_design(design)
+    claim = {
+        "claim": "It learns",
+        "source": "s",
+        "condition": "best",
+        "arm": "muon",
+        "metric": "loss",
+        "below": 3.0,
+    }
+    made = make_design(design | {"claims": [claim | {"headlines": {"reproduced": "So it is"}}]})
     gpu = at_scale(made, "gpu")
-    claims = [claim.claim for claim in made.all_claims()]
-    assert claims
-    assert [claim.claim for claim in gpu.all_claims()] == [f"{claim} (GPT-2)" for claim in claims]
     assert (made.prediction, gpu.prediction) == (design["prediction"], "Less.")
-    again = make_design(gpu.as_mapping())
-    assert [claim.claim for claim in again.all_claims()] == [f"{claim} (GPT-2)" for claim in claims]
+    assert [claim.claim for claim in made.all_claims()] == ["It learns"]
+    for same in (gpu, make_design(gpu.as_mapping())):
+        [claim] = same.all_claims()
+        assert (claim.claim, claim.headlines) == ("It learns (GPT-2)", {"reproduced": "So it is (GPT-2)"})
 
 
 @pytest.mark.parametrize("name", [n for n in experiment_names() if read_experiment(n).scales])
