@@ -1,9 +1,10 @@
+import itertools
 import shutil
 
 import pytest
 import torch
 
-from muonlab.record import RunRecord, prepare_store, store_uri
+from muonlab.record import MlflowRun, RunRecord, prepare_store, store_uri
 from muonlab.record.environment import Environment
 
 CONFIG = {
@@ -53,3 +54,16 @@ def store(tmp_path, first_store, monkeypatch):
     uri = store_uri(None, tmp_path)
     prepare_store(uri, "lab", tmp_path / "artifacts")
     return uri
+
+
+@pytest.fixture
+def begin(store, tmp_path):
+    """Starts a run in the experiment "lab", of a folder of its own or of the one given."""
+    numbers = itertools.count()
+
+    def start(params=None, tags=None, folder=None, **settings):
+        folder = folder or tmp_path / f"shown-{next(numbers)}"
+        folder.mkdir(exist_ok=True)
+        return MlflowRun.start(store, "lab", "muon-lr1e-2-s1", params or {}, tags or {}, folder, **settings)
+
+    return start
