@@ -34,7 +34,7 @@ def short(tmp_path_factory):
         "--seed",
         "7",
         "--faults",
-        "8",
+        "5",
         "--folder",
         str(folder),
     ]
@@ -59,7 +59,7 @@ def copy(twin, tmp_path):
     return Places(tmp_path / "disk", tmp_path / "output")
 
 
-def test_a_study_survives_eight_faults(short):
+def test_a_study_survives_five_faults(short):
     done, _ = short
     assert done.returncode == 0, done.stdout + done.stderr
 
