@@ -4,7 +4,6 @@ import os
 
 import torch
 
-from muonlab.data.cache import CachePath, cache_folder
 from muonlab.errors import MuonlabError
 from muonlab.train.config import TrainerSettings
 
@@ -46,12 +45,6 @@ def is_compiled(settings: "TrainerSettings", accelerator: str, flops: float) -> 
         return settings.compile
     able = accelerator == "cuda" or _has_compiler()
     return settings.strategy != "fsdp2" and able and flops > WORTH[accelerator]
-
-
-def keep_compiled_code(cache: CachePath) -> None:
-    """Compiled code goes into the cache's folder `compiled`, so that the next run of its kind starts warm; where
-    $TORCHINDUCTOR_CACHE_DIR says otherwise, there."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder(cache) / "compiled"))
 
 
 def _require_compiler() -> None:

@@ -17,7 +17,7 @@ from muonlab.models.max_logits import LogitRange
 from muonlab.models.registry import make_model
 from muonlab.optim.optimizers import OPTIMIZERS
 from muonlab.settings.model import with_vocabulary
-from muonlab.train.accelerator import choose_accelerator, is_compiled, keep_compiled_code
+from muonlab.train.accelerator import choose_accelerator, is_compiled
 from muonlab.train.config import RunConfig
 from muonlab.train.schedule import SCHEDULES
 
@@ -59,7 +59,6 @@ class LanguageModel(L.LightningModule):
         flops = tokens * self.model.flops_per_token(self.context)
         self.compiled = is_compiled(config.trainer, choose_accelerator(config.trainer), flops)
         if self.compiled:
-            keep_compiled_code(config.paths.cache)
             self.model.compile()
 
     @property

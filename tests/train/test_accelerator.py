@@ -1,13 +1,15 @@
 """The device of a run, and which runs are compiled."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
 from muonlab.data import make_data
-from muonlab.data.cache import cache_folder
 from muonlab.errors import MuonlabError
 from muonlab.record import load_run
 from muonlab.train import accelerator
@@ -42,16 +44,38 @@ def test_a_short_run_is_trained_as_it_is_without_compiling(tiny):
     pd.testing.assert_series_equal(*losses, check_exact=True)
 
 
-def test_a_long_run_is_compiled_and_its_code_kept_where_torch_is_told_to(tiny, monkeypatch):
+def test_a_long_run_is_compiled(tiny, monkeypatch):
     monkeypatch.setitem(WORTH, "cpu", 0.0)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "of the user's")
     config = with_corpus(tiny("trainer.compile=auto"))
     calls = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda model: calls.append(model))
     module = LanguageModel(config, make_data(config.data, config.paths.cache))
     assert module.compiled
     assert calls == [module.model]
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "of the user's"
-    del os.environ["TORCHINDUCTOR_CACHE_DIR"]
-    LanguageModel(config, make_data(config.data, config.paths.cache))
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(cache_folder(config.paths.cache) / "compiled")
+
+
+@pytest.mark.parametrize(
+    ("given", "folder"),
+    [
+        ({}, ".cache/muonlab/compiled"),
+        ({"MUONLAB_CACHE": "kept"}, "kept/compiled"),
+        ({"TORCHINDUCTOR_CACHE_DIR": "/elsewhere"}, "/elsewhere"),
+    ],
+)
+def test_compiled_code_is_kept_in_the_cache_unless_torch_is_told_of_another_folder(given, folder, tmp_path):
+    """In a process of its own: torch chooses when its compiler is first imported."""
+    ask = "import muonlab.begin; from torch._inductor.runtime.cache_dir_utils import cache_dir; print(cache_dir())"
+    others = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("TORCHINDUCTOR_CACHE_DIR", "MUONLAB_CACHE")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", ask],
+        cwd=tmp_path,
+        env=others | given | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == str(tmp_path / folder)
