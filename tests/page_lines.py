@@ -122,6 +122,7 @@ TABLE: dict[str, Run | Compose | Look] = {
     "python -m muonlab.experiment ablation scale=long": Compose("make ablation runs its other scale"),
     "python -m muonlab.experiment remedies": Compose("140 runs"),
     "python -m muonlab.experiment remedies scale=gpu": Compose("needs a GPU"),
+    "python -m muonlab.experiment rivals scale=xs": Compose("50 minutes"),
     "python -m muonlab.experiment NAME": Compose("make ablation runs one"),
     "python -m muonlab.experiment NAME scale=gpu": Look("needs a GPU"),
     # contributing
