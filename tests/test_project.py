@@ -299,3 +299,15 @@ def test_every_target_is_in_the_help_and_phony():
     phony = re.search(r"^\.PHONY: ((?:.*\\\n)*.*)$", text, re.MULTILINE)[1].replace("\\\n", " ").split()
     assert sorted(targets) == sorted(phony)
     assert re.findall(r"^  make (\S+)  +\S", make("help").stdout, re.MULTILINE) == targets
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="what is tracked is known to git")
+def test_no_tracked_file_is_a_link_and_what_is_made_is_ignored_whatever_it_is():
+    """A link to a folder of one machine is not a folder to .gitignore, and hangs in every clone."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--stage"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert not [line for line in listed if line.startswith("120000")]
+    for name in (".cache", ".venv", "runs", "studies"):
+        ignored = subprocess.run(["git", "check-ignore", "--quiet", "--no-index", name], cwd=ROOT)
+        assert ignored.returncode == 0, name
