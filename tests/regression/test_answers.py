@@ -6,6 +6,7 @@ readings.csv.
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,10 @@ import pytest
 from analysis.answers import answer_all
 from analysis.archive import TESTS, load_frames, read_table
 from analysis.evidence import evidence, load_evidence
+from muonlab.errors import MuonlabError
 from muonlab.study.answering import judge_again
 from muonlab.study.rejudge import design_of
+from muonlab.study.rejudge import main as rejudge
 
 RESULTS = Path(__file__).parents[2] / "results"
 FOLDERS = sorted(path.parent for path in RESULTS.glob("*/answers.json"))
@@ -64,3 +67,12 @@ def test_a_loss_that_moves_changes_an_answer():
 
 def test_the_page_of_evidence_is_what_the_answers_give():
     assert evidence(load_evidence(RESULTS)) == (RESULTS / "README.md").read_text(encoding="utf-8")
+
+
+def test_answers_without_the_outcomes_that_they_rest_on_are_damage_and_not_passed_over(tmp_path, monkeypatch):
+    folder = tmp_path / "boundary"
+    shutil.copytree(RESULTS / "boundary", folder)
+    (folder / TESTS).unlink()
+    monkeypatch.setattr(sys, "argv", ["rejudge", str(folder)])
+    with pytest.raises(MuonlabError, match=f"damaged: they have no {TESTS}"):
+        rejudge()
