@@ -69,8 +69,12 @@ def stages(folder: Path, tokens: str, dry: bool, limit: float | None) -> list[St
         command = [python, str(HERE / "gpu_stages.py"), name, str(folder), "--tokens", tokens, *dry_run]
         return Stage(name, limit or seconds, command)
 
-    tests = [python, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider", "--maxfail=20", "-rf"]
-    tests += ["--collect-only", "tests/models/test_flex.py", "tests/train/test_cuda.py"] if dry else ["tests"]
+    tests = [python, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider", "-rf", "--durations=10"]
+    tests += ["--collect-only"] if dry else ["-n", "6"]
+    of_cuda = [path for path in (HERE.parent / "tests").rglob("test_*.py") if "mark.cuda" in path.read_text()]
+    tests += [
+        str(path.relative_to(HERE.parent)) for path in sorted(of_cuda)
+    ]  # others may need what is not there
     experiment = [python, "-m", "muonlab.experiment", "ablation", "scale=gpu-short", "tracking=none"]
     experiment += [f"paths.runs={folder / 'runs'}", f"paths.cache={folder / 'cache'}"]
     experiment += [f"--results={folder / 'results'}", f"--studies={folder / 'studies'}", "--workers=1"]

@@ -64,6 +64,10 @@ class CombinedOptimizer(torch.optim.Optimizer):
     beta of adamw groups alike: a `momentum` that they write into an adamw group beside muon groups replaces
     its first beta. A single number for lr or momentum goes to all groups; a list has one
     number per group. (Their `max_lr` replaces a group's lr; `peak_lr` stays the lr that the group was made with.)
+
+    A CUDA graph may hold forward, backward and step, captured after a step has made the state; a learning rate that
+    is to change must be a tensor, written in place. Replays are not counted: `steps_done`, and of a clip the totals and
+    triggers of `trace()`, stay behind. What would not be a step in a replay is refused at the capture.
     """
 
     def __init__(
@@ -177,6 +181,8 @@ class CombinedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if not torch.compiler.is_compiling() and torch.cuda.is_initialized():
+            self._require_capturable()
         buckets = together(self.param_groups, self._rule_defaults)
         if self.clip is not None:
             self.clip.require_maxima(self.steps_done)
@@ -200,6 +206,23 @@ class CombinedOptimizer(torch.optim.Optimizer):
                     self.averages.follow(param, origins.get(param), self.state[param], group, self.steps_done)
         self.steps_done += 1
         return loss
+
+    def _require_capturable(self) -> None:
+        """Raise MuonlabError if a CUDA graph is being captured whose replays would silently not be steps."""
+        if not torch.cuda.is_current_stream_capturing():
+            return
+        on_host = sorted(
+            {f"rule '{g['rule']}'" for g in self.param_groups if RULES[g["rule"]].counts_on_host}
+        )
+        if self.averages is not None:
+            on_host.append("lookahead or a tail average")
+        if self.clip is not None and (self.clip.windows is not None or self.clip.average):
+            on_host.append("a clip with windows or a running average")
+        if on_host:
+            raise MuonlabError(
+                f"a CUDA graph cannot hold a step with {on_host[0]}, which advances on the host and not in replays;"
+                " capture the forward and backward alone and call step() after each replay"
+            )
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

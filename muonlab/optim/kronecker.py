@@ -44,6 +44,7 @@ class KroneckerRule(Rule):
     """
 
     buffers = ("exp_avg",)
+    counts_on_host = True
     kept: ClassVar[Mapping[str, ShapeOf]]
     waits: ClassVar[int] = 1
 

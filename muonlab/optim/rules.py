@@ -190,6 +190,7 @@ class Rule:
         it is. The first is the momentum, which a clip may scale.
     numbers: entries that are one fp32 number each, with their first values, such as a count of steps.
     stages: the tables of the stages that settings choose by name.
+    counts_on_host: whether the update depends on a count that Python keeps, which replays of a graph do not advance.
     """
 
     name: ClassVar[str]
@@ -197,6 +198,7 @@ class Rule:
     buffers: ClassVar[tuple[str, ...]] = ()
     numbers: ClassVar[Mapping[str, float]] = {}
     stages: ClassVar[tuple[Stages[Any], ...]] = ()
+    counts_on_host: ClassVar[bool] = False
 
     @property
     def is_average(self) -> bool:
