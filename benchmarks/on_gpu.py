@@ -69,8 +69,8 @@ def stages(folder: Path, tokens: str, dry: bool, limit: float | None) -> list[St
         command = [python, str(HERE / "gpu_stages.py"), name, str(folder), "--tokens", tokens, *dry_run]
         return Stage(name, limit or seconds, command)
 
-    tests = [python, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider", "-rf", "--durations=10"]
-    tests += ["--collect-only"] if dry else ["-n", "6"]
+    tests = [python, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider", "-p", "no:benchmark"]
+    tests += ["--collect-only"] if dry else ["-n", "8", "-rf", "--durations=10"]
     of_cuda = [path for path in (HERE.parent / "tests").rglob("test_*.py") if "mark.cuda" in path.read_text()]
     tests += [
         str(path.relative_to(HERE.parent)) for path in sorted(of_cuda)

@@ -60,16 +60,19 @@ def fused_attention(
     `documents` (B, T): a position sees only its own document's. `sink` (H,): as in `explicit_attention`; not for
     scaled_dot_product_attention, which does not say how much weight a row had.
     """
-    seen = LayerLogits(None, q.detach(), k.detach(), documents)
+    queries, keys = (
+        q.detach(),
+        k.detach(),
+    )  # no _replace: torch 2.11 cannot compile a tuple made by it that stays
     if flex_supports(q, v):
         out, highest = flex_attend(q, k, v, documents, sink)
-        return out, seen._replace(highest=highest)
+        return out, LayerLogits(None, queries, keys, documents, highest=highest)
     bias = None if documents is None else visible_bias(documents, 0, q.shape[2], q)
     if q.device.type != "cpu":
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=bias, is_causal=bias is None, enable_gqa=q.shape[1] > k.shape[1]
         )
-        return out, seen
+        return out, LayerLogits(None, queries, keys, documents)
     # One head_dim for all three; zeros add nothing to a product and are cut off the output.
     width, scale = max(q.shape[-1], v.shape[-1]), q.shape[-1] ** -0.5
     q, k, v_wide = (F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x for x in (q, k, v))
@@ -79,4 +82,5 @@ def fused_attention(
         )
     else:
         out, log_sum_exp = _FlashWithSink.apply(q, k, v_wide, sink, bias, scale)
-    return out[..., : v.shape[-1]], seen._replace(log_sum_exp=log_sum_exp.detach().amax((0, 2)))
+    largest = log_sum_exp.detach().amax((0, 2))
+    return out[..., : v.shape[-1]], LayerLogits(None, queries, keys, documents, log_sum_exp=largest)

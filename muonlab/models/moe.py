@@ -158,7 +158,7 @@ class MoE(Decoder):
                 layer.balance_loss = None  # it would keep this forward's graph alive
         if not self.training or not losses or output.loss is None:
             return output
-        return output._replace(loss=output.loss + torch.stack(losses).sum())
+        return ModelOutput(output.logits, output.loss + torch.stack(losses).sum(), output.cross_entropy)
 
     def update_balance(self) -> None:
         """Call after every optimizer step: moves the balance biases and starts counting the loads of the next step.
