@@ -66,11 +66,11 @@ def speed(place: Place) -> None:
     variants: dict[str, Callable[[], Loop]] = {
         "compiled": lambda: ours("muonclip", maxima="kernel"),
         "compiled, no clip": lambda: ours("muon"),
-        "compiled, AdamW": lambda: ours("adamw"),
-        "compiled, exact maxima": lambda: ours("muonclip", maxima="exact"),
         "nanoGPT, compiled, AdamW": lambda: nanogpt(compiled=True),
+        "compiled, AdamW": lambda: ours("adamw"),
         "eager": lambda: ours("muonclip", compiled=False, maxima="kernel"),
         "nanoGPT, AdamW": lambda: nanogpt(compiled=False),
+        "compiled, exact maxima": lambda: ours("muonclip", maxima="exact"),
         "mixture, compiled": lambda: ours("muonclip", maxima="kernel", mixture=True),
     }
     warm_up, steps = (2, 2) if place.dry else (5, 20)
@@ -79,11 +79,13 @@ def speed(place: Place) -> None:
         loop: Loop | None = None
         try:
             loop = variants[name]()
+            first = loop.seconds(0, 1)
             seconds = loop.seconds(warm_up, steps)
             rate = loop.flops / seconds
             share = None if sheet is None else rate / sheet
             place.report(
                 variant=name,
+                first=first,  # seconds of the first step, which compiles
                 seconds=seconds,
                 tokens=loop.tokens,
                 rate=loop.tokens / seconds,
@@ -164,26 +166,32 @@ def in_one_line(error: Exception) -> str:
 
 
 def profile(place: Place) -> None:
-    """The kernels of a few compiled steps by time, and how long the device had none."""
+    """The kernels of a few steps by time, eager and compiled, and how long the device had none."""
+    for name in ("eager", "compiled"):
+        loop = Loop(place, place.config("optimizer=muonclip"), compiled=name == "compiled", maxima="kernel")
+        loop.seconds(2 if place.dry else 5, 1)
+        place.report(variant=name, **kernels(place, name, loop.step))
+
+
+def kernels(place: Place, name: str, step: Callable[[], None]) -> dict[str, object]:
+    """Seconds of some steps, of the device in them, and of the kernels that took most; two files have them all."""
     from torch.profiler import ProfilerActivity
 
-    loop = Loop(place, place.config("optimizer=muonclip"), compiled=True, maxima="kernel")
-    loop.seconds(2 if place.dry else 5, 1)
     kinds = [ProfilerActivity.CPU] + ([] if place.dry else [ProfilerActivity.CUDA])
     with torch.profiler.profile(activities=kinds) as profiler:
         started = time.perf_counter()  # the profiler itself takes seconds to begin and to end
         for _ in range(2 if place.dry else 5):
-            loop.step()
+            step()
         wait(place.device)
         wall = time.perf_counter() - started
     key = "self_cpu_time_total" if place.dry else "self_device_time_total"
     averages = profiler.key_averages()
-    (place.folder / "profile.txt").write_text(averages.table(sort_by=key, row_limit=40))
-    profiler.export_chrome_trace(str(place.folder / "profile.json.gz"))
+    (place.folder / f"profile-{name}.txt").write_text(averages.table(sort_by=key, row_limit=40))
+    profiler.export_chrome_trace(str(place.folder / f"profile-{name}.json.gz"))
     rows = of_the_device(averages, place.device.type)
     busy = sum(getattr(row, key) for row in rows) / 1e6
     rows.sort(key=lambda row: -getattr(row, key))
-    place.report(wall=wall, busy=busy, top={row.key[:60]: getattr(row, key) / 1e6 for row in rows[:5]})
+    return {"wall": wall, "busy": busy, "top": {row.key[:60]: getattr(row, key) / 1e6 for row in rows[:5]}}
 
 
 def of_the_device(averages: Iterable[Any], kind: str) -> list[Any]:

@@ -91,7 +91,7 @@ def stages(folder: Path, tokens: str, dry: bool, limit: float | None) -> list[St
         Stage("tests", limit or 150, tests),
         own("speed", 240),
         own("traces", 180),
-        own("profile", 60),
+        own("profile", 120),
         own("workers", 120),
         Stage("ablation", limit or (120 if dry else 1800), experiment),
     ]

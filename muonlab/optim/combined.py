@@ -211,17 +211,16 @@ class CombinedOptimizer(torch.optim.Optimizer):
         """Raise MuonlabError if a CUDA graph is being captured whose replays would silently not be steps."""
         if not torch.cuda.is_current_stream_capturing():
             return
-        on_host = sorted(
-            {f"rule '{g['rule']}'" for g in self.param_groups if RULES[g["rule"]].counts_on_host}
-        )
+        parts = {RULES[group["rule"]].host_part(group) for group in self.param_groups}
+        on_host = [part for part in parts if part]
         if self.averages is not None:
             on_host.append("lookahead or a tail average")
         if self.clip is not None and (self.clip.windows is not None or self.clip.average):
             on_host.append("a clip with windows or a running average")
         if on_host:
             raise MuonlabError(
-                f"a CUDA graph cannot hold a step with {on_host[0]}, which advances on the host and not in replays;"
-                " capture the forward and backward alone and call step() after each replay"
+                f"a CUDA graph cannot hold a step with {on_host[0]}, a part of which runs on the host and not in"
+                " replays; capture the forward and backward alone and call step() after each replay"
             )
 
     @contextmanager

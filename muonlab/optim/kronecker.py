@@ -23,6 +23,7 @@ from torch.optim.optimizer import ParamsT
 
 from muonlab.optim.adamw_rule import decay_and_step
 from muonlab.optim.combined import CombinedOptimizer
+from muonlab.optim.eigen import eigen
 from muonlab.optim.matrix_view import Group, Kept, MatrixSettings, MatrixView, State, entry_name
 from muonlab.optim.muon_rule import match_rms_adamw
 from muonlab.optim.muon_stages import cols_of, entries_of, rows_of
@@ -44,7 +45,6 @@ class KroneckerRule(Rule):
     """
 
     buffers = ("exp_avg",)
-    counts_on_host = True
     kept: ClassVar[Mapping[str, ShapeOf]]
     waits: ClassVar[int] = 1
 
@@ -94,6 +94,10 @@ class KroneckerRule(Rule):
     def required_state(self) -> tuple[str, ...]:
         """The average gradient, the number of gradients, and what is kept of the first block."""
         return (*self.buffers, "step", *(entry_name(entry, 0) for entry in self.kept))
+
+    def host_part(self, group: Group) -> str | None:
+        """The count of steps, and the decompositions."""
+        return f"rule '{self.name}'"
 
     def init_state(self, param: Tensor, dtype: torch.dtype) -> State:
         """No gradient so far."""
@@ -153,7 +157,7 @@ class SOAPMuonRule(SOAPRule):
 
 def eigenvectors(C: Tensor) -> Tensor:
     """Of symmetric matrices (..., n, n), largest eigenvalue first; any basis where C is not finite."""
-    return torch.linalg.eigh(C.nan_to_num()).eigenvectors.flip(-1)
+    return eigen(C.nan_to_num())[1].flip(-1)
 
 
 def power_step(C: Tensor, Q: Tensor) -> Tensor:

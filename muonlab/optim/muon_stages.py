@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from muonlab.optim.eigen import eigen
 from muonlab.optim.matrix_view import Kept
 from muonlab.optim.newton_schulz import orthogonalise
 from muonlab.optim.rules import MatrixStages
@@ -239,6 +240,6 @@ def _operator_norm(X: Tensor) -> Tensor:
 
 def _inverse_power(A: Tensor, exponent: float) -> Tensor:
     """A^-exponent of positive semidefinite matrices."""
-    values, vectors = torch.linalg.eigh(A)
+    values, vectors = eigen(A)
     floor = (values.mean(-1, keepdim=True) * SMALLEST_VARIANCE).clamp_min(1e-30)
     return (vectors * torch.maximum(values, floor).pow(-exponent).unsqueeze(-2)) @ vectors.mT

@@ -190,7 +190,6 @@ class Rule:
         it is. The first is the momentum, which a clip may scale.
     numbers: entries that are one fp32 number each, with their first values, such as a count of steps.
     stages: the tables of the stages that settings choose by name.
-    counts_on_host: whether the update depends on a count that Python keeps, which replays of a graph do not advance.
     """
 
     name: ClassVar[str]
@@ -198,7 +197,6 @@ class Rule:
     buffers: ClassVar[tuple[str, ...]] = ()
     numbers: ClassVar[Mapping[str, float]] = {}
     stages: ClassVar[tuple[Stages[Any], ...]] = ()
-    counts_on_host: ClassVar[bool] = False
 
     @property
     def is_average(self) -> bool:
@@ -244,6 +242,10 @@ class Rule:
     def required_state(self) -> tuple[str, ...]:
         """The entries that the state of every updated parameter has."""
         return (*self.buffers, *self.numbers)
+
+    def host_part(self, group: Group) -> str | None:
+        """The setting whose part of an update needs the host, so that no captured graph can repeat it; None: none."""
+        return None
 
     def init_state(self, param: Tensor, dtype: torch.dtype) -> State:
         """The state before the first update."""

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from muonlab.optim.combined import CombinedOptimizer
+from muonlab.optim.eigen import eigen
 from muonlab.optim.kronecker import KroneckerRule, eigenvectors
 from muonlab.optim.matrix_view import Kept, MatrixSettings
 from muonlab.optim.muon_stages import cols_of, rows_of
@@ -77,7 +78,7 @@ class ShampooRule(KroneckerRule):
 
 def inverse_fourth_root(C: Tensor, eps: float) -> Tensor:
     """(C + eps I)^(-1/4) of positive semi-definite matrices (..., n, n)."""
-    values, Q = torch.linalg.eigh(C.nan_to_num())
+    values, Q = eigen(C.nan_to_num())
     return (Q * (values.clamp_min(0) + eps)[..., None, :] ** -0.25) @ Q.mT
 
 
