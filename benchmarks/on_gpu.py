@@ -88,8 +88,8 @@ def stages(folder: Path, tokens: str, dry: bool, limit: float | None) -> list[St
     experiment += tiny if dry else [f"data.path={tokens}"]
     return [
         own("machine", 60),
-        Stage("tests", limit or 150, tests),
-        own("speed", 240),
+        Stage("tests", limit or 240, tests),
+        own("speed", 420),
         own("traces", 180),
         own("profile", 120),
         own("workers", 120),
@@ -206,7 +206,11 @@ def main() -> int:
     if not given.dry_run and not (tokens and Path(tokens).is_file()):
         parser.error("--tokens needs a file that benchmarks/corpus.py made")
     wanted = [stage for stage in every if not given.only or stage.name in given.only]
-    ended = run_stages(wanted, folder, given.dry_run)
+    try:
+        ended = run_stages(wanted, folder, given.dry_run)
+    except KeyboardInterrupt:
+        print(f"stopped; {folder} has what was measured")
+        return 128 + signal.SIGINT
     print((folder / "summary.md").read_text())
     return 0 if not any(each.how.startswith("failed") for each in ended) else 1
 
