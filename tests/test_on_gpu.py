@@ -68,6 +68,16 @@ def test_the_dry_run_measures_every_variant_and_sums_up(on_gpu, tmp_path):
     assert "| recording |" in on_gpu.summary([], tmp_path, dry=False)
 
 
+def test_an_interrupted_command_says_where_its_measurements_are(on_gpu, tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(on_gpu, "run_stages", interrupted)
+    monkeypatch.setattr(sys, "argv", ["on_gpu.py", str(tmp_path), "--dry-run"])
+    assert on_gpu.main() == 130
+    assert capsys.readouterr().out == f"stopped; {tmp_path} has what was measured\n"
+
+
 def test_a_profile_counts_the_time_of_a_kernel_once(on_gpu):
     def row(device, annotation=False):
         return SimpleNamespace(device_type=device, is_user_annotation=annotation)
