@@ -60,10 +60,8 @@ def fused_attention(
     `documents` (B, T): a position sees only its own document's. `sink` (H,): as in `explicit_attention`; not for
     scaled_dot_product_attention, which does not say how much weight a row had.
     """
-    queries, keys = (
-        q.detach(),
-        k.detach(),
-    )  # no _replace: torch 2.11 cannot compile a tuple made by it that stays
+    # Every LayerLogits is made whole: torch 2.11 cannot compile a model that keeps what _replace made.
+    queries, keys = q.detach(), k.detach()
     if flex_supports(q, v):
         out, highest = flex_attend(q, k, v, documents, sink)
         return out, LayerLogits(None, queries, keys, documents, highest=highest)

@@ -211,8 +211,8 @@ class CombinedOptimizer(torch.optim.Optimizer):
         """Raise MuonlabError if a CUDA graph is being captured whose replays would silently not be steps."""
         if not torch.cuda.is_current_stream_capturing():
             return
-        parts = {RULES[group["rule"]].host_part(group) for group in self.param_groups}
-        on_host = [part for part in parts if part]
+        parts = [RULES[group["rule"]].host_part(group) for group in self.param_groups]
+        on_host = [part for part in parts if part is not None]
         if self.averages is not None:
             on_host.append("lookahead or a tail average")
         if self.clip is not None and (self.clip.windows is not None or self.clip.average):

@@ -22,7 +22,7 @@ from chaos.disk import can_mount, isolate
 from chaos.faults import KINDS
 from chaos.processes import end
 from chaos.round import Round
-from chaos.study import Places, Plan, draw_plan, train_twin
+from chaos.study import SHORT, Places, Plan, draw_plan, train_twin
 from chaos.verdict import CATEGORIES, Violation, diverged
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -68,7 +68,7 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=500, help="rounds go on until so many were injected")
     parser.add_argument("--rounds", type=int, default=1000, help="at most so many")
     parser.add_argument(
-        "--short", action="store_true", help="one round of a study of six runs, with short locks"
+        "--short", action="store_true", help="one round of a study of ten runs, with short locks"
     )
     parser.add_argument(
         "--folder", type=Path, help="kept, with the undisturbed studies; default: a temporary one"
@@ -112,7 +112,7 @@ def study_chaos(given: argparse.Namespace, folder: Path) -> int:
     while counts.total() < given.faults and number < given.rounds:
         number += 1
         draw = random.Random(f"{given.seed}/{number}")
-        plan = Plan(trials=1, seeds=1) if given.short else draw_plan(draw)
+        plan = SHORT if given.short else draw_plan(draw)
         if plan.command not in twins:
             progress.say(f"training the {plan.command} that nobody disturbs ...")
             twins[plan.command] = _twin(plan, folder)

@@ -41,7 +41,8 @@ EXPERIMENT = "fused_qkv"  # 24 runs without a search
 @dataclass(frozen=True)
 class Plan:
     """command: which one carries out the study. storage: of its queue. server: whether it tracks to an MLflow server,
-    not to a file. worker: whether `python -m muonlab.worker` helps. trials, seeds: of a sweep's three optimizers."""
+    not to a file. worker: whether `python -m muonlab.worker` helps. trials, seeds: of each of a sweep's optimizers.
+    clip: whether they are AdamW, Muon and MuonClip, or the first two."""
 
     command: Literal["sweep", "experiment"] = "sweep"
     storage: Literal["journal", "sqlite"] = "journal"
@@ -49,22 +50,35 @@ class Plan:
     worker: bool = False
     trials: int = 4
     seeds: int = 2
+    clip: bool = True
+
+    @property
+    def optimizers(self) -> int:
+        """How many a sweep compares."""
+        return 3 if self.clip else 2
 
     @property
     def slots(self) -> int:
         """The slots of the whole study; beyond the best learning rate, a sweep has five for each of two seeds."""
-        return 3 * (self.trials + self.seeds + 5 * min(2, self.seeds)) if self.command == "sweep" else 24
+        if self.command == "experiment":
+            return 24
+        return self.optimizers * (self.trials + self.seeds + 5 * min(2, self.seeds))
 
     @property
     def runs(self) -> int:
         """The runs of the whole study: of a sweep's five slots beyond the best rate, two are runs of others."""
-        return 3 * (self.trials + self.seeds + 3 * min(2, self.seeds)) if self.command == "sweep" else 24
+        if self.command == "experiment":
+            return 24
+        return self.optimizers * (self.trials + self.seeds + 3 * min(2, self.seeds))
 
     def __str__(self) -> str:
         tracking = "an MLflow server" if self.server else "a file"
         return (
             f"{self.command}, {self.storage}, tracked to {tracking}{', with a worker' if self.worker else ''}"
         )
+
+
+SHORT = Plan(trials=1, seeds=1, clip=False)
 
 
 def draw_plan(random: Random) -> Plan:
@@ -130,6 +144,8 @@ def command_line(plan: Plan, places: Places, port: int | None) -> list[str]:
         return [sys.executable, "-m", "muonlab.experiment", EXPERIMENT, *where, *runs]
     search = [f"study={NAME}", f"paths.studies={studies}", f"search.trials={plan.trials}", TOO_LARGE]
     search += [f"search.replicate_seeds={list(range(1, plan.seeds + 1))}", "search.workers=2"]
+    if not plan.clip:
+        search.append("~search.optimizers.muonclip")
     if plan.storage == "sqlite":
         search.append(f"search.storage=sqlite:///{places.queue}")
     return [sys.executable, "-m", "muonlab.sweep", "trainer=sweep", *search, *runs]

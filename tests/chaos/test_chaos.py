@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from chaos.study import Places, Plan
+from chaos.study import SHORT, Places
 from chaos.verdict import judge
 
 pytestmark = [
     pytest.mark.chaos,
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found in /proc"),
 ]
-PLAN = Plan(trials=1, seeds=1)
 SET_TRIAL_STATE_VALUES = 6  # Optuna's number for the end of an attempt, in its journal
 TESTS = Path(__file__).parents[1]
 
@@ -65,7 +64,7 @@ def test_a_study_survives_five_faults(short):
 
 
 def test_a_study_equals_itself(copy, twin):
-    assert judge(copy, twin, PLAN) == []
+    assert judge(copy, twin, SHORT) == []
 
 
 def a_point_twice(places):
@@ -109,7 +108,7 @@ def another_metric(places):
 
 
 def other_weights(places):
-    other = max(places.runs.glob("muonclip-*/checkpoints/*.ckpt"))
+    other = max(places.runs.glob("muon-*/checkpoints/*.ckpt"))
     shutil.copy(other, max((some_run(places) / "checkpoints").glob("*.ckpt")))
 
 
@@ -160,4 +159,4 @@ def a_traceback(places):
 )
 def test_the_verdict_sees(copy, twin, damage, kind):
     damage(copy)
-    assert kind in {violation.kind for violation in judge(copy, twin, PLAN)}
+    assert kind in {violation.kind for violation in judge(copy, twin, SHORT)}
