@@ -5,7 +5,8 @@ measured before it failed or was stopped is kept. FOLDER gets a log and the meas
 which is written anew after each. `--dry-run` does the same at a tiny size on the CPU, and compiles nothing.
 
 FILE is a corpus for a machine without a network: python benchmarks/corpus.py FILE (26 MB). Such a machine with torch,
-Lightning, pandas, pyarrow and SciPy also needs these, on Python 3.12 for x86-64; MLflow is not needed:
+Lightning, pandas, pyarrow, SciPy, hypothesis, and pytest with xdist also needs these, on Python 3.12 for x86-64; MLflow
+is not needed:
 
     pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 \\
       --platform manylinux2014_x86_64 --platform manylinux_2_17_x86_64 -d wheels hydra-core==1.3.8 omegaconf==2.3.1 \\
@@ -71,10 +72,9 @@ def stages(folder: Path, tokens: str, dry: bool, limit: float | None) -> list[St
 
     tests = [python, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider", "-p", "no:benchmark"]
     tests += ["--collect-only"] if dry else ["-n", "8", "-rf", "--durations=10"]
+    # Only files that have such tests: the others may import what is not there.
     of_cuda = [path for path in (HERE.parent / "tests").rglob("test_*.py") if "mark.cuda" in path.read_text()]
-    tests += [
-        str(path.relative_to(HERE.parent)) for path in sorted(of_cuda)
-    ]  # others may need what is not there
+    tests += [str(path.relative_to(HERE.parent)) for path in sorted(of_cuda)]
     experiment = [python, "-m", "muonlab.experiment", "ablation", "scale=gpu-short", "tracking=none"]
     experiment += [f"paths.runs={folder / 'runs'}", f"paths.cache={folder / 'cache'}"]
     experiment += [f"--results={folder / 'results'}", f"--studies={folder / 'studies'}", "--workers=1"]

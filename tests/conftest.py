@@ -27,12 +27,17 @@ settings.load_profile("muonlab")
 
 
 def pytest_collection_modifyitems(items):
-    """On a GPU compilers and libraries warn of much that is no fault (of TF32, of a leaf's gradient): shown, no error.
+    """Tests marked `cuda` are skipped where there is no device.
 
-    An error out of a compiler would also be the compiler's failure."""
-    for item in items:
-        if item.get_closest_marker("cuda"):
+    On a GPU compilers and libraries warn of much that is no fault (of TF32, of a leaf's gradient): shown, no error. An
+    error out of a compiler would also be the compiler's failure."""
+    if of_cuda := [item for item in items if item.get_closest_marker("cuda")]:
+        import torch
+
+        present = torch.cuda.is_available()
+        for item in of_cuda:
             item.add_marker(pytest.mark.filterwarnings("default"))
+            item.add_marker(pytest.mark.skipif(not present, reason="needs a CUDA device"))
 
 
 @pytest.fixture(autouse=True)

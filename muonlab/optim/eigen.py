@@ -12,7 +12,7 @@ def eigen(A: Tensor) -> tuple[Tensor, Tensor]:
     host's solver. Raises torch's error where none can, as for entries that are not finite. Waits for the device.
     """
     for device in dict.fromkeys((A.device, torch.device("cpu"))):
-        for dtype in (A.dtype, torch.float64):
+        for dtype in dict.fromkeys((A.dtype, torch.float64)):
             try:
                 values, vectors = torch.linalg.eigh(A.to(device, dtype))
             except RuntimeError as error:  # cuSOLVER's failures are not always a LinAlgError

@@ -13,6 +13,7 @@ The first gradient begins L and R alone, so that no gradient is seen in a basis 
 factor of D for the update, as rows of modded-nanogpt's track 3 do (by their descriptions).
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -67,9 +68,9 @@ class KroneckerRule(Rule):
                 for state in part.states:
                     state["step"] = t + 1
 
+    @abstractmethod
     def direction(self, s: Any, t: int, b1: float, G: Tensor, M: Tensor, kept: Kept) -> Tensor:
         """D of a stack, `t` gradients having been seen before this one; advances what is kept."""
-        raise NotImplementedError
 
     def whole_update(self, s: Any, D: list[Tensor]) -> Sequence[Tensor]:
         """The updates of all stacks, from their directions."""

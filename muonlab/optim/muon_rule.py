@@ -103,10 +103,6 @@ class MuonRule(Rule):
                 "shape_scaled weight decay needs blocks of one shape, but row_blocks has unequal sizes"
             )
 
-    def host_part(self, group: Group) -> str | None:
-        """PMuon's eigenvalues."""
-        return "before=pmuon" if "pmuon" in chosen(group["before"]) else None
-
     def check_parameter(self, param: Tensor, name: str, group: Group) -> None:
         """Besides what every rule for matrices refuses: a weight of zeros whose norm is to stay."""
         super().check_parameter(param, name, group)

@@ -92,7 +92,7 @@ def muon2(s: MuonGroup, D: Tensor, G: Tensor, kept: Kept) -> Tensor:
     return D / torch.where(root > 0, root, 1.0)
 
 
-@BEFORE.keeping(gradient=True, left=rows_of, right=cols_of, peak=one_each)
+@BEFORE.keeping(gradient=True, host=True, left=rows_of, right=cols_of, peak=one_each)
 def pmuon(s: MuonGroup, D: Tensor, G: Tensor, kept: Kept) -> Tensor:
     """L^-gamma D R^-gamma, L <- beta2 L + G Gᵀ and R <- beta2 R + Gᵀ G (PMuon, by the authors' README in track 3).
 

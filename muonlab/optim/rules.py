@@ -32,6 +32,7 @@ A stage that a setting chooses by name is one function in a `Stages` table: `@SC
 makes `Muon(..., scale_rule="NAME")` of the function NAME, from any file.
 """
 
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -161,16 +162,23 @@ class MatrixStages(Stages[Stage]):
         super().__init__(setting)
         self.entries: dict[str, dict[str, ShapeOf]] = {}
         self.read_gradients: set[str] = set()
+        self.on_host: set[str] = set()
 
-    def keeping(self, gradient: bool = False, **entries: ShapeOf) -> Callable[[Stage], Stage]:
+    def keeping(
+        self, gradient: bool = False, host: bool = False, **entries: ShapeOf
+    ) -> Callable[[Stage], Stage]:
         """Decorator: `register` for a stage that keeps `entries` of every stack of matrices, zero at first, or reads
-        its gradient. Every rank keeps them whole, also of parameters that FSDP2 shards."""
+        its gradient. Every rank keeps them whole, also of parameters that FSDP2 shards.
+
+        host: whether a part of it runs on the host, so that no captured graph can repeat it."""
 
         def add(stage: Stage) -> Stage:
             self.register(stage)
             self.entries[stage.__name__] = entries
             if gradient:
                 self.read_gradients.add(stage.__name__)
+            if host:
+                self.on_host.add(stage.__name__)
             return stage
 
         return add
@@ -181,7 +189,7 @@ def chosen(value: str | Sequence[str]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
-class Rule:
+class Rule(ABC):
     """How parameters are updated. `register_rule` makes one instance, which holds no state of its own.
 
     name: the name that it is registered under.
@@ -244,7 +252,11 @@ class Rule:
         return (*self.buffers, *self.numbers)
 
     def host_part(self, group: Group) -> str | None:
-        """The setting whose part of an update needs the host, so that no captured graph can repeat it; None: none."""
+        """What of an update runs on the host, so that no captured graph can repeat it: a stage; None: nothing."""
+        for table in self.stages:
+            for stage in chosen(group[table.setting]):
+                if isinstance(table, MatrixStages) and stage in table.on_host:
+                    return f"{table.setting}={stage}"
         return None
 
     def init_state(self, param: Tensor, dtype: torch.dtype) -> State:
@@ -259,9 +271,9 @@ class Rule:
         """What evaluation reads in place of the weights, in a new tensor held like W; None: the weights."""
         return None
 
+    @abstractmethod
     def update(self, batch: Batch) -> None:
         """One step of every parameter of the batch, in place."""
-        raise NotImplementedError
 
 
 RULES: dict[str, Rule] = {}

@@ -12,10 +12,6 @@ from muonlab.models.explicit_attention import explicit_attention
 from muonlab.models.flex import _block_mask, flex_attend, flex_highest, flex_supports
 from muonlab.models.max_logits import LayerLogits, bounded_logits, logit_extremes, logit_range
 
-on_gpu = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
 DOCUMENTS = [False, True]
 
 
@@ -150,7 +146,7 @@ def test_the_kernel_is_not_asked_for_what_it_cannot_do():
     assert not flex_supports(*meta)
 
 
-gpu = pytest.param("cuda", marks=on_gpu)
+gpu = pytest.param("cuda", marks=pytest.mark.cuda)
 
 
 @pytest.mark.parametrize("device", [gpu])

@@ -322,7 +322,6 @@ def test_it_works_beside_any_optimizer_in_a_plain_loop():
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_cuda_nothing_waits_for_the_device_and_the_result_is_the_cpu_result():
     host, device = flat_layout(4, 2), flat_layout(4, 2)
     qk_clip = QKClip([device], tau=20.0)

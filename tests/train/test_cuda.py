@@ -9,10 +9,7 @@ from muonlab.optim import build_optimizer, list_optimizers
 from muonlab.record import load_run
 from muonlab.train.run import train
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.cuda
 FP32 = ["optimizer.ns_dtype=float32"]  # both devices iterate in it; the default on CUDA is bf16
 IN_BF16 = ("scion", "soap_muon")  # whose iteration has no other on CUDA
 # Of a head's max logit after a step in bf16, in a basis that low rank leaves open, and with roots of small eigenvalues.

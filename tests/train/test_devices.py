@@ -16,11 +16,7 @@ from muonlab.optim import build_optimizer
 from muonlab.optim.newton_schulz import newton_schulz, newton_schulz_reference
 from muonlab.optim.schedules import resolve_schedule
 
-on_gpu = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
-devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])
+devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 
 
 def draw(*shape, seed=0):

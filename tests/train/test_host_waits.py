@@ -94,7 +94,6 @@ def test_no_forward_update_or_recorded_column_of_a_run_waits_for_the_device(tiny
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(
     "overrides", [["optimizer=adamw"], ["optimizer=muon"], ["optimizer=muonclip"], MIXTURE]
 )
