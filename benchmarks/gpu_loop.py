@@ -21,9 +21,11 @@ class Place:
     def __init__(self, name: str, folder: Path, tokens: str, dry: bool):
         self.name, self.folder, self.tokens, self.dry = name, folder, tokens, dry
         self.device = torch.device("cpu" if dry else "cuda")
+        self.failures = 0  # measurements that are an error
 
     def report(self, **values: object) -> None:
         """Append one measurement, and print it."""
+        self.failures += "error" in values
         line = json.dumps(values)
         print(line, flush=True)
         with (self.folder / f"{self.name}.jsonl").open("a") as file:

@@ -8,6 +8,7 @@ import gc
 import itertools
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable
 from importlib import metadata
@@ -231,16 +232,18 @@ def workers(place: Place) -> None:
 STAGES = {stage.__name__: stage for stage in (machine, speed, traces, profile, workers)}
 
 
-def main() -> None:
-    """One stage."""
+def main() -> int:
+    """One stage: 1 where a measurement of it failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tokens", default="")
     parser.add_argument("--dry-run", action="store_true")
     given = parser.parse_args()
-    STAGES[given.stage](Place(given.stage, given.folder.resolve(), given.tokens, given.dry_run))
+    place = Place(given.stage, given.folder.resolve(), given.tokens, given.dry_run)
+    STAGES[given.stage](place)
+    return min(place.failures, 1)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

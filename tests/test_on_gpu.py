@@ -68,6 +68,14 @@ def test_the_dry_run_measures_every_variant_and_sums_up(on_gpu, tmp_path):
     assert "| recording |" in on_gpu.summary([], tmp_path, dry=False)
 
 
+@pytest.mark.parametrize(("measured", "code"), [({"seconds": 1.0}, 0), ({"error": "out of memory"}, 1)])
+def test_a_stage_whose_measurement_fails_has_failed(on_gpu, tmp_path, monkeypatch, measured, code):
+    stages = importlib.import_module("gpu_stages")
+    monkeypatch.setitem(stages.STAGES, "speed", lambda place: place.report(variant="compiled", **measured))
+    monkeypatch.setattr(sys, "argv", ["gpu_stages.py", "speed", str(tmp_path), "--dry-run"])
+    assert stages.main() == code
+
+
 def test_an_interrupted_command_says_where_its_measurements_are(on_gpu, tmp_path, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
